@@ -187,6 +187,7 @@ def parameter(value: str, head: str = ' name="k" string="false"') -> str:
     return f"<｜DSML｜parameter{head}>{value}</｜DSML｜parameter>"
 
 
+TEXT = ' name="k" string="true"'
 BROKEN = [
     ("still thinking", True, "it stops in the reasoning.*expected '</think>'"),
     (f"no end{E}", True, f"reasoning: found '{E}'; expected '</think>'"),
@@ -225,6 +226,8 @@ BROKEN = [
         False,
         "JSON value: found '/｜DSML｜parameter'; expected '</｜DSML",
     ),
+    (in_calls(parameter("1", TEXT).replace("</", "/")), False, "text value: found '/｜DSML｜parameter'"),
+    (in_calls(parameter(f"1{E}", TEXT)), False, "text value: found '<｜end"),
     (in_calls(parameter(f"1{E}")), False, "JSON value: found '<｜end"),
 ]
 

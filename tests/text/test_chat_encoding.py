@@ -232,6 +232,13 @@ def test_tool_results_take_the_order_of_the_calls() -> None:
     )
 
 
+def test_the_latest_calls_give_the_order() -> None:
+    first, second = [call("a", "f", "{}"), call("b", "f", "{}")], [call("b", "f", "{}"), call("a", "f", "{}")]
+    messages = [assistant("", tool_calls=first), user("q"), assistant("", tool_calls=second)]
+    text = encode_messages([*messages, result("a", "1"), result("b", "2")])
+    assert text.endswith(f"{U}<tool_result>2</tool_result>\n\n<tool_result>1</tool_result>{A}</think>")
+
+
 def test_results_of_an_unknown_call_sort_with_the_first_call() -> None:
     messages = [assistant("", tool_calls=[call("a", "f", "{}"), call("b", "f", "{}")])]
     messages += [result("b", "2"), result("?", "x"), result("a", "1")]
@@ -273,6 +280,9 @@ def test_the_answer_to_a_task_has_no_reasoning() -> None:
 def test_merging_stops_after_a_task() -> None:
     messages = [user("q", task="query"), user("next")]
     assert encode_messages(messages) == f"{B}{U}q{U}next{A}</think>"
+    # A tool result still joins.
+    messages = [user("q", task="query"), result("1", "ok")]
+    assert encode_messages(messages) == f"{B}{U}q\n\n<tool_result>ok</tool_result><｜query｜>"
 
 
 def test_answer_to_be_continued_has_no_end() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as Backend
+from tokenizers import processors
 
 from wellhead.text import Tokenizer, TokenizerFileError
 
@@ -156,10 +157,11 @@ def test_other_kind_of_tokenizer_is_refused(byte_folder: Path) -> None:
         Tokenizer.from_folder(byte_folder)
 
 
-def test_truncation_in_the_file_does_not_cut_prompts(byte_folder: Path) -> None:
+def test_settings_in_the_file_do_not_change_prompts(byte_folder: Path) -> None:
     file = str(byte_folder / "tokenizer.json")
     backend = Backend.from_file(file)
     backend.enable_truncation(2)
     backend.enable_padding(length=9)
+    backend.post_processor = processors.TemplateProcessing("<begin> $A", None, [("<begin>", 257)])
     backend.save(file)
     assert len(Tokenizer.from_folder(byte_folder).encode("abcd")) == 4
