@@ -20,7 +20,6 @@ _EXAMPLES = """examples:
 
 /reset forgets the conversation, /exit (or end of input) leaves, Ctrl-C stops an answer.
 """
-_END_OF_THINKING = "</think>"
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -80,20 +79,24 @@ def _exchange(
     llm: LLM, messages: list[dict[str, Any]], turn: str, params: SamplingParams, thinking: bool
 ) -> list[dict[str, Any]]:
     """Stream the answer to `turn`; return the conversation with both. Ctrl-C keeps what was said so far."""
-    from wellhead.text import encode_messages
+    from wellhead.text import ContentDelta, MalformedAnswer, StreamParser, encode_messages
 
     asked = [*messages, {"role": "user", "content": turn}]
     prompt = encode_messages(asked, thinking_mode="thinking" if thinking else "chat")
-    said = ""
+    # The parser tells the answer from the reasoning, which is not shown to the model again.
+    parser, events = StreamParser(thinking), []
     try:
         for delta in llm.stream(prompt, params):
             print(delta.text, end="", flush=True)
-            said += delta.text
+            events += parser.push(delta.text)
     except KeyboardInterrupt:
         pass
+    except MalformedAnswer as error:
+        print(flush=True)
+        print(f"wellhead: this turn is forgotten: {error}", file=sys.stderr)
+        return messages
     print(flush=True)
-    if thinking:
-        # Earlier reasoning is not shown to the model again. Without its end mark there is no answer yet.
-        said = said.partition(_END_OF_THINKING)[2]
+    events += parser.finish()
+    said = "".join(event.text for event in events if isinstance(event, ContentDelta))
     # A turn without an answer would leave two user turns in a row: forget it instead.
     return [*asked, {"role": "assistant", "content": said}] if said else messages
