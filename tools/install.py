@@ -83,8 +83,8 @@ def size_line(cpu_index: bool, dev: bool) -> str:
     elif has_nvidia():
         why = "torch with CUDA"
     else:
-        why = f"torch with CUDA, because {CPU_INDEX} does not answer; less if your pip has a local torch"
-    return f"About {amount} to download ({why}), less what pip has cached."
+        why = f"torch with CUDA, because {CPU_INDEX} does not answer"
+    return f"Up to {amount} to download ({why}); what pip has already is not fetched again."
 
 
 def pinned(name: str, constraints: str) -> str:

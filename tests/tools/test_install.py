@@ -62,10 +62,10 @@ def test_cpu_index_only_without_a_card_and_when_it_answers(
 def test_the_size_is_said(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(tool, "has_nvidia", lambda: False)
-    assert tool.size_line(cpu_index=True, dev=False).startswith("About 450 MB to download")
+    assert tool.size_line(cpu_index=True, dev=False).startswith("Up to 450 MB to download")
     assert "does not answer" in tool.size_line(cpu_index=False, dev=True)
     monkeypatch.setattr(tool, "has_nvidia", lambda: True)
-    assert tool.size_line(cpu_index=False, dev=False).startswith("About 2.8 GB to download (torch with CUDA)")
+    assert tool.size_line(cpu_index=False, dev=False).startswith("Up to 2.8 GB to download (torch with CUDA)")
 
 
 def test_an_unreachable_index_is_no_error(tool: ModuleType) -> None:

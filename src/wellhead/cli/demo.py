@@ -6,6 +6,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -53,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
     llm = options.load(None)
     loaded = time.perf_counter() - began
     params = SamplingParams(max_tokens=32, temperature=0.0, stop=("\n",))
-    table = Table("asked", "answered", "", "prompt", "prefill", "decode")
+    table = Table("asked", "answered", "", box=SIMPLE_HEAD)
+    for heading in ("prompt\ntokens", "prefill\ntok/s", "decode\ntok/s"):
+        table.add_column(heading, justify="right")
     wrong = 0
     for shown, question in questions():
         answer: Answer = stream_answer(llm, as_prompt(question), params, lambda text: None)
@@ -63,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             Text(shown),
             Text(first_line(answer.text) + ("" if right else f" (expected {question.answer})")),
             "[green]right[/]" if right else "[red]WRONG[/]",
-            f"{answer.prompt_tokens} tok",
+            str(answer.prompt_tokens),
             speed(answer.prefill_speed),
             speed(answer.decode_speed),
         )

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     print(flush=True)
     print(
         f"wellhead: {answer.prompt_tokens} prompt + {answer.tokens} new tokens, "
-        f"prefill {speed(answer.prefill_speed)}, decode {speed(answer.decode_speed)}, "
+        f"prefill {speed(answer.prefill_speed)} tok/s, decode {speed(answer.decode_speed)} tok/s, "
         f"ended by {answer.finish_reason}; path: {path_taken(llm)}",
         file=sys.stderr,
     )

@@ -54,8 +54,8 @@ def stream_answer(llm: LLM, prompt: str, params: SamplingParams, write: Callable
 
 
 def speed(tokens_per_second: float | None) -> str:
-    """A speed in words; "-" where there was nothing to measure."""
-    return "-" if tokens_per_second is None else f"{tokens_per_second:.1f} tok/s"
+    """Tokens a second as text; "-" where there was nothing to measure."""
+    return "-" if tokens_per_second is None else f"{tokens_per_second:.1f}"
 
 
 def path_taken(llm: LLM) -> str:
