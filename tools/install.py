@@ -106,8 +106,9 @@ def fingerprint(extras: list[str]) -> str:
 
 
 def is_current(stamp: Path, extras: list[str]) -> bool:
-    """True when the stamp was written for these files and at least these extras."""
-    if not stamp.exists():
+    """True when the stamp is of these files and at least these extras, and the python beside it exists."""
+    # `exists` follows the link: an interpreter that was upgraded away leaves a dangling one.
+    if not stamp.exists() or not (stamp.parent / "bin" / "python").exists():
         return False
     installed = stamp.read_text().split()
     return installed[:1] == [fingerprint(installed[1:])] and set(extras) <= set(installed[1:])
@@ -133,12 +134,16 @@ def install(venv: Path, extras: list[str]) -> None:
     stamp.unlink(missing_ok=True)
     python = venv / "bin" / "python"
     if not python.exists():
+        # Only a broken environment is emptied, never some other folder that was named by mistake.
+        clear = ["--clear"] if (venv / "pyvenv.cfg").exists() else []
         step(
             f"make {venv}",
-            [sys.executable, "-m", "venv", str(venv)],
+            [sys.executable, "-m", "venv", *clear, str(venv)],
             "On Debian and Ubuntu: sudo apt install python3-venv, then make clean, then try again.",
         )
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+    if not sys.stdout.isatty():
+        pip.append("--quiet")  # a log wants no progress bars; a person waiting for gigabytes does
     retry = "Nothing outside the environment was changed; the same command tries again."
     torch = [pinned("torch", (ROOT / "constraints.txt").read_text()), "-c", "constraints.txt"]
     if cpu_index:

@@ -80,13 +80,63 @@ def test_torch_is_pinned(tool: ModuleType) -> None:
 
 def test_stamp(tool: ModuleType, tmp_path: Path) -> None:
     stamp = tmp_path / "stamp"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
     assert not tool.is_current(stamp, [])
     stamp.write_text(tool.fingerprint([]))
     assert tool.is_current(stamp, []) and not tool.is_current(stamp, ["dev"])
     stamp.write_text(f"{tool.fingerprint(['dev'])} dev\n")
     assert tool.is_current(stamp, []) and tool.is_current(stamp, ["dev"])
+    (tmp_path / "bin" / "python").unlink()
+    assert not tool.is_current(stamp, [])
+    (tmp_path / "bin" / "python").touch()
     stamp.write_text("of-other-files dev\n")
     assert not tool.is_current(stamp, ["dev"])
+
+
+@pytest.mark.parametrize("cpu_index", [True, False])
+def test_the_steps_and_the_stamp(
+    tool: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    cpu_index: bool,
+) -> None:
+    commands: list[list[str]] = []
+    printed: list[str] = []
+
+    def step(what: str, command: list[str], fix: str) -> None:
+        printed.append(capsys.readouterr().out)
+        commands.append(command)
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / "python").touch()
+
+    monkeypatch.setattr(tool, "step", step)
+    monkeypatch.setattr(tool, "wants_cpu_index", lambda: cpu_index)
+    tool.install(tmp_path, ["dev"])
+    assert "to download" in printed[0], "the size is said before the first step"
+    venv, torch, rest = (" ".join(command) for command in commands)
+    assert "-m venv" in venv and "torch==" in torch and "-e .[dev]" in rest
+    assert ("--no-deps --index-url " + tool.CPU_INDEX in torch) is cpu_index
+    assert "--index-url" not in rest and "-c constraints.txt" in torch and "-c constraints.txt" in rest
+    # Nothing is left to do, for the extra or without it.
+    tool.install(tmp_path, ["dev"])
+    tool.install(tmp_path, [])
+    assert len(commands) == 3
+
+
+def test_a_failed_step_leaves_no_stamp(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def step(what: str, command: list[str], fix: str) -> None:
+        raise tool.InstallError(what)
+
+    (tmp_path / "wellhead-installed").write_text("of-other-files")
+    monkeypatch.setattr(tool, "step", step)
+    monkeypatch.setattr(tool, "wants_cpu_index", lambda: False)
+    with pytest.raises(tool.InstallError):
+        tool.install(tmp_path, [])
+    assert not (tmp_path / "wellhead-installed").exists()
 
 
 def test_a_failing_step_is_one_clear_error(
