@@ -171,7 +171,7 @@ PLANTED = [
     ("ops/deepseek_linear.py", "", "a model's name in a file name"),
     ("ops/linear/api.py", "class DeepseekLinear: ...", "a model's name in identifier 'DeepseekLinear'"),
     ("engine/llm.py", "def f(deepseek_config): ...", "a model's name in identifier 'deepseek_config'"),
-    ("helpers/thing.py", "", "room 'helpers' is not in MAY_IMPORT"),
+    ("extras/thing.py", "", "room 'extras' is not in MAY_IMPORT"),
 ]
 
 

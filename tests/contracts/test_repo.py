@@ -16,7 +16,7 @@ LONGEST = 300
 # file relative to the package -> why it may be longer than LONGEST.
 MAY_BE_LONGER: dict[str, str] = {}
 
-NO_NAMES = {"utils", "util", "common", "misc", "helpers"}
+NO_NAMES = {"utils", "util", "common", "misc"}
 PICKLING_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 READS_VARIABLES = "environment.py"
 
