@@ -1,0 +1,1 @@
+from wellhead.ops.compressor import reference as reference

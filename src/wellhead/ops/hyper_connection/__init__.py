@@ -1,0 +1,1 @@
+from wellhead.ops.hyper_connection import reference as reference

@@ -1,0 +1,1 @@
+from wellhead.ops.indexer import reference as reference

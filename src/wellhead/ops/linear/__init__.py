@@ -1,0 +1,1 @@
+from wellhead.ops.linear import reference as reference

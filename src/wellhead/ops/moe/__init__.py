@@ -1,0 +1,1 @@
+from wellhead.ops.moe import reference as reference

@@ -1,0 +1,1 @@
+from wellhead.ops.norm_quant import reference as reference

@@ -1,0 +1,1 @@
+from wellhead.ops.rope import reference as reference

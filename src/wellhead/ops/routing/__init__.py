@@ -1,0 +1,1 @@
+from wellhead.ops.routing import reference as reference

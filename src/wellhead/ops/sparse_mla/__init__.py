@@ -1,0 +1,1 @@
+from wellhead.ops.sparse_mla import reference as reference
