@@ -8,7 +8,13 @@ product with the values, the denominator is not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+
+from wellhead.ops.kv_store import reference as kv_store
+
+GATHER_BYTES = 16 << 20
 
 
 def attend(q: torch.Tensor, kv: torch.Tensor, valid: torch.Tensor, sink: torch.Tensor, scale: float) -> torch.Tensor:
@@ -38,3 +44,28 @@ def _combine(scores, valid, sink, dtype, weigh_values):  # type: ignore[no-untyp
     denominator = p.sum(-1, keepdim=True) + torch.exp(sink.float().unsqueeze(-1) - peak)
     out = weigh_values(p.to(dtype).float()) / denominator
     return out.to(dtype)
+
+
+def attend_paged(
+    q: torch.Tensor, pools: Sequence[tuple[torch.Tensor, torch.Tensor]], sink: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """`attend` over records named by slot: pools are (cache, slots int64 [T, K_i]) pairs, one softmax over all of them.
+
+    A slot is page * records-per-page + offset; -1 contributes nothing, whatever the cache holds. Tokens are taken in
+    slices that keep the gathered records below a fixed number of bytes.
+    """
+    out = torch.empty_like(q)
+    bytes_per_token = max(1, 4 * q.shape[-1] * sum(slots.shape[1] for _, slots in pools))
+    step = max(1, GATHER_BYTES // bytes_per_token)
+    for low in range(0, q.shape[0], step):
+        part = slice(low, low + step)
+        records = torch.cat([_gather(cache, slots[part]) for cache, slots in pools], dim=1)
+        valid = torch.cat([slots[part] >= 0 for _, slots in pools], dim=1)
+        out[part] = attend(q[part], records, valid, sink, scale)
+    return out
+
+
+def _gather(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    # neighbouring queries share most of their records: unpack each once
+    unique, where = slots.clamp_min(0).unique(return_inverse=True)
+    return kv_store.read(cache, unique)[where]
