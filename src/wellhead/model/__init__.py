@@ -1,0 +1,1 @@
+"""Which operations, in which order: configuration, checkpoints and the model itself."""

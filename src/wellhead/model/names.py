@@ -1,0 +1,98 @@
+"""Tensor names: the official ones, and the transformers style that some re-uploads of the checkpoint use.
+
+The official converter reads both. Stacked experts (`mlp.experts.gate_up_proj`) hold many official tensors and have
+no official name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+_TOP = {
+    "embed.weight": "embed_tokens.weight",
+    "head.weight": "lm_head.weight",
+    "norm.weight": "norm.weight",
+    "hc_head_fn": "hc_head.hc_fn",
+    "hc_head_base": "hc_head.hc_base",
+    "hc_head_scale": "hc_head.hc_scale",
+}
+_COMPRESSOR = {"wkv": "kv_proj", "wgate": "gate_proj", "ape": "position_bias", "norm": "kv_norm"}
+_EXPERT = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+# inside a layer, without `.weight` or `.scale`; "#" stands for an expert number
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    **{f"hc_{s}_{p}": f"{s}_hc.{p}" for s in ("attn", "ffn") for p in ("fn", "base", "scale")},
+    "attn.attn_sink": "self_attn.sinks",
+    "attn.wq_a": "self_attn.q_a_proj",
+    "attn.q_norm": "self_attn.q_a_norm",
+    "attn.wq_b": "self_attn.q_b_proj",
+    "attn.wkv": "self_attn.kv_proj",
+    "attn.kv_norm": "self_attn.kv_norm",
+    "attn.wo_a": "self_attn.o_a_proj",
+    "attn.wo_b": "self_attn.o_b_proj",
+    **{f"attn.compressor.{o}": f"self_attn.compressor.{t}" for o, t in _COMPRESSOR.items()},
+    "attn.indexer.wq_b": "self_attn.compressor.indexer.q_b_proj",
+    "attn.indexer.weights_proj": "self_attn.compressor.indexer.scorer.weights_proj",
+    **{f"attn.indexer.compressor.{o}": f"self_attn.compressor.indexer.{t}" for o, t in _COMPRESSOR.items()},
+    "ffn.gate": "mlp.gate",
+    "ffn.gate.bias": "mlp.gate.e_score_correction_bias",
+    "ffn.gate.tid2eid": "mlp.gate.tid2eid",
+    **{f"ffn.shared_experts.{o}": f"mlp.shared_experts.{t}" for o, t in _EXPERT.items()},
+    **{f"ffn.experts.#.{o}": f"mlp.experts.#.{t}" for o, t in _EXPERT.items()},
+    # only in MTP layers, which transformers does not read
+    **{name: name for name in ("e_proj", "h_proj", "enorm", "hnorm", "norm")},
+    **{f"hc_head_{part}": f"hc_head.hc_{part}" for part in ("fn", "base", "scale")},
+}
+_TOP_BACK = {transformers: official for official, transformers in _TOP.items()}
+_LAYER_BACK = {transformers: official for official, transformers in _LAYER.items()}
+_IN_LAYER = re.compile(r"(layers|mtp)\.(\d+)\.(.+)")
+_LEAF = re.compile(r"\.(weight|scale|weight_scale_inv)$")
+_EXPERT_NUMBER = re.compile(r"(?<=\bexperts\.)\d+(?=\.)")
+
+
+def official_name(name: str) -> str | None:
+    """The official name of a tensor named officially, in transformers style or half way; None if none."""
+    name = name.removeprefix("model.")
+    if name in _TOP or name in _TOP_BACK:
+        return _TOP_BACK.get(name, name)
+    return _in_layer(name, _official_module, ".scale")
+
+
+def transformers_name(name: str) -> str:
+    """The transformers-style name of an official one, experts unstacked; ValueError if the name is not official."""
+    if name in _TOP:
+        return _TOP[name] if name == "head.weight" else f"model.{_TOP[name]}"
+    translated = _in_layer(name, _LAYER.get, ".weight_scale_inv")
+    if translated is None:
+        raise ValueError(f"{name!r} is no official tensor name, expected such as 'layers.0.attn.wkv.weight'")
+    return f"model.{translated}"
+
+
+def _in_layer(name: str, translate: Callable[[str], str | None], scale: str) -> str | None:
+    match = _IN_LAYER.fullmatch(name)
+    if match is None:
+        return None
+    stack, layer, inner = match.groups()
+    number = _EXPERT_NUMBER.search(inner)
+    inner = _EXPERT_NUMBER.sub("#", inner)
+    # the whole name first: `attn_hc.scale` is a tensor, not the scale of a weight
+    translated = translate(inner)
+    if translated is None:
+        leaf = _LEAF.search(inner)
+        translated = translate(inner[: leaf.start()]) if leaf is not None else None
+        if leaf is None or translated is None:
+            return None
+        translated += ".weight" if leaf.group(1) == "weight" else scale
+    if number is not None:
+        translated = translated.replace("#", number.group())
+    return f"{stack}.{layer}.{translated}"
+
+
+def _official_module(module: str) -> str | None:
+    if module in _LAYER_BACK:
+        return _LAYER_BACK[module]
+    module = module.replace("self_attn.", "attn.").replace("mlp.", "ffn.")
+    module = module.replace("e_score_correction_bias", "bias")
+    return module if module in _LAYER else None

@@ -1,0 +1,1 @@
+"""Checkpoints, cases and hostile inputs shared by tests, benchmarks and integrators."""
