@@ -14,6 +14,7 @@ from wellhead.model.parameters import Named
 from wellhead.model.state import LayerState
 from wellhead.model.step import Step
 from wellhead.ops.hyper_connection import reference as hyper_connection
+from wellhead.ops.linear import reference as linear
 from wellhead.ops.norm_quant import reference as norm_quant
 
 
@@ -74,4 +75,4 @@ class Head:
         u = hyper_connection.head(
             streams, mixing.fn, mixing.base, mixing.scale, norm_eps=config.rms_norm_eps, hc_eps=config.hc_eps
         )
-        return norm_quant.rms_norm(u, self._norm, config.rms_norm_eps).float() @ self._vocabulary.T
+        return linear.product(norm_quant.rms_norm(u, self._norm, config.rms_norm_eps), self._vocabulary)

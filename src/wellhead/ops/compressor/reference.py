@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.linear.reference import product
+
 
 def overlap(ratio: int) -> int:
     """How many blocks a record pools: 2 where blocks overlap (ratio 4), else 1. Widths are overlap * head_dim."""
@@ -21,9 +23,8 @@ def project(
     x: torch.Tensor, wkv: torch.Tensor, wgate: torch.Tensor, ape: torch.Tensor, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """fp32 (kv, score) [T, overlap*D]: kv = wkv x, score = wgate x + ape[position mod ratio]."""
-    wide = x.float()
-    score = wide @ wgate.float().T + ape.float()[positions.long() % ape.shape[0]]
-    return wide @ wkv.float().T, score
+    score = product(x, wgate) + ape.float()[positions.long() % ape.shape[0]]
+    return product(x, wkv), score
 
 
 def pool(kv: torch.Tensor, score: torch.Tensor, ratio: int) -> torch.Tensor:

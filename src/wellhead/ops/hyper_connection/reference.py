@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import torch
 
+from wellhead.ops.linear.reference import pad_rows, product
+
 
 def mixing_logits(streams: torch.Tensor, fn: torch.Tensor, norm_eps: float) -> torch.Tensor:
     """z = (fn . x) * rsqrt(mean(x^2) + eps) with x the flattened streams [T, n*d]; fn [m, n*d] -> fp32 [T, m]."""
     x = streams.flatten(-2).float()
-    return (x @ fn.float().T) * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm_eps)
+    return product(x, fn) * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm_eps)
 
 
 def sinkhorn(logits: torch.Tensor, iterations: int, eps: float) -> torch.Tensor:
@@ -59,8 +61,9 @@ def pre(
 
     fn fp32 [n*(n+2), n*d], base fp32 [n*(n+2)], scale fp32 [3] (pre, post, comb).
     """
-    z = mixing_logits(streams, fn, norm_eps)
-    pre_weight, post_weight, comb = split_mixing(z, base, scale, streams.shape[-2], hc_eps, iterations)
+    tokens, n = streams.shape[:2]
+    z = pad_rows(mixing_logits(streams, fn, norm_eps))
+    pre_weight, post_weight, comb = (m[:tokens] for m in split_mixing(z, base, scale, n, hc_eps, iterations))
     return contract(streams, pre_weight), post_weight, comb
 
 
@@ -74,5 +77,5 @@ def head(
     streams: torch.Tensor, fn: torch.Tensor, base: torch.Tensor, scale: torch.Tensor, *, norm_eps: float, hc_eps: float
 ) -> torch.Tensor:
     """Final contraction before the output norm: fn fp32 [n, n*d], base [n], scale [1] -> [T, d]."""
-    z = mixing_logits(streams, fn, norm_eps)
-    return contract(streams, torch.sigmoid(z * scale + base) + hc_eps)
+    z = pad_rows(mixing_logits(streams, fn, norm_eps))
+    return contract(streams, (torch.sigmoid(z * scale + base) + hc_eps)[: streams.shape[0]])

@@ -9,12 +9,14 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 
 from wellhead.formats import e4m3, index_key, mxfp4
 from wellhead.formats.paged import PagedLayout
 from wellhead.ops.kv_store import reference as kv_store
 
 SCORE_BYTES = 64 << 20
+KEY_TILE = 64
 
 
 @lru_cache(maxsize=8)
@@ -36,7 +38,7 @@ def rotate(x: torch.Tensor) -> torch.Tensor:
 def logits(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """q [..., T, H, D], k [..., C, D], weights fp32 [..., T, H] -> fp32 [..., T, C]."""
     scores = torch.relu(torch.einsum("...thd,...cd->...thc", q.float(), k.float()))
-    return torch.einsum("...thc,...th->...tc", scores, weights.float())
+    return (scores * weights.float().unsqueeze(-1)).sum(-2)
 
 
 def write_keys(cache: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor) -> None:
@@ -71,9 +73,11 @@ def sliced_logits(q: torch.Tensor, keys: torch.Tensor, weights: torch.Tensor) ->
 
     Keys that a query may not see are scored too; the caller masks them.
     """
+    entries = keys.shape[0]
+    keys = F.pad(keys, (0, 0, 0, -entries % KEY_TILE))  # whole tiles: a score does not depend on how many keys follow
     step = max(1, SCORE_BYTES // max(1, 4 * q.shape[1] * keys.shape[0]))
     parts = [logits(q[i : i + step], keys, weights[i : i + step]) for i in range(0, q.shape[0], step)]
-    return torch.cat(parts) if parts else weights.new_zeros(0, keys.shape[0])
+    return torch.cat(parts)[:, :entries] if parts else weights.new_zeros(0, entries)
 
 
 def paged_logits(q: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from wellhead.ops.linear.reference import product
+
 Round = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -34,11 +36,11 @@ def expert(
     `round_input` is the activation quantisation in front of every product (identity when quantisation is off);
     `row_weight` fp32 [T] multiplies the hidden vector. g, u and the result are rounded to x's dtype.
     """
-    a = round_input(x).float()
-    h = swiglu((a @ w1.T).to(x.dtype), (a @ w3.T).to(x.dtype), limit)
+    a = round_input(x)
+    h = swiglu(product(a, w1).to(x.dtype), product(a, w3).to(x.dtype), limit)
     if row_weight is not None:
         h = h * row_weight.unsqueeze(-1)
-    return (round_input(h.to(x.dtype)).float() @ w2.T).to(x.dtype)
+    return product(round_input(h.to(x.dtype)), w2).to(x.dtype)
 
 
 def routed(

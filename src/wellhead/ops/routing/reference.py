@@ -8,10 +8,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from wellhead.ops.linear.reference import pad_rows, product
+
 
 def affinity(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """s = sqrt(softplus(x gate^T)) in fp32: x [T, d], gate [E, d] -> [T, E]."""
-    return F.softplus(x.float() @ gate.float().T).sqrt()
+    return F.softplus(product(pad_rows(x), gate)).sqrt()[: x.shape[0]]
 
 
 def weights_of(scores: torch.Tensor, ids: torch.Tensor, scale: float) -> torch.Tensor:

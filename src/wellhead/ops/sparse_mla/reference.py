@@ -8,13 +8,15 @@ product with the values, the denominator is not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 
 from wellhead.ops.kv_store import reference as kv_store
 
 GATHER_BYTES = 16 << 20
+TILE = 64
 
 
 def attend(q: torch.Tensor, kv: torch.Tensor, valid: torch.Tensor, sink: torch.Tensor, scale: float) -> torch.Tensor:
@@ -40,9 +42,10 @@ def attend_shared(
 def _combine(scores, valid, sink, dtype, weigh_values):  # type: ignore[no-untyped-def]
     scores = scores.masked_fill(~valid, float("-inf"))
     peak = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
-    p = torch.exp(scores - peak)
-    denominator = p.sum(-1, keepdim=True) + torch.exp(sink.float().unsqueeze(-1) - peak)
-    out = weigh_values(p.to(dtype).float()) / denominator
+    # the sink is one more column without a value, in a tile of its own so that no loop ends in a partial vector
+    column = sink.float().unsqueeze(-1).expand_as(peak)
+    p = torch.exp(torch.cat((scores, F.pad(column, (0, TILE - 1), value=float("-inf"))), dim=-1) - peak)
+    out = weigh_values(p[..., : scores.shape[-1]].to(dtype).float()) / p.sum(-1, keepdim=True)
     return out.to(dtype)
 
 
@@ -51,18 +54,36 @@ def attend_paged(
 ) -> torch.Tensor:
     """`attend` over records named by slot: pools are (cache, slots int64 [T, K_i]) pairs, one softmax over all of them.
 
-    A slot is page * records-per-page + offset; -1 contributes nothing, whatever the cache holds. Tokens are taken in
-    slices that keep the gathered records below a fixed number of bytes.
+    A slot is page * records-per-page + offset; -1 contributes nothing, whatever the cache holds. Trailing -1 columns
+    are dropped token by token in tiles of 64, so a token's sums do not depend on its batch. Tokens are taken in slices
+    that keep the gathered records below a fixed number of bytes.
     """
     out = torch.empty_like(q)
-    bytes_per_token = max(1, 4 * q.shape[-1] * sum(slots.shape[1] for _, slots in pools))
-    step = max(1, GATHER_BYTES // bytes_per_token)
-    for low in range(0, q.shape[0], step):
-        part = slice(low, low + step)
-        records = torch.cat([_gather(cache, slots[part]) for cache, slots in pools], dim=1)
-        valid = torch.cat([slots[part] >= 0 for _, slots in pools], dim=1)
-        out[part] = attend(q[part], records, valid, sink, scale)
+    for widths, tokens in _same_width(pools):
+        step = max(1, GATHER_BYTES // max(1, 4 * q.shape[-1] * sum(widths)))
+        for part in tokens.split(step):
+            chosen = [_columns(slots[part], width) for (_, slots), width in zip(pools, widths, strict=True)]
+            records = [_gather(cache, slots) for (cache, _), slots in zip(pools, chosen, strict=True)]
+            out[part] = attend(q[part], torch.cat(records, 1), torch.cat(chosen, 1) >= 0, sink, scale)
     return out
+
+
+def _same_width(
+    pools: Sequence[tuple[torch.Tensor, torch.Tensor]],
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Groups of tokens (int64 indices) that use equally many columns of each pool, in whole tiles."""
+    used = [((slots >= 0) * torch.arange(1, slots.shape[1] + 1)).amax(1) for _, slots in pools if slots.shape[1]]
+    tiles = torch.stack([(count + TILE - 1) // TILE * TILE for count in used], 1)
+    if tiles.shape[0] == 1:
+        yield tiles[0].tolist(), torch.zeros(1, dtype=torch.int64)
+        return
+    distinct, group = tiles.unique(dim=0, return_inverse=True)
+    for index, widths in enumerate(distinct.tolist()):
+        yield widths, (group == index).nonzero().squeeze(-1)
+
+
+def _columns(slots: torch.Tensor, width: int) -> torch.Tensor:
+    return F.pad(slots[:, :width], (0, max(0, width - slots.shape[1])), value=-1)
 
 
 def _gather(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
