@@ -1,7 +1,7 @@
 """Tensor names: the official ones, and the transformers style that some re-uploads of the checkpoint use.
 
-The official converter reads both. Stacked experts (`mlp.experts.gate_up_proj`) hold many official tensors and have
-no official name.
+The official converter reads both. Stacked experts (`mlp.experts.gate_up_proj`) hold many official tensors and
+have no official name.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def official_name(name: str) -> str | None:
 
 
 def transformers_name(name: str) -> str:
-    """The transformers-style name of an official one, experts unstacked; ValueError if the name is not official."""
+    """The transformers-style name of an official one, experts unstacked; ValueError if not official."""
     if name in _TOP:
         return _TOP[name] if name == "head.weight" else f"model.{_TOP[name]}"
     translated = _in_layer(name, _LAYER.get, ".weight_scale_inv")
