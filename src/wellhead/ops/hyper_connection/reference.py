@@ -27,8 +27,8 @@ def sinkhorn(logits: torch.Tensor, iterations: int, eps: float) -> torch.Tensor:
     c = torch.softmax(logits, -1) + eps
     c = c / (c.sum(-2, keepdim=True) + eps)
     for _ in range(iterations - 1):
-        c = c / (c.sum(-1, keepdim=True) + eps)
-        c = c / (c.sum(-2, keepdim=True) + eps)
+        c.div_(c.sum(-1, keepdim=True).add_(eps))
+        c.div_(c.sum(-2, keepdim=True).add_(eps))
     return c
 
 

@@ -36,11 +36,17 @@ def expert(
     `round_input` is the activation quantisation in front of every product (identity when quantisation is off);
     `row_weight` fp32 [T] multiplies the hidden vector. g, u and the result are rounded to x's dtype.
     """
-    a = round_input(x)
-    h = swiglu(product(a, w1).to(x.dtype), product(a, w3).to(x.dtype), limit)
+    h = _hidden(round_input(x), w1, w3, limit, row_weight)
+    return product(round_input(h), w2).to(x.dtype)
+
+
+def _hidden(
+    a: torch.Tensor, w1: torch.Tensor, w3: torch.Tensor, limit: float, row_weight: torch.Tensor | None
+) -> torch.Tensor:
+    h = swiglu(product(a, w1).to(a.dtype), product(a, w3).to(a.dtype), limit)
     if row_weight is not None:
         h = h * row_weight.unsqueeze(-1)
-    return product(round_input(h.to(x.dtype)), w2).to(x.dtype)
+    return h.to(a.dtype)
 
 
 def routed(
@@ -58,7 +64,15 @@ def routed(
     w1, w3 fp32 [E, m, d], w2 fp32 [E, d, m]. Experts nobody chose are not read.
     """
     y = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    for e in ids[ids >= 0].unique().tolist():
-        rows, slots = (ids == e).nonzero(as_tuple=True)
-        y.index_add_(0, rows, expert(x[rows], w1[e], w3[e], w2[e], limit, round_input, weights[rows, slots]).float())
+    a = round_input(x)
+    by_expert = ids.flatten().argsort(stable=True)
+    rows, weight = by_expert // max(1, ids.shape[1]), weights.flatten()[by_expert]
+    # bin 0 counts the -1 ids, which sort first
+    first, *counts = (ids.flatten() + 1).bincount(minlength=w1.shape[0] + 1).tolist()
+    for e, count in enumerate(counts):
+        if count:
+            part = slice(first, first + count)
+            h = _hidden(a[rows[part]], w1[e], w3[e], limit, weight[part])
+            y.index_add_(0, rows[part], product(round_input(h), w2[e]).to(x.dtype).float())
+            first += count
     return y

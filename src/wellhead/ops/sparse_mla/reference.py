@@ -87,6 +87,8 @@ def _columns(slots: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _gather(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    if slots.shape[0] == 1:
+        return kv_store.read(cache, slots)
     # neighbouring queries share most of their records: unpack each once
     unique, where = slots.clamp_min(0).unique(return_inverse=True)
     return kv_store.read(cache, unique)[where]
