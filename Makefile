@@ -1,0 +1,32 @@
+# Two commands matter: `make demo` and `make test`. Both make and reuse one environment, .venv.
+# PYTHON picks the interpreter that .venv is made with:  make demo PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Worker processes of pytest; each runs torch on one thread.
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1	/' | expand -t 8
+
+demo:  ## install what is missing, then answer four questions with the embedded checkpoint
+	@$(PYTHON) tools/install.py --venv $(VENV)
+	@$(BIN)/wellhead demo
+
+test:  ## install what is missing, then ruff, mypy and pytest
+	@$(PYTHON) tools/install.py --venv $(VENV) --extra dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint:  ## ruff and mypy only
+	@$(PYTHON) tools/install.py --venv $(VENV) --extra dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:  ## remove .venv and the tools' caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,60 @@
+"""The command `wellhead`. A sub-command is a module with `add(commands)` and `run(args) -> exit status`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from wellhead import __version__, environment
+from wellhead.cli import chat, demo, evaluate, generate
+
+EXIT_WRONG, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+
+_EXAMPLES = """examples:
+  wellhead demo
+  wellhead generate "15 + 27 ="
+  wellhead chat --model ~/models/V4-Flash
+  wellhead eval --tasks sums,recall --json
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line. Imports nothing heavy, so `--help` answers at once."""
+    top = argparse.ArgumentParser(
+        prog="wellhead",
+        description="Run DeepSeek-V4 on the NVIDIA GPUs people own, or anywhere on the CPU reference.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"wellhead {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (generate, chat, evaluate, demo):
+        command.add(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Exit status: 0 good, 1 a wrong answer in the demo, 2 an error, 130 interrupted.
+
+    Bad input and unreadable files are one line on stderr; `--debug` shows where they were raised.
+    """
+    args = parser().parse_args(argv)
+    try:
+        environment.check()
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has left: leave too, and keep the interpreter's own flush at exit quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        if args.debug:
+            raise
+        print(f"wellhead: error: {error}", file=sys.stderr)
+        return EXIT_ERROR

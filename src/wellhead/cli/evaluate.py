@@ -1,0 +1,116 @@
+"""`wellhead eval`: accuracy on held-out questions, with intervals."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from wellhead.cli import options
+from wellhead.evals import FAMILIES, WITH_DATA
+
+if TYPE_CHECKING:
+    from wellhead.evals.task import Task
+
+_EXAMPLES = """examples:
+  wellhead eval
+  wellhead eval --tasks sums,recall --json
+  wellhead eval --tasks gsm8k --data gsm8k_test.jsonl --shots 5 -n 200 --model ~/models/V4-Flash
+  wellhead eval --tasks gpqa --data gpqa_diamond.csv --seed 1
+"""
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "eval",
+        help="measure accuracy",
+        description="Measure accuracy, greedily, with 95 % Wilson intervals.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--tasks",
+        default=",".join(FAMILIES),
+        metavar="NAMES",
+        help=f"any of {','.join(FAMILIES)} (all), or one of {', '.join(WITH_DATA)} with --data",
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE", help="questions of gsm8k (.jsonl) or gpqa (.csv, .jsonl)"
+    )
+    parser.add_argument("--shots", type=int, default=5, metavar="K", help="worked examples of gsm8k (5)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="draws examples and orders choices (0)"
+    )
+    parser.add_argument("-n", dest="count", type=int, metavar="N", help="ask only the first N of each task")
+    parser.add_argument("--batch", type=int, default=16, metavar="B", help="questions asked at a time (16)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument("--show-wrong", action="store_true", help="print each wrong answer to stderr")
+    options.add_model(parser)
+    options.add_debug(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    names = chosen_tasks(args.tasks, args.data)
+    from wellhead.evals import report
+    from wellhead.evals.task import ask
+
+    tasks = _tasks(names, args)  # before the model: a bad data file is reported at once
+    model = options.model_name(args)
+    llm = options.load(model)
+    results = []
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    for task in tasks:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task(task.name, total=len(task.questions))
+            result = ask(llm, task, batch=args.batch, on_batch=lambda n: progress.advance(bar, n))  # noqa: B023
+        results.append(result)
+        if args.show_wrong:
+            for prompt, expected, text in result.wrong:
+                print(f"{task.name}: {prompt[-80:]!r}: expected {expected!r}, got {text!r}", file=sys.stderr)
+        if not args.json:
+            print(report.line(result), flush=True)
+    if args.json:
+        print(report.as_json(results, model or "embedded", args.seed))
+    return 0
+
+
+def chosen_tasks(tasks: str, data: Path | None) -> list[str]:
+    """The task names of a comma-separated list. ValueError for an unknown name or a misplaced --data."""
+    names = [name.strip() for name in tasks.split(",")]
+    known = FAMILIES + WITH_DATA
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--tasks: no task {name!r}; there are {', '.join(known)}")
+    if any(name in WITH_DATA for name in names):
+        if len(names) > 1:
+            raise ValueError(
+                f"--tasks {tasks}: {' and '.join(WITH_DATA)} run alone, each with its own --data"
+            )
+        if data is None:
+            raise ValueError(f"--tasks {tasks} needs --data FILE with its questions")
+    elif data is not None:
+        raise ValueError(f"--data {data} is read only by {' and '.join(WITH_DATA)}; --tasks is {tasks}")
+    return names
+
+
+def _tasks(names: list[str], args: argparse.Namespace) -> list[Task]:
+    if args.count is not None and args.count < 1:
+        raise ValueError(f"-n must be at least 1, got {args.count}")
+    if names == ["gsm8k"]:
+        from wellhead.evals.gsm8k import load_gsm8k
+
+        return [load_gsm8k(args.data, args.shots, args.seed, args.count)]
+    if names == ["gpqa"]:
+        from wellhead.evals.gpqa import load_gpqa
+
+        return [load_gpqa(args.data, args.seed, args.count)]
+    from wellhead.evals.families import load_families
+
+    families = load_families()
+    return [families[name].first(args.count) for name in names]

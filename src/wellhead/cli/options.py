@@ -1,0 +1,65 @@
+"""Options that several commands share, and what they become: a model and its sampling parameters."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from wellhead import environment
+
+if TYPE_CHECKING:
+    from wellhead.engine.llm import LLM
+    from wellhead.engine.sampling_params import SamplingParams
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="FOLDER|HUB_ID",
+        help="checkpoint folder or hub id (default: $WELLHEAD_MODEL, else the embedded checkpoint)",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--max-tokens", type=int, default=256, metavar="N", help="tokens to generate at most (256)"
+    )
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="keep this probability mass (1)")
+    group.add_argument("--top-k", type=int, default=0, metavar="K", help="keep this many tokens, 0 all (0)")
+    group.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; may be given again"
+    )
+
+
+def model_name(args: argparse.Namespace) -> str | None:
+    """The model asked for; None is the embedded checkpoint."""
+    return args.model or environment.default_model()
+
+
+def load(model: str | None) -> LLM:
+    """Load a model, with a progress bar where stderr is a terminal. torch is first imported here."""
+    from wellhead.engine.llm import LLM
+
+    return LLM(model, progress=sys.stderr.isatty())
+
+
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """The parameters of `add_sampling`; ValueError for a value out of range."""
+    from wellhead.engine.sampling_params import SamplingParams
+
+    return SamplingParams(
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        seed=args.seed,
+        stop=tuple(args.stop),
+    )

@@ -1,0 +1,35 @@
+"""The environment variables of wellhead: all of them, and the only place that reads any.
+
+A variable whose name begins with WELLHEAD_ and is not in `VARIABLES` is an error that names the nearest
+known one, so that a typo cannot quietly mean the default. Options of commands and functions are the API; a
+variable is added here only for what cannot be an argument.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+
+PREFIX = "WELLHEAD_"
+
+VARIABLES: dict[str, str] = {
+    "WELLHEAD_MODEL": "checkpoint folder or hub id that commands load when --model is not given",
+}
+
+
+def check(environ: Mapping[str, str] | None = None) -> None:
+    """Raise ValueError if a variable begins with WELLHEAD_ and is not one of `VARIABLES`."""
+    for name in os.environ if environ is None else environ:
+        if name.startswith(PREFIX) and name not in VARIABLES:
+            near = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"environment variable {name} is not one of wellhead's; the nearest is {near} "
+                f"({VARIABLES[near]}). Rename it or unset it."
+            )
+
+
+def default_model(environ: Mapping[str, str] | None = None) -> str | None:
+    """WELLHEAD_MODEL, or None where it is unset or empty: then the embedded checkpoint is meant."""
+    check(environ)
+    return (os.environ if environ is None else environ).get("WELLHEAD_MODEL") or None

@@ -1,0 +1,29 @@
+"""The registry of environment variables."""
+
+from __future__ import annotations
+
+import pytest
+
+from wellhead import environment
+
+
+def test_default_model_is_the_variable_or_none() -> None:
+    assert environment.default_model({"WELLHEAD_MODEL": "some/folder"}) == "some/folder"
+    assert environment.default_model({"WELLHEAD_MODEL": ""}) is None
+    assert environment.default_model({"PATH": "/bin"}) is None
+
+
+def test_a_typo_names_the_nearest_variable() -> None:
+    with pytest.raises(ValueError, match=r"WELLHEAD_MODLE .*nearest is WELLHEAD_MODEL"):
+        environment.check({"WELLHEAD_MODLE": "x"})
+    # Also one that resembles nothing: silence would mean the default.
+    with pytest.raises(ValueError, match="WELLHEAD_ZZZ"):
+        environment.default_model({"WELLHEAD_ZZZ": "x"})
+
+
+def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WELLHEAD_MODEL", "from/process")
+    assert environment.default_model() == "from/process"
+    monkeypatch.setenv("WELLHEAD_MODELS", "x")
+    with pytest.raises(ValueError, match="WELLHEAD_MODELS"):
+        environment.check()

@@ -1,0 +1,136 @@
+"""The held-out families: loading, generated recall questions, marking, and the errors of a bad file."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.llm import FakeLLM
+from wellhead.evals.families import load_families
+from wellhead.evals.recall import recall_questions
+from wellhead.evals.records import DataError
+from wellhead.evals.task import Question, Task, as_prompt, ask, matches_first_line
+
+RECALL: dict[str, Any] = {
+    "filler": ["The sky is blue.", "Rain is wet.", "Bread is baked."],
+    "fact": "The code of {name} is {value}.",
+    "ask": "The code of {name} is",
+    "names": ["Anna", "Ben", "Carl", "Dora"],
+    "values": 4,
+    "facts": 3,
+    "lengths": [5, 40],
+    "count": 20,
+    "seed": 7,
+    "chat": False,
+}
+DATA: dict[str, Any] = {
+    "sums": [
+        {"prompt": "1 + 1 =", "answer": "2", "chat": False},
+        {"prompt": "2 + 2 =", "answer": "4", "chat": False},
+    ],
+    "capitals": [{"prompt": "What is the capital of Italy?", "answer": "Rome", "chat": True}],
+    "chinese": [{"prompt": "Translate into Chinese: water", "answer": "水", "chat": True}],
+    "recall": RECALL,
+}
+
+
+def written(tmp_path: Path, data: Any) -> Path:
+    path = tmp_path / "eval.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return path
+
+
+def test_families_are_asked_and_marked(tmp_path: Path) -> None:
+    tasks = load_families(written(tmp_path, DATA))
+    assert list(tasks) == ["sums", "capitals", "chinese", "recall"]
+    llm = FakeLLM(lambda prompt: {"1 + 1 =": " 2\n1 + 2 = 3", "2 + 2 =": " 5"}[prompt])
+    heard: list[int] = []
+    result = ask(llm, tasks["sums"], batch=1, on_batch=heard.append)
+    assert (result.right, result.count) == (1, 2)
+    assert result.wrong == [("2 + 2 =", "4", " 5")]
+    assert result.tokens == len(" 2") + len(" 5")  # the stop at the line break ends the first answer
+    assert heard == llm.batches == [1, 1]
+    assert all(params.temperature == 0.0 for params in llm.params)
+
+
+def test_chat_questions_go_through_the_chat_encoding(tmp_path: Path) -> None:
+    question = load_families(written(tmp_path, DATA))["capitals"].questions[0]
+    prompt = as_prompt(question)
+    assert question.prompt in prompt and prompt != question.prompt
+    assert as_prompt(Question("1 + 1 =", "2")) == "1 + 1 ="
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [("42", True), (" 42 \n43", True), ("42.", False), ("142", False), ("", False), ("\n42", False)],
+)
+def test_marking_is_exact_on_the_first_line(text: str, right: bool) -> None:
+    assert matches_first_line(text, "42") is right
+
+
+def test_batches_cover_every_question_once() -> None:
+    questions = [Question(f"q{i}", "a") for i in range(10)]
+    llm = FakeLLM(lambda prompt: "a")
+    result = ask(llm, Task("t", questions, matches_first_line, max_tokens=4), batch=4)
+    assert llm.batches == [4, 4, 2]
+    assert llm.prompts == [question.prompt for question in questions]
+    assert result.right == 10
+
+
+def test_recall_is_answerable_and_repeatable() -> None:
+    questions = recall_questions(RECALL, "spec")
+    assert questions == recall_questions(deepcopy(RECALL), "spec")
+    assert questions != recall_questions({**RECALL, "seed": 8}, "spec")
+    assert len({question.prompt for question in questions}) == RECALL["count"]
+    for i, question in enumerate(questions):
+        text, asked = question.prompt.rsplit("\n", 1)
+        name = asked.removeprefix("The code of ").removesuffix(" is")
+        assert f"The code of {name} is {question.answer}." in text
+        assert text.count("The code of ") == RECALL["facts"]
+        assert text.count(".") == RECALL["lengths"][i % 2] + RECALL["facts"]
+        assert len(question.answer) == RECALL["values"] and question.answer.isdigit()
+    # The fact that is asked for is not always the first or the last one planted.
+    places = [q.prompt.count("The code of ", 0, q.prompt.index(f"{q.answer}.")) for q in questions]
+    assert set(places) == {1, 2, 3}
+
+
+def test_recall_values_may_be_words() -> None:
+    spec = {**RECALL, "values": ["red", "green", "blue"]}
+    assert {question.answer for question in recall_questions(spec, "spec")} == {"red", "green", "blue"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"fact": "No braces."}, "'fact' must contain"),
+        ({"facts": 5}, "'facts' is 5"),
+        ({"facts": 0}, "'facts' is 0"),
+        ({"values": ["red", "green"]}, "of values \\(2\\)"),
+        ({"names": []}, "'names' must be a list of str"),
+        ({"lengths": ["5"]}, "'lengths' must be a list of int"),
+        ({"count": 0}, "'count' must be at least 1"),
+        ({"seed": "7"}, "'seed' is missing or of another type"),
+        ({"count": True}, "'count' is missing or of another type"),
+    ],
+)
+def test_a_bad_recall_spec_names_its_key(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(DataError, match=f"spec: key {reason}" if "of values" not in reason else reason):
+        recall_questions({**RECALL, **change}, "spec")
+
+
+def test_a_bad_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.json: cannot be read"):
+        load_families(tmp_path / "absent.json")
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"sums": [\n}', encoding="utf-8")
+    with pytest.raises(DataError, match=r"broken\.json, line 2: not JSON"):
+        load_families(broken)
+    with pytest.raises(DataError, match=r"eval\.json: no family 'chinese'"):
+        load_families(written(tmp_path, {key: value for key, value in DATA.items() if key != "chinese"}))
+    wrong = {**DATA, "sums": [DATA["sums"][0], {"prompt": "1 + 1 =", "answer": 2, "chat": False}]}
+    with pytest.raises(DataError, match=r"family 'sums', entry 2: expected 'answer' of type str"):
+        load_families(written(tmp_path, wrong))
