@@ -43,7 +43,7 @@ def round_rows(x: torch.Tensor, group: int = BLOCK) -> torch.Tensor:
 
 
 def quantize_weight(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """w [O, I] -> (float8_e4m3fn [O, I], uint8 scale [ceil(O/128), ceil(I/128)]); ragged edges are whole blocks of zeros."""
+    """w [O, I] -> (float8_e4m3fn [O, I], uint8 scale [ceil(O/128), ceil(I/128)]); edges are zero-padded."""
     rows, cols = w.shape
     padded = F.pad(w.float(), (0, -cols % BLOCK, 0, -rows % BLOCK))
     tiles = padded.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK))

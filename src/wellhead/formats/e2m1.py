@@ -1,4 +1,4 @@
-"""E2M1 (FP4): sign, 2 exponent bits, 1 mantissa bit; magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6 for codes 0..7, bit 3 the sign.
+"""E2M1 (FP4): sign, 2 exponent bits, 1 mantissa bit; codes 0..7 are 0, 0.5, 1, 1.5, 2, 3, 4, 6 and bit 3 is the sign.
 
 Two codes share a byte, the even element in the low nibble (OCP Microscaling Formats v1.0, section 5.3.3).
 """

@@ -86,7 +86,7 @@ def _by_official_name(
     found: dict[str, StoredTensor] = {}
     ignored = []
     for name, tensor in stored.items():
-        official = official_name(name)
+        official = name if name in needed else official_name(name)
         if official is None or official not in needed:
             ignored.append(name)
         elif official in found:

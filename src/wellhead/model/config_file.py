@@ -176,7 +176,8 @@ def _inconsistencies(config: ModelConfig, drafts: bool) -> list[str]:
     found = len(config.compress_ratios)
     if found < main or (found != main + mtp and not drafts):
         problems.append(
-            f"compress_ratios has {found} entries, expected {main} layers + {mtp} MTP = {main + mtp}"
+            f"compress_ratios has {found} entries, expected {main + mtp}: num_hidden_layers {main} "
+            f"+ num_nextn_predict_layers {mtp}"
         )
     elif any(config.compress_ratios[main:]):
         problems.append(f"compress_ratios of MTP layers are {config.compress_ratios[main:]}, expected 0")

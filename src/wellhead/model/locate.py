@@ -21,13 +21,14 @@ def resolve_model(model: str | Path | None = None) -> Path:
     if model is None:
         return _embedded()
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    # an empty name would mean the current folder
+    if folder.is_dir() and str(model).strip():
         return folder
-    if folder.exists():
+    if folder.is_file():
         raise CheckpointError(f"{folder}: a file, expected the folder that holds config.json and the weights")
     if isinstance(model, str) and _HUB_ID.fullmatch(model):
         return _download(model)
-    raise CheckpointError(f"{model}: no such folder, and no Hugging Face id of the form owner/name")
+    raise CheckpointError(f"{str(model)!r}: no such folder, and no Hugging Face id of the form owner/name")
 
 
 def _embedded() -> Path:

@@ -83,15 +83,15 @@ def tiny_config_dict(**overrides: Any) -> dict[str, Any]:
 
 
 def random_checkpoint(config: ModelConfig, seed: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (official name, tensor) for every tensor of `config`, in the dtypes `weights.iter_tensors` yields.
+    """Yield (official name, tensor) for all tensors of `config`, in the dtypes `weights.iter_tensors` yields.
 
-    Matrices are normal with variance 1 / inputs, so activations stay of order one, quantised by `formats`.
+    Matrices are normal with variance 1 / inputs (activations stay of order one), quantised by `formats`.
     A tensor depends on `seed`, its name and shape only.
     """
     specs = expected_tensors(config)
     for spec in specs:
-        key = zlib.crc32(spec.name.encode())
-        generator = torch.Generator().manual_seed((seed * 2**32 + key) % 2**63)
+        # torch's CPU generator keeps the low 32 bits of a seed
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {spec.name}".encode()))
         if spec.dtype in ("I8", "F8_E4M3"):
             scale_spec = next(specs)
             weight, scale = _quantized(spec, generator)

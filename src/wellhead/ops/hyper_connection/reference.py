@@ -69,8 +69,10 @@ def pre(
 
 def post(y: torch.Tensor, streams: torch.Tensor, post_weight: torch.Tensor, comb: torch.Tensor) -> torch.Tensor:
     """X'_k = post_k y + sum_j comb_jk X_j in fp32, rounded once: y [T, d], streams [T, n, d] -> [T, n, d]."""
-    mixed = comb.transpose(-1, -2) @ streams.float()
-    return (post_weight.unsqueeze(-1) * y.float().unsqueeze(-2) + mixed).to(streams.dtype)
+    mixed = post_weight.unsqueeze(-1) * y.float().unsqueeze(-2)
+    for j in range(streams.shape[-2]):  # a sum of n terms, not a batch of 4x4 products
+        mixed = mixed + comb[..., j, :, None] * streams[..., j, None, :].float()
+    return mixed.to(streams.dtype)
 
 
 def head(
