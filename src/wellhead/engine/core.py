@@ -29,7 +29,7 @@ class Delta:
     """
 
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: list[int]
     finish_reason: FinishReason | None
 
 
@@ -153,7 +153,7 @@ class Engine:
             reason = "stop" if stopped else reason
             del self._texts[request]
             self._scheduler.finish(request, reason)
-        return Delta(text, (token,), reason)
+        return Delta(text, [token], reason)
 
     def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
         if token in self._eos_ids and not request.params.ignore_eos:
