@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from wellhead.ops.kv_store import reference as kv_store
 
-GATHER_BYTES = 16 << 20
+GATHER_BYTES = 4 << 20
 TILE = 64
 
 
@@ -24,7 +24,13 @@ def attend(q: torch.Tensor, kv: torch.Tensor, valid: torch.Tensor, sink: torch.T
 
     Invalid records contribute exactly nothing, whatever they hold; a token without a valid record gives 0.
     """
-    keys = torch.where(valid.unsqueeze(-1), kv, 0).float()
+    return _attend_clean(q, torch.where(valid.unsqueeze(-1), kv, 0).float(), valid, sink, scale)
+
+
+def _attend_clean(
+    q: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, sink: torch.Tensor, scale: float
+) -> torch.Tensor:
+    # keys fp32, zero where invalid: a zero probability times NaN would be NaN
     scores = torch.einsum("thd,tkd->thk", q.float(), keys) * scale
     return _combine(scores, valid.unsqueeze(1), sink, q.dtype, lambda p: torch.einsum("thk,tkd->thd", p, keys))
 
@@ -63,8 +69,8 @@ def attend_paged(
         step = max(1, GATHER_BYTES // max(1, 4 * q.shape[-1] * sum(widths)))
         for part in tokens.split(step):
             chosen = [_columns(slots[part], width) for (_, slots), width in zip(pools, widths, strict=True)]
-            records = [_gather(cache, slots) for (cache, _), slots in zip(pools, chosen, strict=True)]
-            out[part] = attend(q[part], torch.cat(records, 1), torch.cat(chosen, 1) >= 0, sink, scale)
+            keys = _gather([cache for cache, _ in pools], chosen)
+            out[part] = _attend_clean(q[part], keys, torch.cat(chosen, 1) >= 0, sink, scale)
     return out
 
 
@@ -86,9 +92,13 @@ def _columns(slots: torch.Tensor, width: int) -> torch.Tensor:
     return F.pad(slots[:, :width], (0, max(0, width - slots.shape[1])), value=-1)
 
 
-def _gather(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    if slots.shape[0] == 1:
-        return kv_store.read(cache, slots)
-    # neighbouring queries share most of their records: unpack each once
-    unique, where = slots.clamp_min(0).unique(return_inverse=True)
-    return kv_store.read(cache, unique)[where]
+def _gather(caches: Sequence[torch.Tensor], chosen: Sequence[torch.Tensor]) -> torch.Tensor:
+    """fp32 [t, sum K_i, D] records, zero for -1. Neighbouring queries share most of theirs: each is unpacked once."""
+    tables, places, known = [], [], 0
+    for cache, slots in zip(caches, chosen, strict=True):
+        unique, place = slots.unique(return_inverse=True)
+        tables.append(kv_store.read(cache, unique).float())
+        places.append(place + known)
+        known += unique.shape[0]
+    place = torch.cat(places, 1)
+    return torch.cat(tables).index_select(0, place.flatten()).unflatten(0, place.shape)
