@@ -112,7 +112,9 @@ def test_tensor_missing_from_index(damaged: Path) -> None:
 def test_index_places_a_tensor_in_a_file_that_lacks_it(damaged: Path) -> None:
     path = shard_of(damaged, NAME)
     edit_shard(path, lambda tensors: tensors.pop(NAME))
-    assert f"{path.name}: lacks tensor {NAME}, expected there by {INDEX}" in message_of(damaged)
+    message = message_of(damaged)
+    assert "1 problem:" in message
+    assert f"{path.name}: lacks tensor {NAME}, expected there by {INDEX}" in message
 
 
 @pytest.mark.parametrize("elsewhere", ["../model.safetensors", "/etc/passwd", "weights.bin", 3])

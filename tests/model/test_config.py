@@ -124,6 +124,7 @@ def test_unknown_quantization_is_named(quantization: dict[str, Any], message: st
         ({"hidden_size": 256.0}, "hidden_size is 256.0, expected an integer above 0"),
         ({"vocab_size": True}, "vocab_size is True, expected an integer above 0"),
         ({"swiglu_limit": float("nan")}, "swiglu_limit is nan, expected a number above 0"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf, expected a number above 0"),
         ({"index_topk": 0}, "index_topk is 0, expected an integer above 0"),
         ({"rope_scaling": None}, "rope_scaling is None, expected type 'yarn'"),
         ({"rope_scaling": {"type": "yarn", "factor": 16}}, "rope_scaling.beta_fast is 'missing'"),

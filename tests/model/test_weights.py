@@ -92,7 +92,8 @@ def test_one_file_is_open_at_a_time(checkpoint_folder: Path, monkeypatch: pytest
 
     monkeypatch.setattr(weights, "safe_open", Watched)
     checkpoint = open_checkpoint(checkpoint_folder)
-    assert sum(1 for _ in iter_tensors(checkpoint)) == len(checkpoint.tensors)
+    backwards = reversed(list(checkpoint.tensors))
+    assert sum(1 for _ in iter_tensors(checkpoint, backwards)) == len(checkpoint.tensors)
     assert opened == sorted(set(opened)) and len(opened) > 2
 
 
