@@ -14,7 +14,7 @@ from wellhead.engine.runner import Runner
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.engine.scheduler import Scheduler
 from wellhead.model.batch import Chunk
-from wellhead.model.deepseek_v4 import DeepseekV4
+from wellhead.model.load import LanguageModel
 from wellhead.model.state import PAGE_TOKENS, bytes_per_page, pages_for
 from wellhead.text.tokenizer import Tokenizer
 
@@ -38,7 +38,7 @@ class Engine:
 
     def __init__(
         self,
-        model: DeepseekV4,
+        model: LanguageModel,
         tokenizer: Tokenizer | None,
         eos_ids: frozenset[int],
         *,

@@ -13,10 +13,9 @@ from wellhead.engine.request import FinishReason, Request, RequestError
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.model.checkpoint import open_checkpoint, resolve_model
 from wellhead.model.config import ModelConfig
-from wellhead.model.deepseek_v4 import DeepseekV4
 from wellhead.model.layers_attention import Ablation
+from wellhead.model.load import load_model
 from wellhead.model.numerics import Numerics
-from wellhead.model.weights import iter_tensors
 from wellhead.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "Completion", "Delta", "RequestError", "SamplingParams"]
@@ -66,15 +65,7 @@ class LLM:
         tokenizer = None
         if (checkpoint.folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_folder(checkpoint.folder)
-        # MTP weights are not read: speculative decoding comes later
-        names = [name for name in checkpoint.tensors if not name.startswith("mtp.")]
-        loaded = DeepseekV4.load(
-            iter_tensors(checkpoint, names, progress=progress),
-            checkpoint.config,
-            precision,
-            impl=impl,
-            ablation=ablation,
-        )
+        loaded = load_model(checkpoint, precision, impl=impl, ablation=ablation, progress=progress)
         self._folder, self._model, self._tokenizer = checkpoint.folder, loaded, tokenizer
         self._pending: dict[Request, list[Delta]] = {}
         eos_ids = tokenizer.eos_ids if tokenizer else frozenset([checkpoint.config.eos_token_id])

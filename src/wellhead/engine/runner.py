@@ -9,14 +9,14 @@ import torch
 from wellhead.engine.request import Request
 from wellhead.engine.scheduler import Work
 from wellhead.model.batch import Batch, Chunk
-from wellhead.model.deepseek_v4 import DeepseekV4
+from wellhead.model.load import LanguageModel
 from wellhead.ops.sampling import reference as sampling
 
 
 class Runner:
     """Holds the caches of `num_pages` logical pages and `num_slots` state slots."""
 
-    def __init__(self, model: DeepseekV4, num_pages: int, num_slots: int):
+    def __init__(self, model: LanguageModel, num_pages: int, num_slots: int):
         self.model = model
         self.state = model.allocate(num_pages, num_slots)
 

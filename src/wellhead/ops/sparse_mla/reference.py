@@ -46,6 +46,8 @@ def attend_shared(
 
 
 def _combine(scores, valid, sink, dtype, weigh_values):  # type: ignore[no-untyped-def]
+    if not scores.shape[-1]:
+        return weigh_values(scores).to(dtype)
     scores = scores.masked_fill(~valid, float("-inf"))
     peak = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
     # the sink is one more column without a value, in a tile of its own so that no loop ends in a partial vector
