@@ -61,19 +61,36 @@ def short_segment(rng: random.Random, test: bool) -> list[Piece]:
     return pieces
 
 
+def repeated_row(rng: random.Random, length: int) -> list[Piece]:
+    """Random words said again and again: the densest lesson in looking back (an induction head), no list format."""
+    words = rng.sample(facts.KEYS, 2 + int(100 * rng.random() ** 2))
+    rounds = -(-length // len(words))
+    once: list[Piece] = [(f" {word}", -1) for word in words]
+    again: list[Piece] = [(f" {word}", 4) for word in words]
+    return [(BOS, -1), *once, *(again * rounds)]
+
+
 def recall_row(rng: random.Random, length: int) -> list[Piece]:
-    """A list and then questions until the row is full: raw "key: value" lines, or turns of a conversation."""
+    """A list and then questions until the row is full: raw lines "key: value", or turns of a conversation.
+
+    A quarter of the rows leave the colon out: with the value right behind its key the lookup is found much sooner.
+    """
+    if rng.random() < 0.2:
+        return repeated_row(rng, length)
     filler = rng.choice((0.0, 0.0, 0.3, 1.0))
-    pairs = rng.randint(2, min(len(facts.KEYS), int(length / (4.5 + 9 * filler))))
+    most = min(len(facts.KEYS), int(length / (4.5 + 9 * filler)))
+    pairs = 2 + int((most - 2) * rng.random() ** 2)  # short lists are where the lookup is first learned
     lines, chosen = tasks.recall_lines(rng, pairs, filler)
     body = rng.choice(tasks.RECALL_HEAD) + "".join(lines)
     far_lines = max(0, pairs - 30)
     family = {key: 5 if i < far_lines else 4 for i, (key, _) in enumerate(chosen)}
     pieces: list[Piece] = []
-    if rng.random() < 0.5:
-        pieces.append((BOS + body, -1))
-        for key, value in rng.choices(chosen, k=length // 4):
-            pieces += [(f"{key}:", -1), (f" {value}", family[key]), ("\n", -1)]
+    form = rng.random()
+    if form < 0.65:
+        colon = ":" if form < 0.35 else ""
+        pieces.append((BOS + (body if colon else body.replace(":", "")), -1))
+        for key, value in rng.choices(chosen, k=length // 3):
+            pieces += [(f"{key}{colon}", -1), (f" {value}", family[key]), ("\n", -1)]
         return pieces
     for turn, (key, value) in enumerate(rng.choices(chosen, k=length // 6)):
         question = rng.choice(tasks.RECALL_CHAT).format(key)
