@@ -19,7 +19,9 @@ BEGIN, END = "<begin>", "<end>"
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three layers, one of each kind; ids: begin 0, end 1, then a byte each; the last rows of the vocabulary unused."""
+    """Three layers, one of each kind; ids: begin 0, end 1, then a byte each; the last rows of the vocabulary
+    unused.
+    """
     folder = tmp_path_factory.mktemp("engine") / "model"
     raw = tiny_config_dict(
         num_hidden_layers=3, compress_ratios=[0, 4, 128, 0], num_hash_layers=1, n_routed_experts=4,
@@ -27,7 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     write_checkpoint(folder, raw, random_checkpoint(load_config(raw), seed=4))
     vocab = {BEGIN: 0, END: 1}
-    vocab |= {piece: index for index, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), start=2)}
+    vocab |= {
+        piece: index for index, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), start=2)
+    }
     backend = tokenizers.Tokenizer(models.BPE(vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()

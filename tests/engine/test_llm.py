@@ -27,7 +27,9 @@ def test_a_batch_equals_each_prompt_alone(llm: LLM) -> None:
     """Nine requests on four slots and six pages: chunked prefills, decodes and waiting mixed."""
     prompts = [prompt(n, n) for n in (1, 300, 5, 64, 65, 130, 128, 3, 260)]
     params = [
-        SamplingParams(max_tokens=2 + i, ignore_eos=True, temperature=0.0 if i % 2 else 1.3, seed=i, top_p=0.9)
+        SamplingParams(
+            max_tokens=2 + i, ignore_eos=True, temperature=0.0 if i % 2 else 1.3, seed=i, top_p=0.9
+        )
         for i in range(len(prompts))
     ]
     together = llm.generate(prompts, params)
@@ -93,21 +95,26 @@ def test_abort_waiting_and_running(llm: LLM) -> None:
 def test_end_token_and_stop_string(llm: LLM) -> None:
     sampled = SamplingParams(max_tokens=60, temperature=1.0, seed=8, ignore_eos=True)
     (free,) = llm.generate(["text"], sampled)
-    stop = next(free.text[i : i + 2] for i in range(10, 60) if "\N{REPLACEMENT CHARACTER}" not in free.text[i : i + 2])
+    stop = next(
+        free.text[i : i + 2] for i in range(10, 60) if "\N{REPLACEMENT CHARACTER}" not in free.text[i : i + 2]
+    )
     (stopped,) = llm.generate(["text"], SamplingParams(60, 1.0, seed=8, ignore_eos=True, stop=stop))
     assert stopped.finish_reason == "stop"
     assert stopped.text == free.text[: free.text.index(stop)]
     assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
-    assert "".join(d.text for d in llm.stream("text", SamplingParams(60, 1.0, seed=8, stop=(stop,), ignore_eos=True))) == (
-        stopped.text
-    )
+    assert "".join(
+        d.text for d in llm.stream("text", SamplingParams(60, 1.0, seed=8, stop=(stop,), ignore_eos=True))
+    ) == (stopped.text)
 
     end = free.token_ids[12]
     engine, own = llm.engine, llm.engine._eos_ids
     engine._eos_ids = frozenset([end])
     try:
         (ended,) = llm.generate(["text"], SamplingParams(60, 1.0, seed=8))
-        assert ended.finish_reason == "stop" and ended.token_ids == free.token_ids[: free.token_ids.index(end) + 1]
+        assert (
+            ended.finish_reason == "stop"
+            and ended.token_ids == free.token_ids[: free.token_ids.index(end) + 1]
+        )
         assert free.text.startswith(ended.text.rstrip("\N{REPLACEMENT CHARACTER}"))
         (ignored,) = llm.generate(["text"], sampled)
         assert ignored == free
@@ -138,7 +145,10 @@ def test_begin_token_is_added_once(llm: LLM) -> None:
         ([-1], "token id -1 at place 0"),
         ([5, "x"], "token id 'x' at place 1"),
         ([5] * 2048, "2048 tokens, the model's context is 2048"),
-        ([5] * 1530, r"1530 prompt tokens \+ max_tokens 8 need 7 pages of 256 tokens, the cache has 6.*num_pages"),
+        (
+            [5] * 1530,
+            r"1530 prompt tokens \+ max_tokens 8 need 7 pages of 256 tokens, the cache has 6.*num_pages",
+        ),
     ],
 )
 def test_a_bad_prompt_is_named_and_nothing_runs(llm: LLM, bad: object, message: str) -> None:
@@ -159,7 +169,13 @@ def test_misuse_is_refused(llm: LLM, folder: Path) -> None:
         llm.logits(prompt(4), [3, 3])
     with pytest.raises(RequestError, match="2000 tokens: 8 pages wanted, 6 of 6 are free"):
         llm.logits(prompt(2000))
-    for option in ({"max_running": 0}, {"num_pages": 0}, {"chunk_tokens": 0}, {"impl": "cuda"}, {"numerics": "x"}):
+    for option in (
+        {"max_running": 0},
+        {"num_pages": 0},
+        {"chunk_tokens": 0},
+        {"impl": "cuda"},
+        {"numerics": "x"},
+    ):
         with pytest.raises(ValueError, match=str(next(iter(option.values())))):
             LLM(folder, progress=False, **option)  # type: ignore[arg-type]
 

@@ -48,8 +48,9 @@ def run(
 
 
 def assert_same(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
-    """exact: 1e-4 of the largest logit. Quantised: the same greedy token and KL at most 1e-3, since on a machine whose
-    BLAS sums in another order a value may fall on the other side of a rounding step."""
+    """exact: 1e-4 of the largest logit. Quantised: the same greedy token and KL at most 1e-3, since on a
+    machine whose BLAS sums in another order a value may fall on the other side of a rounding step.
+    """
     assert expected.isfinite().all() and expected.std() > 0.1
     if name == "exact":
         assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
@@ -137,7 +138,9 @@ def test_ablations_change_what_only_compressed_entries_tell(whole: dict) -> None
     none = run(model(ablation=Ablation.NO_COMPRESSED), IDS, [330])
     random = run(model(ablation="random_selected"), IDS, [330])
     # before the first entry, and while every entry is chosen anyway, nothing differs
-    assert torch.equal(none[:3], whole["checkpoint"][:3]) and not torch.equal(none[4:], whole["checkpoint"][4:])
+    assert torch.equal(none[:3], whole["checkpoint"][:3]) and not torch.equal(
+        none[4:], whole["checkpoint"][4:]
+    )
     assert torch.equal(random[:256], whole["checkpoint"][:256])
     assert not torch.equal(random[260:], whole["checkpoint"][260:])
     assert torch.equal(run(model(ablation="random_selected"), IDS, [300, 30]), random)

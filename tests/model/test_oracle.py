@@ -17,9 +17,9 @@ from wellhead.testing.checkpoints import random_checkpoint, tiny_config_dict
 transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-4
-# With few index heads two entries can both score exactly 0 at the boundary of the choice (every relu shut), and which
-# of them is taken is not defined: narrow choices below use 16 heads.
-# The steps cross the end of a C128 block (256) and reach 72 C4 entries, more than are chosen; the window is full
+# With few index heads two entries can both score exactly 0 at the boundary of the choice (every relu shut),
+# and which of them is taken is not defined: narrow choices below use 16 heads. The steps cross the end of a
+# C128 block (256) and reach 72 C4 entries, more than are chosen; the window is full
 TOKENS, PREFILL = 290, 250
 
 CONFIGS = {
@@ -27,7 +27,8 @@ CONFIGS = {
     # the compressing layers first, more heads and groups, every layer routed, a narrow choice
     "c128 first": {
         "num_hidden_layers": 4, "compress_ratios": [128, 4, 0, 4, 0], "num_attention_heads": 8, "o_groups": 4,
-        "index_topk": 16, "index_n_heads": 16, "num_hash_layers": 0, "num_experts_per_tok": 3, "routed_scaling_factor": 2.5,
+        "index_topk": 16, "index_n_heads": 16, "num_hash_layers": 0,
+        "num_experts_per_tok": 3, "routed_scaling_factor": 2.5,
     },
     # every layer hashed, many index heads, a clamp that bites, one expert short of all
     "all hashed": {
@@ -36,15 +37,18 @@ CONFIGS = {
         "hidden_size": 384, "q_lora_rank": 128,
     },
     "short window": {
-        "num_hidden_layers": 4, "compress_ratios": [0, 128, 4, 128, 0], "sliding_window": 32, "index_topk": 40,
-        "num_hash_layers": 1, "n_routed_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 128,
-        "num_attention_heads": 2, "o_groups": 1, "o_lora_rank": 256, "hc_sinkhorn_iters": 5,
+        "num_hidden_layers": 4, "compress_ratios": [0, 128, 4, 128, 0], "sliding_window": 32,
+        "index_topk": 40, "num_hash_layers": 1, "n_routed_experts": 16, "num_experts_per_tok": 4,
+        "moe_intermediate_size": 128, "num_attention_heads": 2, "o_groups": 1, "o_lora_rank": 256,
+        "hc_sinkhorn_iters": 5,
     },
 }  # fmt: skip
 
 
 def oracle(raw: dict, named: Named) -> torch.nn.Module:
-    """transformers' model with our dequantised weights; experts and attention eager, the only paths without fp16."""
+    """transformers' model with our dequantised weights; experts and attention eager, the only paths without
+    fp16.
+    """
     skip = ("quantization_config", "expert_dtype", "torch_dtype", "architectures")
     config = transformers.DeepseekV4Config(**{k: v for k, v in raw.items() if k not in skip})
     config._attn_implementation = config._experts_implementation = "eager"

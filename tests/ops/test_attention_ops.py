@@ -1,4 +1,4 @@
-"""Caches, compression, index scores, choice and sparse attention against loops written from their formulas."""
+"""Caches, compression, index scores, choice and sparse attention against loops over their formulas."""
 
 from __future__ import annotations
 
@@ -121,7 +121,10 @@ def test_hadamard_is_orthogonal_and_sylvester() -> None:
     h = indexer.hadamard(128)
     torch.testing.assert_close(h @ h.T, torch.eye(128))
     parity = lambda i, j: (-1) ** (i & j).bit_count()  # noqa: E731
-    assert all(float(h[i, j]) * 128**0.5 == pytest.approx(parity(i, j)) for i, j in ((0, 5), (3, 7), (127, 127), (64, 65)))
+    assert all(
+        float(h[i, j]) * 128**0.5 == pytest.approx(parity(i, j))
+        for i, j in ((0, 5), (3, 7), (127, 127), (64, 65))
+    )
     with pytest.raises(ValueError, match="power of two, got 96"):
         indexer.hadamard(96)
 
@@ -149,11 +152,15 @@ def test_sparse_attention_is_one_softmax_with_a_sink(dtype: torch.dtype) -> None
     found = sparse_mla.attend_paged(q, [(window, near), (extra, far)], sink, 0.25)
     assert found.dtype == dtype
     for t in range(tokens):
-        records = [window.view(-1, dim)[s] for s in near[t] if s >= 0] + [extra.view(-1, dim)[s] for s in far[t] if s >= 0]
+        records = [window.view(-1, dim)[s] for s in near[t] if s >= 0] + [
+            extra.view(-1, dim)[s] for s in far[t] if s >= 0
+        ]
         for h in range(heads):
             scores = [float(q[t, h].float() @ r.float()) * 0.25 for r in records]
             total = sum(map(math.exp, scores)) + math.exp(float(sink[h]))
-            expected = sum((math.exp(s) * r.float() for s, r in zip(scores, records, strict=True)), torch.zeros(dim))
+            expected = sum(
+                (math.exp(s) * r.float() for s, r in zip(scores, records, strict=True)), torch.zeros(dim)
+            )
             tolerance = 1e-5 if dtype == torch.float32 else 2e-2
             torch.testing.assert_close(found[t, h].float(), expected / total, rtol=tolerance, atol=tolerance)
     assert not found[4].any()
@@ -173,7 +180,14 @@ def test_rope_frequencies_turns_and_returns() -> None:
     yarn = rope.frequencies(64, 160000.0, rope.Yarn(16, 65536, 32, 1))
     assert float(plain[31]) == pytest.approx(10000 ** (-62 / 64))
     # published model: unchanged up to index 15, ramp, divided by 16 from index 25 on
-    for index, value in ((0, 1.0), (15, 3.635539e-3), (16, 2.265625e-3), (20, 2.969778e-4), (25, 5.372313e-6), (31, 5.680529e-7)):
+    for index, value in (
+        (0, 1.0),
+        (15, 3.635539e-3),
+        (16, 2.265625e-3),
+        (20, 2.969778e-4),
+        (25, 5.372313e-6),
+        (31, 5.680529e-7),
+    ):
         assert float(yarn[index]) == pytest.approx(value, rel=1e-5)
     x, positions = randn(3, 2, 80), torch.tensor([0, 7, 100000])
     turned = rope.apply(x, positions, yarn)

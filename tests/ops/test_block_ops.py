@@ -1,4 +1,6 @@
-"""Hyper-connections, norms, linear layers, routing, experts and sampling against loops written from their formulas."""
+"""Hyper-connections, norms, linear layers, routing, experts and sampling against loops written from their
+formulas.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def identity(x: torch.Tensor) -> torch.Tensor:
 
 def test_hyper_connection_published_vector() -> None:
     z = torch.sin(torch.arange(24.0)).unsqueeze(0)
-    pre, post, comb = hyper_connection.split_mixing(z, torch.zeros(24), torch.tensor([1, 0.5, 2]), 4, 1e-6, 20)
+    pre, post, comb = hyper_connection.split_mixing(
+        z, torch.zeros(24), torch.tensor([1, 0.5, 2]), 4, 1e-6, 20
+    )
     expected_pre = torch.tensor([0.5000010, 0.6987759, 0.7128574, 0.5352226])
     expected_post = torch.tensor([0.8130251, 0.7647583, 0.9302595, 1.1627854])
     expected_comb = torch.tensor(
@@ -43,7 +47,12 @@ def test_hyper_connection_published_vector() -> None:
 
 def test_hyper_connection_sites() -> None:
     n, d = 4, 6
-    x, fn, base, scale = randn(3, n, d), randn(24, n * d, seed=1), randn(24, seed=2), torch.tensor([0.5, 1, 2])
+    x, fn, base, scale = (
+        randn(3, n, d),
+        randn(24, n * d, seed=1),
+        randn(24, seed=2),
+        torch.tensor([0.5, 1, 2]),
+    )
     u, post, comb = hyper_connection.pre(x, fn, base, scale, norm_eps=1e-6, hc_eps=1e-6, iterations=20)
     flat = x.flatten(1)
     z = flat @ fn.T / (flat.square().mean(-1, keepdim=True) + 1e-6).sqrt()
@@ -128,7 +137,12 @@ def test_experts() -> None:
 
 def test_expert_rounds_its_inputs_not_its_weight() -> None:
     """Quantisation sees x and the weighted hidden vector."""
-    x, w1, w3, w2 = randn(2, 128), randn(128, 128, seed=1) / 8, randn(128, 128, seed=2) / 8, randn(128, 128, seed=3)
+    x, w1, w3, w2 = (
+        randn(2, 128),
+        randn(128, 128, seed=1) / 8,
+        randn(128, 128, seed=2) / 8,
+        randn(128, 128, seed=3),
+    )
     seen: list[torch.Tensor] = []
 
     def spy(value: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,8 @@ DEFAULT_CACHE_BYTES = 2 << 30
 class Delta:
     """What one step added to a request; `finish_reason` is set on its last one only.
 
-    `token_ids` holds every token generated, the end token included; `text` never shows the end token or a stop string.
+    `token_ids` holds every token generated, the end token included; `text` never shows the end token or a
+    stop string.
     """
 
     text: str
@@ -34,7 +35,9 @@ class Delta:
 
 
 class Engine:
-    """Runs requests together; one thread. A request that is refused or aborted leaves the others as they were."""
+    """Runs requests together; one thread. A request that is refused or aborted leaves the others as they
+    were.
+    """
 
     def __init__(
         self,
@@ -75,27 +78,30 @@ class Engine:
         ids = self.check_ids(prompt)
         if len(ids) >= context:
             raise RequestError(
-                f"the prompt has {len(ids)} tokens, the model's context is {context} and needs room for one more; "
-                "shorten the prompt"
+                f"the prompt has {len(ids)} tokens, the model's context is {context} and needs room for one "
+                "more; shorten the prompt"
             )
         request = Request(ids, params, min(params.max_tokens, context - len(ids)), _generator(params.seed))
         needed, total = pages_for(request.cached_tokens), self._scheduler.pages.total
         if needed > total:
             raise RequestError(
-                f"{len(ids)} prompt tokens + max_tokens {request.max_tokens} need {needed} pages of {PAGE_TOKENS} "
-                f"tokens, the cache has {total}; shorten the prompt, lower max_tokens or raise num_pages"
+                f"{len(ids)} prompt tokens + max_tokens {request.max_tokens} need {needed} pages of "
+                f"{PAGE_TOKENS} tokens, the cache has {total}; shorten the prompt, lower max_tokens or "
+                "raise num_pages"
             )
         return request
 
     def check_ids(self, prompt: Sequence[int]) -> list[int]:
-        """The ids as a list; RequestError for an empty prompt or an id that is no integer of the vocabulary."""
+        """The ids as a list; RequestError for an empty prompt or an id outside the vocabulary."""
         ids = list(prompt)
         if not ids:
             raise RequestError("the prompt is empty, expected at least one token")
         vocab = self._model.config.vocab_size
         for index, token in enumerate(ids):
             if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab:
-                raise RequestError(f"token id {token!r} at place {index} of the prompt, expected 0 to {vocab - 1}")
+                raise RequestError(
+                    f"token id {token!r} at place {index} of the prompt, expected 0 to {vocab - 1}"
+                )
         return ids
 
     def submit(self, request: Request) -> None:
@@ -117,9 +123,13 @@ class Engine:
         """fp32 [T, vocab] of one sequence computed in the given chunk sizes, on pages that nobody uses."""
         ids = self.check_ids(token_ids)
         size = self._chunk_tokens
-        sizes = [min(size, len(ids) - i) for i in range(0, len(ids), size)] if chunks is None else list(chunks)
+        sizes = (
+            [min(size, len(ids) - i) for i in range(0, len(ids), size)] if chunks is None else list(chunks)
+        )
         if sum(sizes) != len(ids) or any(n < 1 for n in sizes):
-            raise ValueError(f"chunks {sizes} sum to {sum(sizes)}, expected positive sizes that sum to {len(ids)}")
+            raise ValueError(
+                f"chunks {sizes} sum to {sum(sizes)}, expected positive sizes that sum to {len(ids)}"
+            )
         scheduler = self._scheduler
         try:
             slots = scheduler.slots.allocate(1)
@@ -129,11 +139,15 @@ class Engine:
                 scheduler.slots.release(slots)
                 raise
         except OutOfPages as error:
-            raise RequestError(f"{len(ids)} tokens: {error}; wait for other requests or raise num_pages") from None
+            raise RequestError(
+                f"{len(ids)} tokens: {error}; wait for other requests or raise num_pages"
+            ) from None
         try:
             parts, start = [], 0
             for n in sizes:
-                parts.append(self._runner.compute([Chunk(ids[start : start + n], start, pages, slots[0], "all")]))
+                parts.append(
+                    self._runner.compute([Chunk(ids[start : start + n], start, pages, slots[0], "all")])
+                )
                 start += n
             return torch.cat(parts)
         finally:

@@ -25,8 +25,8 @@ Prompt = str | Sequence[int]
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished request. `token_ids` includes the end token, `text` does not; `logprobs` is per generated token the
-    natural-log probability of the likeliest tokens and the chosen one, None when not asked for.
+    """A finished request. `token_ids` includes the end token, `text` does not; `logprobs` is per generated
+    token the natural-log probability of the likeliest tokens and the chosen one, None when not asked for.
     """
 
     prompt_tokens: int
@@ -39,11 +39,12 @@ class Completion:
 class LLM:
     """A model ready to generate.
 
-    model: a checkpoint folder, a Hugging Face id, or None for the small one in this package. numerics: "checkpoint"
-    (bf16, quantised as the checkpoint is meant to be served) or "exact" (fp32, nothing rounded); index_keys "fp8" or
-    "fp4" and kv_dtype "uint8" or "float8_e4m3fn" only matter to the former. At most max_running requests run together,
-    chunk_tokens tokens a step; num_pages logical pages of 256 tokens hold their caches (None: as many as fit 2 GiB).
-    A folder without tokenizer.json takes prompts as ids only and gives empty text.
+    model: a checkpoint folder, a Hugging Face id, or None for the small one in this package. numerics:
+    "checkpoint" (bf16, quantised as the checkpoint is meant to be served) or "exact" (fp32, nothing rounded);
+    index_keys "fp8" or "fp4" and kv_dtype "uint8" or "float8_e4m3fn" only matter to the former. At most
+    max_running requests run together, chunk_tokens tokens a step; num_pages logical pages of 256 tokens hold
+    their caches (None: as many as fit 2 GiB). A folder without tokenizer.json takes prompts as ids only and
+    gives empty text.
     """
 
     def __init__(
@@ -70,7 +71,12 @@ class LLM:
         self._pending: dict[Request, list[Delta]] = {}
         eos_ids = tokenizer.eos_ids if tokenizer else frozenset([checkpoint.config.eos_token_id])
         self.engine = Engine(
-            loaded, tokenizer, eos_ids, max_running=max_running, chunk_tokens=chunk_tokens, num_pages=num_pages
+            loaded,
+            tokenizer,
+            eos_ids,
+            max_running=max_running,
+            chunk_tokens=chunk_tokens,
+            num_pages=num_pages,
         )
 
     @property
@@ -81,7 +87,9 @@ class LLM:
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer; ValueError when its folder has none."""
         if self._tokenizer is None:
-            raise ValueError(f"{self._folder}: no tokenizer.json; copy it there, or give prompts as token ids")
+            raise ValueError(
+                f"{self._folder}: no tokenizer.json; copy it there, or give prompts as token ids"
+            )
         return self._tokenizer
 
     def describe(self) -> list[tuple[str, str, str]]:
@@ -93,14 +101,18 @@ class LLM:
     ) -> list[Completion]:
         """Complete all prompts together; results in their order.
 
-        A str is encoded as it is, with the begin token in front unless it is there. `params` for all, or one each.
-        RequestError, naming the prompt, before anything runs.
+        A str is encoded as it is, with the begin token in front unless it is there. `params` for all, or one
+        each. RequestError, naming the prompt, before anything runs.
         """
         if isinstance(prompts, str):
             raise ValueError("prompts is a str, expected a list of prompts; write [prompt]")
-        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
+        each = (
+            [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
+        )
         if len(each) != len(prompts):
-            raise ValueError(f"{len(each)} sampling params for {len(prompts)} prompts, expected one, or one each")
+            raise ValueError(
+                f"{len(each)} sampling params for {len(prompts)} prompts, expected one, or one each"
+            )
         requests: list[Request] = []
         for number, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
             try:

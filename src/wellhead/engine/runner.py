@@ -21,7 +21,9 @@ class Runner:
         self.state = model.allocate(num_pages, num_slots)
 
     def run(self, work: Sequence[Work]) -> list[tuple[Request, int]]:
-        """Compute the work's tokens; (request, next token) of every request whose newest token was among them."""
+        """Compute the work's tokens; (request, next token) of every request whose newest token was among
+        them.
+        """
         chunks = []
         for item in work:
             request = item.request

@@ -40,7 +40,9 @@ class SamplingParams:
             if not _is_int(value) or value < least:
                 raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}")
         if not _is_number(self.temperature) or self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature!r}, expected a finite number of at least 0 (0 is greedy)")
+            raise ValueError(
+                f"temperature is {self.temperature!r}, expected a finite number of at least 0 (0 is greedy)"
+            )
         if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p!r}, expected a number above 0 and at most 1")
         if self.seed is not None and (not _is_int(self.seed) or not 0 <= self.seed < 2**63):

@@ -1,8 +1,8 @@
 """Continuous batching: who computes how many tokens in the next step.
 
-Decodes come first, one token each; the rest of the step's token budget goes to prompts in order of arrival, in chunks.
-A request is admitted when the pages of its longest possible run are free, so a running request never waits for memory
-and is never put back. The head of the queue is not overtaken.
+Decodes come first, one token each; the rest of the step's token budget goes to prompts in order of arrival,
+in chunks. A request is admitted when the pages of its longest possible run are free, so a running request
+never waits for memory and is never put back. The head of the queue is not overtaken.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wellhead.model.state import pages_for
 
 @dataclass(frozen=True)
 class Work:
-    """`tokens` tokens of a request in one step; the last of them is sampled from when it is the newest known."""
+    """`tokens` tokens of a request in one step; sampled from when the last is the newest known."""
 
     request: Request
     tokens: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -15,7 +16,9 @@ from wellhead.ops.kv_store import reference as kv_store
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive tokens of one request: `start` tokens came before, `pages` hold all tokens up to this chunk's end."""
+    """Consecutive tokens of one request: `start` tokens came before, `pages` hold all tokens up to this
+    chunk's end.
+    """
 
     token_ids: Sequence[int]
     start: int
@@ -28,8 +31,9 @@ class Chunk:
 class Batch:
     """T tokens of R requests, request by request, positions ascending by one within a request. All int64.
 
-    token_ids, positions, rows [T] (rows = which request); page_table [R, pages] (unused entries 0); state_slots [R];
-    starts [R+1], request r owns tokens starts[r] .. starts[r+1]-1; logits_at [N], the tokens that need logits.
+    token_ids, positions, rows [T] (rows = which request); page_table [R, pages] (unused entries 0);
+    state_slots [R]; starts [R+1], request r owns tokens starts[r] .. starts[r+1]-1; logits_at [N], the tokens
+    that need logits.
     """
 
     token_ids: torch.Tensor
@@ -42,7 +46,7 @@ class Batch:
 
     @classmethod
     def build(cls, chunks: Sequence[Chunk]) -> Batch:
-        """Lay chunks out; ValueError when a chunk's pages do not cover it or two chunks share a state slot."""
+        """Lay chunks out; ValueError for a chunk beyond its pages or a state slot used twice."""
         sizes = [len(chunk.token_ids) for chunk in chunks]
         for chunk, size in zip(chunks, sizes, strict=True):
             if chunk.start + size > len(chunk.pages) * PAGE_TOKENS:
@@ -59,12 +63,14 @@ class Batch:
         for size in sizes:
             starts.append(starts[-1] + size)
         wanted: list[int] = []
-        for chunk, low, high in zip(chunks, starts, starts[1:], strict=False):
+        for chunk, (low, high) in zip(chunks, pairwise(starts), strict=True):
             first = {"none": high, "last": max(low, high - 1), "all": low}[chunk.logits]
             wanted.extend(range(first, high))
         return cls(
             token_ids=_ints([token for chunk in chunks for token in chunk.token_ids]),
-            positions=_ints([p for c, n in zip(chunks, sizes, strict=True) for p in range(c.start, c.start + n)]),
+            positions=_ints(
+                [p for c, n in zip(chunks, sizes, strict=True) for p in range(c.start, c.start + n)]
+            ),
             rows=_ints([row for row, size in enumerate(sizes) for _ in range(size)]),
             page_table=_ints(table).reshape(len(chunks), width),
             state_slots=_ints(slots),
@@ -73,16 +79,15 @@ class Batch:
         )
 
     def slots(self, records: torch.Tensor, ratio: int, tokens: torch.Tensor | None = None) -> torch.Tensor:
-        """Slots of records [T or len(tokens), ...] in a pool of `ratio` (0 = window); negative records give -1."""
+        """Slots of records [T or len(tokens), ...] in the pool of `ratio` (0 = window); -1 if negative."""
         rows = self.rows if tokens is None else self.rows[tokens]
         return kv_store.slots(self.page_table, rows, records, records_per_page(ratio))
 
     @cached_property
     def ranges(self) -> list[tuple[int, int]]:
         """Python pairs (low, high) of each request's tokens."""
-        bounds = self.starts.tolist()
-        return list(zip(bounds, bounds[1:], strict=False))
+        return list(pairwise(self.starts.tolist()))
 
 
-def _ints(values: Sequence) -> torch.Tensor:  # type: ignore[type-arg]
+def _ints(values: Sequence[int] | Sequence[Sequence[int]]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int64)

@@ -1,4 +1,6 @@
-"""DeepSeek-V4: embedding to four residual streams, blocks, head. Source: the published reference inference code."""
+"""DeepSeek-V4: embedding to four residual streams, blocks, head. Source: the published reference inference
+code.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from wellhead.model.step import Frequencies, Step
 
 IMPLEMENTATIONS = ("reference",)
 OPS = (
-    "hyper_connection", "norm_quant", "linear", "rope", "kv_store", "compressor", "indexer", "topk", "sparse_mla",
-    "routing", "moe", "sampling",
+    "hyper_connection", "norm_quant", "linear", "rope", "kv_store", "compressor", "indexer", "topk",
+    "sparse_mla", "routing", "moe", "sampling",
 )  # fmt: skip
 
 
@@ -39,7 +41,9 @@ class DeepseekV4:
         ablation: Ablation | str = Ablation.NONE,
     ):
         if impl not in IMPLEMENTATIONS:
-            raise ValueError(f"implementation {impl!r} does not exist, expected one of {', '.join(IMPLEMENTATIONS)}")
+            raise ValueError(
+                f"implementation {impl!r} does not exist, expected one of {', '.join(IMPLEMENTATIONS)}"
+            )
         self.config, self.numerics, self.impl, self.ablation = config, numerics, impl, Ablation(ablation)
         self._embedding = named["embed"]
         self._blocks = [
@@ -93,7 +97,8 @@ class DeepseekV4:
     def mtp_logits(
         self, streams: torch.Tensor, next_token_ids: torch.Tensor, batch: Batch, state: ModelState
     ) -> torch.Tensor:
-        """fp32 [N, vocab] at `batch.logits_at`: the guess for p+2 from streams [T, n, d] at p and the ids [T] at p+1.
+        """fp32 [N, vocab] at `batch.logits_at`: the guess for p+2 from streams [T, n, d] at p and the ids [T]
+        at p+1.
 
         `batch` is the one that gave `streams`. Writes the MTP module's own window pool.
         """

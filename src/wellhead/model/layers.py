@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from wellhead.model.layers_attention import Attention
 from wellhead.model.config import ModelConfig
+from wellhead.model.layers_attention import Attention
 from wellhead.model.layers_moe import MoE
 from wellhead.model.numerics import Numerics
 from wellhead.model.parameters import Named
@@ -62,7 +62,9 @@ class Block:
 
 
 class Head:
-    """Streams [T, n, d] -> fp32 logits [T, vocab]: contraction, norm, and the vocabulary matrix (shared with MTP)."""
+    """Streams [T, n, d] -> fp32 logits [T, vocab]: contraction, norm, and the vocabulary matrix (shared with
+    MTP).
+    """
 
     def __init__(self, named: Named, prefix: str, config: ModelConfig):
         self._config = config

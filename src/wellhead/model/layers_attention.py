@@ -1,7 +1,7 @@
 """Attention of a block: window records plus, by the layer's ratio, compressed entries chosen or all.
 
-Every token of a step is written to the caches before any is read, and reading is by slot: prefill in any chunking,
-decode and mixed batches are the same computation.
+Every token of a step is written to the caches before any is read, and reading is by slot: prefill in any
+chunking, decode and mixed batches are the same computation.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Attention:
         a = round_input(x)
         latent = norm_quant.rms_norm(linear.linear(a, self._wq_a), self._q_norm, eps)
         rounded_latent = round_input(latent)
-        q = linear.linear(rounded_latent, self._wq_b).unflatten(-1, (config.num_attention_heads, config.head_dim))
+        q = linear.linear(rounded_latent, self._wq_b).unflatten(
+            -1, (config.num_attention_heads, config.head_dim)
+        )
         q = rope.rotate(norm_quant.rms_norm(q, None, eps), cos, sin)
         kv = rope.rotate(norm_quant.rms_norm(linear.linear(a, self._wkv), self._kv_norm, eps), cos, sin)
         kv_store.write(state.window, step.write_slots, kv)
@@ -99,7 +101,9 @@ class Attention:
 
 
 def _random_scores(positions: torch.Tensor, entries: int, layer: int) -> torch.Tensor:
-    """Scores of (layer, position, entry) alone, so that an ablated run does not depend on its batch or chunks."""
+    """Scores of (layer, position, entry) alone, so that an ablated run does not depend on its batch or
+    chunks.
+    """
     mixed = positions.unsqueeze(-1) * 2654435761 + torch.arange(entries) * 40503 + layer * 69069 + 12345
     for _ in range(3):
         mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & 0x7FFFFFFF

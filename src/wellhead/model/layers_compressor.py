@@ -20,7 +20,9 @@ SCORES = 1 << 22  # index scores sorted at a time
 
 
 class Compressor:
-    """Completed blocks of a step -> their entries, normed and rotated at the block's first token, not yet stored."""
+    """Completed blocks of a step -> their entries, normed and rotated at the block's first token, not yet
+    stored.
+    """
 
     def __init__(self, named: Named, prefix: str, config: ModelConfig):
         self._eps = config.rms_norm_eps
@@ -60,7 +62,9 @@ class Indexer:
         """int64 [T, index_topk] entries, ascending, -1 padded; request by request over its own keys."""
         assert state.index_keys is not None
         config, batch = self._config, step.batch
-        q = linear.linear(rounded_latent, self._wq_b).unflatten(-1, (config.index_n_heads, config.index_head_dim))
+        q = linear.linear(rounded_latent, self._wq_b).unflatten(
+            -1, (config.index_n_heads, config.index_head_dim)
+        )
         q = self._spread(rope.rotate(q, *step.rotation(state.ratio)))
         q = indexer.round_query(q, state.index_keys)
         weights = linear.linear(x, self._weights_proj).float() * self._scale

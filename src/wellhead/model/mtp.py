@@ -1,8 +1,9 @@
 """Multi-token prediction: one more block that reads the last layer's streams and the next token's embedding.
 
-X'_j = We norm(E[next id]) + Wh norm(X_j) per stream, then a window-only block with its own cache and its own head
-contraction and norm; embedding and vocabulary matrix are the main model's. Position p is that of the hidden state.
-Source: DeepSeek-V4 reference inference (MTPBlock); the idea is Gloeckle et al. 2024, chained as in DeepSeek-V3.
+X'_j = We norm(E[next id]) + Wh norm(X_j) per stream, then a window-only block with its own cache and its own
+head contraction and norm; embedding and vocabulary matrix are the main model's. Position p is that of the
+hidden state. Source: DeepSeek-V4 reference inference (MTPBlock); the idea is Gloeckle et al. 2024, chained as
+in DeepSeek-V3.
 """
 
 from __future__ import annotations

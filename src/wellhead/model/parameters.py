@@ -1,6 +1,8 @@
-"""The weights as the reference implementation holds them: official names, dequantised to fp32, experts stacked.
+"""The weights as the reference implementation holds them: official names, dequantised to fp32, experts
+stacked.
 
-E4M3 and FP4 values times power-of-two scales are exact in fp32 (and in bf16), so nothing is lost by unpacking once.
+E4M3 and FP4 values times power-of-two scales are exact in fp32 (and in bf16), so nothing is lost by unpacking
+once.
 """
 
 from __future__ import annotations
@@ -20,11 +22,15 @@ Record = TypeVar("Record")
 _EXPERT = re.compile(r"(.*\.ffn\.experts)\.(\d+)\.(w[123])")
 
 
-def load_parameters(tensors: Iterable[tuple[str, torch.Tensor]], config: ModelConfig, *, with_mtp: bool) -> Named:
-    """Checkpoint tensors (name, value), a weight and its scale in any order, to fp32 by name without ".weight".
+def load_parameters(
+    tensors: Iterable[tuple[str, torch.Tensor]], config: ModelConfig, *, with_mtp: bool
+) -> Named:
+    """Checkpoint tensors (name, value), a weight and its scale in any order, to fp32 by name without
+    ".weight".
 
-    Experts e of a layer become one tensor `<layer>.ffn.experts.w1` [E, m, d] (w2 [E, d, m], w3 [E, m, d]). `tid2eid`
-    stays integer. `mtp.*` is dropped unless asked for. ValueError for a scale without its weight or the reverse.
+    Experts e of a layer become one tensor `<layer>.ffn.experts.w1` [E, m, d] (w2 [E, d, m], w3 [E, m, d]).
+    `tid2eid` stays integer. `mtp.*` is dropped unless asked for. ValueError for a scale without its weight or
+    the reverse.
     """
     named: Named = {}
     waiting: dict[str, dict[str, torch.Tensor]] = {}
@@ -43,7 +49,9 @@ def load_parameters(tensors: Iterable[tuple[str, torch.Tensor]], config: ModelCo
     if waiting:
         base, pair = next(iter(waiting.items()))
         missing = "scale" if "weight" in pair else "weight"
-        raise ValueError(f"tensor {base}.{missing} is missing ({len(waiting)} incomplete pairs); download it again")
+        raise ValueError(
+            f"tensor {base}.{missing} is missing ({len(waiting)} incomplete pairs); download it again"
+        )
     return named
 
 

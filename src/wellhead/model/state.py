@@ -1,11 +1,12 @@
-"""What a model remembers of its requests: paged pools, all behind one page table, and a state slot per request.
+"""What a model remembers of its requests: paged pools, all behind one page table, and a state slot per
+request.
 
 | pool | layers | records a logical page of 256 tokens | record |
 |---|---|---|---|
 | window | all, MTP | 256 | 584 B packed, or 512 floats |
 | compressed | ratio 4 / 128 | 64 / 2 | the same |
 | index_keys | ratio 4 | 64 | 132 B FP8, 68 B FP4, or 128 floats |
-| compressor, index_compressor | ratio 4 (8 rows), 128 (128 rows) | per request, not paged | fp32 kv and score |
+| compressor, index_compressor | ratio 4 (8 rows), 128 (128 rows) | per request | fp32 kv and score |
 
 Nothing is cleared for a new request: it reads only what it wrote.
 """
@@ -25,7 +26,9 @@ PAGE_TOKENS = 256
 
 
 def records_per_page(ratio: int) -> int:
-    """Records of a logical page in a pool that keeps one per `ratio` tokens; ratio 0 is the window, one per token."""
+    """Records of a logical page in a pool that keeps one per `ratio` tokens; ratio 0 is the window, one per
+    token.
+    """
     return PAGE_TOKENS // max(ratio, 1)
 
 
@@ -53,7 +56,7 @@ class LayerState:
 
 @dataclass(frozen=True)
 class ModelState:
-    """Pools of `num_pages` logical pages and `num_slots` state slots for every layer (main layers, then MTP)."""
+    """Pools of `num_pages` logical pages and `num_slots` state slots for every layer, MTP's too."""
 
     layers: tuple[LayerState, ...]
     mtp: tuple[LayerState, ...]
@@ -62,7 +65,13 @@ class ModelState:
 
     @classmethod
     def allocate(
-        cls, config: ModelConfig, numerics: Numerics, num_pages: int, num_slots: int, *, with_mtp: bool = False
+        cls,
+        config: ModelConfig,
+        numerics: Numerics,
+        num_pages: int,
+        num_slots: int,
+        *,
+        with_mtp: bool = False,
     ) -> ModelState:
         """Zeroed pools; on Linux a page costs memory when it is first written."""
         ratios = config.compress_ratios

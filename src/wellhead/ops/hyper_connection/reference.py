@@ -2,8 +2,8 @@
 
 A token carries n streams of width d. `pre` contracts them to the sub-layer's input and derives, from the same
 streams, the weights with which `post` writes the sub-layer's output back and mixes the streams.
-Source: DeepSeek-V4 reference inference (hc_pre, hc_post, hc_head); Sinkhorn-Knopp makes the mixing doubly stochastic.
-All arithmetic is fp32; results that are activations are rounded once to the streams' dtype.
+Source: DeepSeek-V4 reference inference (hc_pre, hc_post, hc_head); Sinkhorn-Knopp makes the mixing doubly
+stochastic. All arithmetic is fp32; results that are activations are rounded once to the streams' dtype.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from wellhead.ops.linear.reference import pad_rows, product
 
 
 def mixing_logits(streams: torch.Tensor, fn: torch.Tensor, norm_eps: float) -> torch.Tensor:
-    """z = (fn . x) * rsqrt(mean(x^2) + eps) with x the flattened streams [T, n*d]; fn [m, n*d] -> fp32 [T, m]."""
+    """z = (fn . x) * rsqrt(mean(x^2) + eps) with x the flattened streams [T, n*d]; fn [m, n*d] -> fp32 [T,
+    m].
+    """
     x = streams.flatten(-2).float()
     return product(x, fn) * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm_eps)
 
@@ -35,7 +37,7 @@ def sinkhorn(logits: torch.Tensor, iterations: int, eps: float) -> torch.Tensor:
 def split_mixing(
     z: torch.Tensor, base: torch.Tensor, scale: torch.Tensor, n: int, hc_eps: float, iterations: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """z fp32 [T, n*(n+2)] -> pre [T, n] = sigmoid + eps, post [T, n] = 2 sigmoid, comb [T, n, n] = sinkhorn."""
+    """z fp32 [T, n*(n+2)] -> sigmoid + eps [T, n], 2 sigmoid [T, n], sinkhorn [T, n, n]."""
     pre = torch.sigmoid(z[..., :n] * scale[0] + base[:n]) + hc_eps
     post = 2.0 * torch.sigmoid(z[..., n : 2 * n] * scale[1] + base[n : 2 * n])
     logits = (z[..., 2 * n :] * scale[2] + base[2 * n :]).unflatten(-1, (n, n))
@@ -57,7 +59,8 @@ def pre(
     hc_eps: float,
     iterations: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sub-layer input and write-back weights: streams [T, n, d] -> (u [T, d], post fp32 [T, n], comb fp32 [T, n, n]).
+    """Sub-layer input and write-back weights: streams [T, n, d] -> (u [T, d], post fp32 [T, n], comb fp32 [T,
+    n, n]).
 
     fn fp32 [n*(n+2), n*d], base fp32 [n*(n+2)], scale fp32 [3] (pre, post, comb).
     """
@@ -67,7 +70,9 @@ def pre(
     return contract(streams, pre_weight), post_weight, comb
 
 
-def post(y: torch.Tensor, streams: torch.Tensor, post_weight: torch.Tensor, comb: torch.Tensor) -> torch.Tensor:
+def post(
+    y: torch.Tensor, streams: torch.Tensor, post_weight: torch.Tensor, comb: torch.Tensor
+) -> torch.Tensor:
     """X'_k = post_k y + sum_j comb_jk X_j in fp32, rounded once: y [T, d], streams [T, n, d] -> [T, n, d]."""
     mixed = post_weight.unsqueeze(-1) * y.float().unsqueeze(-2)
     for j in range(streams.shape[-2]):  # a sum of n terms, not a batch of 4x4 products
@@ -76,7 +81,13 @@ def post(y: torch.Tensor, streams: torch.Tensor, post_weight: torch.Tensor, comb
 
 
 def head(
-    streams: torch.Tensor, fn: torch.Tensor, base: torch.Tensor, scale: torch.Tensor, *, norm_eps: float, hc_eps: float
+    streams: torch.Tensor,
+    fn: torch.Tensor,
+    base: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    norm_eps: float,
+    hc_eps: float,
 ) -> torch.Tensor:
     """Final contraction before the output norm: fn fp32 [n, n*d], base [n], scale [1] -> [T, d]."""
     z = pad_rows(mixing_logits(streams, fn, norm_eps))

@@ -1,7 +1,8 @@
-"""Linear layers over dequantised weights, with the activation quantisation that the checkpoint's kernels apply.
+"""Linear layers over dequantised weights, with the activation quantisation that the checkpoint's kernels
+apply.
 
-The published FP8 product is sum over k-blocks of (sum a b in fp32) * s_a * s_b: with both sides dequantised exactly
-(an E4M3 significand times a power of two) it is an fp32 product, up to the order of the sums.
+The published FP8 product is sum over k-blocks of (sum a b in fp32) * s_a * s_b: with both sides dequantised
+exactly (an E4M3 significand times a power of two) it is an fp32 product, up to the order of the sums.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ ROW_TILE = 8
 
 
 def round_input(x: torch.Tensor) -> torch.Tensor:
-    """What an FP8 kernel sees of x: E4M3 with a power-of-two scale per 128 of the last dimension, dtype kept."""
+    """What an FP8 kernel sees of x: E4M3 with a power-of-two scale per 128 of a row, dtype kept."""
     return block_fp8.round_rows(x, block_fp8.BLOCK)
 
 
 def pad_rows(x: torch.Tensor) -> torch.Tensor:
     """x [..., R, K] with zero rows appended up to a multiple of `ROW_TILE`.
 
-    A BLAS sums a row in another order when it falls outside a full register tile (a single row: a matrix-vector
-    routine), and an elementwise exp differs between the vector body of a loop and its scalar tail. In whole tiles a
-    token gets the same bits in a prefill, in a decode step and in any batch.
+    A BLAS sums a row in another order when it falls outside a full register tile (a single row: a
+    matrix-vector routine), and an elementwise exp differs between the vector body of a loop and its scalar
+    tail. In whole tiles a token gets the same bits in a prefill, in a decode step and in any batch.
     """
     missing = -x.shape[-2] % ROW_TILE
     return F.pad(x, (0, 0, 0, missing)) if missing else x

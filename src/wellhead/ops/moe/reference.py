@@ -1,8 +1,8 @@
 """Mixture of experts with a clamped SwiGLU.
 
-h = silu(min(g, limit)) * clamp(u, -limit, limit) with g = w1 x, u = w3 x; the routing weight multiplies h, before w2
-and before the quantisation of w2's input. y = sum over experts in fp32 of w2 h.
-Source: DeepSeek-V4 reference inference (Expert, MoE).
+h = silu(min(g, limit)) * clamp(u, -limit, limit) with g = w1 x, u = w3 x; the routing weight multiplies h,
+before w2 and before the quantisation of w2's input. y = sum over experts in fp32 of w2 h. Source: DeepSeek-V4
+reference inference (Expert, MoE).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def expert(
 ) -> torch.Tensor:
     """One SwiGLU block: x [T, d], w1/w3 fp32 [m, d], w2 fp32 [d, m] -> x's dtype [T, d].
 
-    `round_input` is the activation quantisation in front of every product (identity when quantisation is off);
-    `row_weight` fp32 [T] multiplies the hidden vector. g, u and the result are rounded to x's dtype.
+    `round_input` is the activation quantisation in front of every product (identity when quantisation is
+    off); `row_weight` fp32 [T] multiplies the hidden vector. g, u and the result are rounded to x's dtype.
     """
     h = _hidden(round_input(x), w1, w3, limit, row_weight)
     return product(round_input(h), w2).to(x.dtype)
@@ -59,7 +59,8 @@ def routed(
     limit: float,
     round_input: Round,
 ) -> torch.Tensor:
-    """Sum of the chosen experts: ids [T, k] (-1 = none, contributes nothing), weights fp32 [T, k] -> fp32 [T, d].
+    """Sum of the chosen experts: ids [T, k] (-1 = none, contributes nothing), weights fp32 [T, k] -> fp32 [T,
+    d].
 
     w1, w3 fp32 [E, m, d], w2 fp32 [E, d, m]. Experts nobody chose are not read.
     """
