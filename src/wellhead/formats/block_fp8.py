@@ -36,7 +36,10 @@ def dequantize_rows(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 def round_rows(x: torch.Tensor, group: int = BLOCK) -> torch.Tensor:
     """Quantise and read back, dtype kept. Exact in bf16: an E4M3 significand times a power of two."""
-    return dequantize_rows(*quantize_rows(x, group)).to(x.dtype)
+    grouped = x.float().unflatten(-1, (-1, group))
+    amax = grouped.abs().amax(-1, keepdim=True).clamp_min(AMAX_FLOOR)
+    scale = ue8m0.power_of_two_ceil(amax * (1.0 / e4m3.E4M3_MAX))
+    return (e4m3.cast(grouped / scale).float() * scale).flatten(-2).to(x.dtype)
 
 
 def quantize_weight(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,6 +27,11 @@ def decode(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(exponent == 255, torch.nan, value)
 
 
+def power_of_two_ceil(x: torch.Tensor) -> torch.Tensor:
+    """fp32 smallest power of two >= x, for normal fp32 x > 0 up to 2^127: `decode(exponent_ceil(x))` in one pass."""
+    return ((x.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)
+
+
 def exponent_ceil(x: torch.Tensor) -> torch.Tensor:
     """uint8 byte of the smallest power of two >= x, for fp32 x > 0 (2^-127 at least, 2^127 at most).
 

@@ -1,8 +1,8 @@
 """Mixture of experts with a clamped SwiGLU.
 
-h = silu(min(g, limit)) * clamp(u, -limit, limit) with g = w1 x, u = w3 x; the routing weight multiplies h, before w2
-and before the quantisation of w2's input. y = sum over experts in fp32 of w2 h.
-Source: DeepSeek-V4 reference inference (Expert, MoE).
+h = silu(min(g, limit)) * clamp(u, -limit, limit) with g = w1 x, u = w3 x; the routing weight multiplies h,
+before w2 and before the quantisation of w2's input. y = sum over experts in fp32 of w2 h. Source: DeepSeek-V4
+reference inference (Expert, MoE).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+
+from wellhead.ops.linear.reference import product
 
 Round = Callable[[torch.Tensor], torch.Tensor]
 
@@ -31,14 +33,20 @@ def expert(
 ) -> torch.Tensor:
     """One SwiGLU block: x [T, d], w1/w3 fp32 [m, d], w2 fp32 [d, m] -> x's dtype [T, d].
 
-    `round_input` is the activation quantisation in front of every product (identity when quantisation is off);
-    `row_weight` fp32 [T] multiplies the hidden vector. g, u and the result are rounded to x's dtype.
+    `round_input` is the activation quantisation in front of every product (identity when quantisation is
+    off); `row_weight` fp32 [T] multiplies the hidden vector. g, u and the result are rounded to x's dtype.
     """
-    a = round_input(x).float()
-    h = swiglu((a @ w1.T).to(x.dtype), (a @ w3.T).to(x.dtype), limit)
+    h = _hidden(round_input(x), w1, w3, limit, row_weight)
+    return product(round_input(h), w2).to(x.dtype)
+
+
+def _hidden(
+    a: torch.Tensor, w1: torch.Tensor, w3: torch.Tensor, limit: float, row_weight: torch.Tensor | None
+) -> torch.Tensor:
+    h = swiglu(product(a, w1).to(a.dtype), product(a, w3).to(a.dtype), limit)
     if row_weight is not None:
         h = h * row_weight.unsqueeze(-1)
-    return (round_input(h.to(x.dtype)).float() @ w2.T).to(x.dtype)
+    return h.to(a.dtype)
 
 
 def routed(
@@ -51,12 +59,21 @@ def routed(
     limit: float,
     round_input: Round,
 ) -> torch.Tensor:
-    """Sum of the chosen experts: ids [T, k] (-1 = none, contributes nothing), weights fp32 [T, k] -> fp32 [T, d].
+    """Sum of the chosen experts: ids [T, k] (-1 = none, contributes nothing), weights fp32 [T, k] -> fp32 [T,
+    d].
 
     w1, w3 fp32 [E, m, d], w2 fp32 [E, d, m]. Experts nobody chose are not read.
     """
     y = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    for e in ids[ids >= 0].unique().tolist():
-        rows, slots = (ids == e).nonzero(as_tuple=True)
-        y.index_add_(0, rows, expert(x[rows], w1[e], w3[e], w2[e], limit, round_input, weights[rows, slots]).float())
+    a = round_input(x)
+    by_expert = ids.flatten().argsort(stable=True)
+    rows, weight = by_expert // max(1, ids.shape[1]), weights.flatten()[by_expert]
+    # bin 0 counts the -1 ids, which sort first
+    first, *counts = (ids.flatten() + 1).bincount(minlength=w1.shape[0] + 1).tolist()
+    for e, count in enumerate(counts):
+        if count:
+            part = slice(first, first + count)
+            h = _hidden(a[rows[part]], w1[e], w3[e], limit, weight[part])
+            y.index_add_(0, rows[part], product(round_input(h), w2[e]).to(x.dtype).float())
+            first += count
     return y

@@ -1,4 +1,5 @@
-"""Expert routing: sqrt(softplus) affinities, chosen by top-k of the biased score or by a token-id table ("hash").
+"""Expert routing: sqrt(softplus) affinities, chosen by top-k of the biased score or by a token-id table
+("hash").
 
 Source: DeepSeek-V4 reference inference (Gate); bias-only-for-choice as in DeepSeek-V3 (Wang et al. 2024).
 """
@@ -8,10 +9,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from wellhead.ops.linear.reference import pad_rows, product
+
 
 def affinity(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """s = sqrt(softplus(x gate^T)) in fp32: x [T, d], gate [E, d] -> [T, E]."""
-    return F.softplus(x.float() @ gate.float().T).sqrt()
+    return F.softplus(product(pad_rows(x), gate)).sqrt()[: x.shape[0]]
 
 
 def weights_of(scores: torch.Tensor, ids: torch.Tensor, scale: float) -> torch.Tensor:
@@ -23,7 +26,8 @@ def weights_of(scores: torch.Tensor, ids: torch.Tensor, scale: float) -> torch.T
 def choose(
     scores: torch.Tensor, top_k: int, scale: float, bias: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids int64 [T, k], weights fp32 [T, k]): ids = top-k of scores + bias, weights from the unbiased scores.
+    """(ids int64 [T, k], weights fp32 [T, k]): ids = top-k of scores + bias, weights from the unbiased
+    scores.
 
     Equal biased scores are taken in order of expert id (stable sort), so the choice is deterministic.
     """

@@ -1,0 +1,1 @@
+"""Who runs when, on which memory: requests, pages, the scheduler and the `LLM` door."""

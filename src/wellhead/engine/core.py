@@ -1,0 +1,184 @@
+"""The loop: submit, then schedule, run, postprocess, collect, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from wellhead.engine.output import TextOutput
+from wellhead.engine.pages import OutOfPages, PageAllocator
+from wellhead.engine.request import FinishReason, Request, RequestError
+from wellhead.engine.runner import Runner
+from wellhead.engine.sampling_params import SamplingParams
+from wellhead.engine.scheduler import Scheduler
+from wellhead.model.batch import Chunk
+from wellhead.model.load import LanguageModel
+from wellhead.model.state import PAGE_TOKENS, bytes_per_page, pages_for
+from wellhead.text.tokenizer import Tokenizer
+
+DEFAULT_CACHE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one step added to a request; `finish_reason` is set on its last one only.
+
+    `token_ids` holds every token generated, the end token included; `text` never shows the end token or a
+    stop string.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+
+
+class Engine:
+    """Runs requests together; one thread. A request that is refused or aborted leaves the others as they
+    were.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer | None,
+        eos_ids: frozenset[int],
+        *,
+        max_running: int = 32,
+        chunk_tokens: int = 512,
+        num_pages: int | None = None,
+    ):
+        if max_running < 1:
+            raise ValueError(f"max_running is {max_running}, expected at least 1")
+        config = model.config
+        if num_pages is None:
+            affordable = DEFAULT_CACHE_BYTES // bytes_per_page(config, model.numerics)
+            num_pages = max(1, min(affordable, max_running * pages_for(config.max_position_embeddings)))
+        self._model, self._tokenizer, self._eos_ids = model, tokenizer, eos_ids
+        self._chunk_tokens = chunk_tokens
+        self._scheduler = Scheduler(
+            PageAllocator(num_pages), PageAllocator(max_running, "state slots"), chunk_tokens
+        )
+        self._runner = Runner(model, num_pages, max_running)
+        self._texts: dict[Request, TextOutput] = {}
+
+    @property
+    def busy(self) -> bool:
+        return self._scheduler.busy
+
+    @property
+    def free_pages(self) -> int:
+        return self._scheduler.pages.free
+
+    def make_request(self, prompt: Sequence[int], params: SamplingParams) -> Request:
+        """A checked request, not yet queued. RequestError names what is wrong with it and what would help."""
+        config = self._model.config
+        context = config.max_position_embeddings
+        ids = self.check_ids(prompt)
+        if len(ids) >= context:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens, the model's context is {context} and needs room for one "
+                "more; shorten the prompt"
+            )
+        request = Request(ids, params, min(params.max_tokens, context - len(ids)), _generator(params.seed))
+        needed, total = pages_for(request.cached_tokens), self._scheduler.pages.total
+        if needed > total:
+            raise RequestError(
+                f"{len(ids)} prompt tokens + max_tokens {request.max_tokens} need {needed} pages of "
+                f"{PAGE_TOKENS} tokens, the cache has {total}; shorten the prompt, lower max_tokens or "
+                "raise num_pages"
+            )
+        return request
+
+    def check_ids(self, prompt: Sequence[int]) -> list[int]:
+        """The ids as a list; RequestError for an empty prompt or an id outside the vocabulary."""
+        ids = list(prompt)
+        if not ids:
+            raise RequestError("the prompt is empty, expected at least one token")
+        vocab = self._model.config.vocab_size
+        for index, token in enumerate(ids):
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab:
+                raise RequestError(
+                    f"token id {token!r} at place {index} of the prompt, expected 0 to {vocab - 1}"
+                )
+        return ids
+
+    def submit(self, request: Request) -> None:
+        """Queue a request from `make_request`."""
+        self._texts[request] = TextOutput(self._tokenizer, request.params.stop)
+        self._scheduler.add(request)
+
+    def abort(self, request: Request) -> None:
+        """End a request and free what it holds; a finished or unknown one is left alone."""
+        if self._texts.pop(request, None) is not None:
+            self._scheduler.finish(request, "abort")
+
+    def step(self) -> list[tuple[Request, Delta]]:
+        """Run one step; what every request that got a token gained by it."""
+        work = self._scheduler.schedule()
+        return [(request, self._collect(request, token)) for request, token in self._runner.run(work)]
+
+    def logits(self, token_ids: Sequence[int], chunks: Sequence[int] | None = None) -> torch.Tensor:
+        """fp32 [T, vocab] of one sequence computed in the given chunk sizes, on pages that nobody uses."""
+        ids = self.check_ids(token_ids)
+        size = self._chunk_tokens
+        sizes = (
+            [min(size, len(ids) - i) for i in range(0, len(ids), size)] if chunks is None else list(chunks)
+        )
+        if sum(sizes) != len(ids) or any(n < 1 for n in sizes):
+            raise ValueError(
+                f"chunks {sizes} sum to {sum(sizes)}, expected positive sizes that sum to {len(ids)}"
+            )
+        scheduler = self._scheduler
+        try:
+            slots = scheduler.slots.allocate(1)
+            try:
+                pages = scheduler.pages.allocate(pages_for(len(ids)))
+            except OutOfPages:
+                scheduler.slots.release(slots)
+                raise
+        except OutOfPages as error:
+            raise RequestError(
+                f"{len(ids)} tokens: {error}; wait for other requests or raise num_pages"
+            ) from None
+        try:
+            parts, start = [], 0
+            for n in sizes:
+                parts.append(
+                    self._runner.compute([Chunk(ids[start : start + n], start, pages, slots[0], "all")])
+                )
+                start += n
+            return torch.cat(parts)
+        finally:
+            scheduler.pages.release(pages)
+            scheduler.slots.release(slots)
+
+    def _collect(self, request: Request, token: int) -> Delta:
+        request.output.append(token)
+        text, reason = "", self._finish_reason(request, token)
+        out = self._texts[request]
+        if reason != "stop":  # the end token has no text
+            text, stopped = out.push(token)
+            reason = "stop" if stopped else reason
+        if reason is not None:
+            rest, stopped = out.finish()
+            text += rest
+            reason = "stop" if stopped else reason
+            del self._texts[request]
+            self._scheduler.finish(request, reason)
+        return Delta(text, [token], reason)
+
+    def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
+        if token in self._eos_ids and not request.params.ignore_eos:
+            return "stop"
+        return "length" if len(request.output) >= request.max_tokens else None
+
+
+def _generator(seed: int | None) -> torch.Generator:
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator

@@ -1,0 +1,191 @@
+"""The door: a model by name, prompts in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from wellhead.engine.core import Delta, Engine
+from wellhead.engine.request import FinishReason, Request, RequestError
+from wellhead.engine.sampling_params import SamplingParams
+from wellhead.model.checkpoint import open_checkpoint, resolve_model
+from wellhead.model.config import ModelConfig
+from wellhead.model.layers_attention import Ablation
+from wellhead.model.load import load_model
+from wellhead.model.numerics import Numerics
+from wellhead.text.tokenizer import Tokenizer
+
+__all__ = ["LLM", "Completion", "Delta", "RequestError", "SamplingParams"]
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished request. `token_ids` includes the end token, `text` does not; `logprobs` is per generated
+    token the natural-log probability of the likeliest tokens and the chosen one, None when not asked for.
+    """
+
+    prompt_tokens: int
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason
+    logprobs: list[dict[int, float]] | None
+
+
+class LLM:
+    """A model ready to generate.
+
+    model: a checkpoint folder, a Hugging Face id, or None for the small one in this package. numerics:
+    "checkpoint" (bf16, quantised as the checkpoint is meant to be served) or "exact" (fp32, nothing rounded);
+    index_keys "fp8" or "fp4" and kv_dtype "uint8" or "float8_e4m3fn" only matter to the former. At most
+    max_running requests run together, chunk_tokens tokens a step; num_pages logical pages of 256 tokens hold
+    their caches (None: as many as fit 2 GiB). A folder without tokenizer.json takes prompts as ids only and
+    gives empty text.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        progress: bool = True,
+        numerics: str = "checkpoint",
+        index_keys: str = "fp8",
+        max_running: int = 32,
+        chunk_tokens: int = 512,
+        num_pages: int | None = None,
+        kv_dtype: str = "uint8",
+        impl: str = "reference",
+        ablation: Ablation | str = Ablation.NONE,
+    ):
+        precision = Numerics.named(numerics, index_keys, kv_dtype)
+        checkpoint = open_checkpoint(resolve_model(model))
+        tokenizer = None
+        if (checkpoint.folder / "tokenizer.json").is_file():
+            tokenizer = Tokenizer.from_folder(checkpoint.folder)
+        loaded = load_model(checkpoint, precision, impl=impl, ablation=ablation, progress=progress)
+        self._folder, self._model, self._tokenizer = checkpoint.folder, loaded, tokenizer
+        self._pending: dict[Request, list[Delta]] = {}
+        eos_ids = tokenizer.eos_ids if tokenizer else frozenset([checkpoint.config.eos_token_id])
+        self.engine = Engine(
+            loaded,
+            tokenizer,
+            eos_ids,
+            max_running=max_running,
+            chunk_tokens=chunk_tokens,
+            num_pages=num_pages,
+        )
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._model.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer; ValueError when its folder has none."""
+        if self._tokenizer is None:
+            raise ValueError(
+                f"{self._folder}: no tokenizer.json; copy it there, or give prompts as token ids"
+            )
+        return self._tokenizer
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """(operation, implementation, why) of every operation."""
+        return self._model.describe()
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """Complete all prompts together; results in their order.
+
+        A str is encoded as it is, with the begin token in front unless it is there. `params` for all, or one
+        each. RequestError, naming the prompt, before anything runs.
+        """
+        if isinstance(prompts, str):
+            raise ValueError("prompts is a str, expected a list of prompts; write [prompt]")
+        each = (
+            [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
+        )
+        if len(each) != len(prompts):
+            raise ValueError(
+                f"{len(each)} sampling params for {len(prompts)} prompts, expected one, or one each"
+            )
+        requests: list[Request] = []
+        for number, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
+            try:
+                requests.append(self._request(prompt, own))
+            except RequestError as error:
+                raise RequestError(f"prompt {number}: {error}") from None
+        texts = {request: "" for request in requests}
+        try:
+            for request in requests:
+                self.engine.submit(request)
+            while any(request.finish_reason is None for request in requests):
+                for request, delta in self._step():
+                    if request in texts:
+                        texts[request] += delta.text
+        finally:
+            # an interrupt must not leave requests behind
+            for request in requests:
+                self.engine.abort(request)
+        return [_completion(request, texts[request]) for request in requests]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Deltas as they come, the last with its finish reason; closing the iterator aborts the request."""
+        request = self._request(prompt, params or SamplingParams())
+        return self._stream(request)
+
+    def logits(self, token_ids: Sequence[int], chunks: Sequence[int] | None = None) -> torch.Tensor:
+        """Teacher-forced fp32 logits [T, vocab] of one sequence, computed in chunks of the given sizes."""
+        return self.engine.logits(token_ids, chunks)
+
+    def _stream(self, request: Request) -> Iterator[Delta]:
+        self._pending[request] = []
+        self.engine.submit(request)
+        try:
+            while True:
+                queue = self._pending[request]
+                while queue:
+                    delta = queue.pop(0)
+                    yield delta
+                    if delta.finish_reason is not None:
+                        return
+                self._step()
+        finally:
+            del self._pending[request]
+            self.engine.abort(request)
+
+    def _step(self) -> list[tuple[Request, Delta]]:
+        """One engine step; deltas of open streams wait for their readers, whoever took the step."""
+        deltas = self.engine.step()
+        for request, delta in deltas:
+            if request in self._pending:
+                self._pending[request].append(delta)
+        return deltas
+
+    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"params is a {type(params).__name__}, expected SamplingParams")
+        return self.engine.make_request(self.encode(prompt) if isinstance(prompt, str) else prompt, params)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt, the begin token in front; RequestError for an empty one."""
+        if not text:
+            raise RequestError("the prompt is empty, expected some text")
+        ids = self.tokenizer.encode(text)
+        bos = self.tokenizer.bos_id
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
+def _completion(request: Request, text: str) -> Completion:
+    assert request.finish_reason is not None
+    return Completion(
+        prompt_tokens=len(request.prompt),
+        token_ids=list(request.output),
+        text=text,
+        finish_reason=request.finish_reason,
+        logprobs=list(request.logprobs) if request.params.logprobs else None,
+    )

@@ -1,0 +1,119 @@
+"""DeepSeek-V4: embedding to four residual streams, blocks, head. Source: the published reference inference
+code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from wellhead.model.batch import Batch
+from wellhead.model.config import ModelConfig
+from wellhead.model.layers import Block, Head
+from wellhead.model.layers_attention import Ablation
+from wellhead.model.mtp import MTP
+from wellhead.model.numerics import Numerics
+from wellhead.model.parameters import Named, load_parameters
+from wellhead.model.state import ModelState
+from wellhead.model.step import Frequencies, Step
+
+IMPLEMENTATIONS = ("reference",)
+OPS = (
+    "hyper_connection", "norm_quant", "linear", "rope", "kv_store", "compressor", "indexer", "topk",
+    "sparse_mla", "routing", "moe", "sampling",
+)  # fmt: skip
+
+
+class DeepseekV4:
+    """The model over weights by official name (`load_parameters`); it holds no request state.
+
+    `forward` reads and writes a `ModelState` allocated for the same config and numerics.
+    """
+
+    def __init__(
+        self,
+        named: Named,
+        config: ModelConfig,
+        numerics: Numerics,
+        *,
+        impl: str = "reference",
+        ablation: Ablation | str = Ablation.NONE,
+    ):
+        if impl not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"implementation {impl!r} does not exist, expected one of {', '.join(IMPLEMENTATIONS)}"
+            )
+        self.config, self.numerics, self.impl, self.ablation = config, numerics, impl, Ablation(ablation)
+        self._embedding = named["embed"]
+        self._blocks = [
+            Block(named, f"layers.{layer}.", layer, config.compress_ratios[layer], config, numerics)
+            for layer in range(config.num_hidden_layers)
+        ]
+        self._head = Head(named, "", config)
+        self._mtp = [
+            MTP(named, i, config, numerics)
+            for i in range(config.num_nextn_predict_layers)
+            if f"mtp.{i}.enorm" in named
+        ]
+        self._frequencies = Frequencies(config)
+        for block in self._blocks:
+            block.attn.ablation = self.ablation
+
+    @classmethod
+    def load(
+        cls,
+        tensors: Iterable[tuple[str, torch.Tensor]],
+        config: ModelConfig,
+        numerics: Numerics,
+        *,
+        with_mtp: bool = False,
+        impl: str = "reference",
+        ablation: Ablation | str = Ablation.NONE,
+    ) -> DeepseekV4:
+        """Build from a stream of checkpoint tensors."""
+        named = load_parameters(tensors, config, with_mtp=with_mtp)
+        return cls(named, config, numerics, impl=impl, ablation=ablation)
+
+    def allocate(self, num_pages: int, num_slots: int) -> ModelState:
+        """Caches for this model, MTP's included when it was loaded."""
+        return ModelState.allocate(self.config, self.numerics, num_pages, num_slots, with_mtp=bool(self._mtp))
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, state: ModelState) -> torch.Tensor:
+        """Run the batch's tokens, updating `state`; streams [T, n, d] behind the last block."""
+        step = self._step(batch)
+        streams = self._embed(batch.token_ids).unsqueeze(1).repeat(1, self.config.hc_mult, 1)
+        for block, layer_state in zip(self._blocks, state.layers, strict=True):
+            streams = block.forward(streams, step, layer_state)
+        return streams
+
+    @torch.inference_mode()
+    def logits(self, streams: torch.Tensor) -> torch.Tensor:
+        """fp32 [N, vocab] of streams [N, n, d]."""
+        return self._head.forward(streams)
+
+    @torch.inference_mode()
+    def mtp_logits(
+        self, streams: torch.Tensor, next_token_ids: torch.Tensor, batch: Batch, state: ModelState
+    ) -> torch.Tensor:
+        """fp32 [N, vocab] at `batch.logits_at`: the guess for p+2 from streams [T, n, d] at p and the ids [T]
+        at p+1.
+
+        `batch` is the one that gave `streams`. Writes the MTP module's own window pool.
+        """
+        if not self._mtp:
+            raise ValueError("the MTP module is not loaded; load the model with with_mtp=True")
+        module = self._mtp[0]
+        out = module.forward(streams, self._embed(next_token_ids), self._step(batch), state.mtp[0])
+        return module.logits(out[batch.logits_at])
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """(operation, implementation, why) of every operation this model runs."""
+        return [(op, self.impl, "the only implementation so far") for op in OPS]
+
+    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        return self._embedding[token_ids].to(self.numerics.dtype)
+
+    def _step(self, batch: Batch) -> Step:
+        return Step(batch, self._frequencies, self.config.sliding_window)

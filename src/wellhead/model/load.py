@@ -1,0 +1,55 @@
+"""From a checked checkpoint to a model that an engine can run, whichever architecture it is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from wellhead.model.batch import Batch
+from wellhead.model.checkpoint import Checkpoint
+from wellhead.model.config import ModelConfig
+from wellhead.model.deepseek_v4 import DeepseekV4
+from wellhead.model.layers_attention import Ablation
+from wellhead.model.numerics import Numerics
+from wellhead.model.state import ModelState
+from wellhead.model.weights import iter_tensors
+
+
+class LanguageModel(Protocol):
+    """What the engine needs of a model; it holds no request state."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def numerics(self) -> Numerics: ...
+
+    def allocate(self, num_pages: int, num_slots: int) -> ModelState:
+        """Caches of `num_pages` logical pages and `num_slots` state slots."""
+
+    def forward(self, batch: Batch, state: ModelState) -> torch.Tensor:
+        """Compute a batch's tokens, updating `state`: the last layer's output, one row a token."""
+
+    def logits(self, streams: torch.Tensor) -> torch.Tensor:
+        """fp32 [N, vocab] of rows of `forward`'s result."""
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """(operation, implementation, why) of every operation."""
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    numerics: Numerics,
+    *,
+    with_mtp: bool = False,
+    impl: str = "reference",
+    ablation: Ablation | str = Ablation.NONE,
+    progress: bool = False,
+) -> LanguageModel:
+    """Read the weights, unpacked to fp32. MTP weights stay on disk unless asked for."""
+    names = [name for name in checkpoint.tensors if with_mtp or not name.startswith("mtp.")]
+    tensors = iter_tensors(checkpoint, names, progress=progress)
+    return DeepseekV4.load(
+        tensors, checkpoint.config, numerics, with_mtp=with_mtp, impl=impl, ablation=ablation
+    )

@@ -1,0 +1,80 @@
+"""The weights as the reference implementation holds them: official names, dequantised to fp32, experts
+stacked.
+
+E4M3 and FP4 values times power-of-two scales are exact in fp32 (and in bf16), so nothing is lost by unpacking
+once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TypeVar
+
+import torch
+
+from wellhead.formats import block_fp8, mxfp4
+from wellhead.model.config import ModelConfig
+
+Named = dict[str, torch.Tensor]
+Record = TypeVar("Record")
+
+_EXPERT = re.compile(r"(.*\.ffn\.experts)\.(\d+)\.(w[123])")
+
+
+def load_parameters(
+    tensors: Iterable[tuple[str, torch.Tensor]], config: ModelConfig, *, with_mtp: bool
+) -> Named:
+    """Checkpoint tensors (name, value), a weight and its scale in any order, to fp32 by name without
+    ".weight".
+
+    Experts e of a layer become one tensor `<layer>.ffn.experts.w1` [E, m, d] (w2 [E, d, m], w3 [E, m, d]).
+    `tid2eid` stays integer. `mtp.*` is dropped unless asked for. ValueError for a scale without its weight or
+    the reverse.
+    """
+    named: Named = {}
+    waiting: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in tensors:
+        if name.startswith("mtp.") and not (with_mtp and name.startswith(_mtp_prefixes(config))):
+            continue
+        base, _, kind = name.rpartition(".")
+        if kind == "scale" or (kind == "weight" and _is_packed(value)):
+            pair = waiting.setdefault(base, {})
+            pair[kind] = value
+            if len(pair) == 2:
+                _place(named, base, _dequantize(**waiting.pop(base)), config.n_routed_experts)
+        else:
+            plain = value if value.dtype == torch.int64 else value.float()
+            named[base if kind == "weight" else name] = plain
+    if waiting:
+        base, pair = next(iter(waiting.items()))
+        missing = "scale" if "weight" in pair else "weight"
+        raise ValueError(
+            f"tensor {base}.{missing} is missing ({len(waiting)} incomplete pairs); download it again"
+        )
+    return named
+
+
+def _mtp_prefixes(config: ModelConfig) -> tuple[str, ...]:
+    return tuple(f"mtp.{layer}." for layer in range(config.num_nextn_predict_layers))
+
+
+def _is_packed(value: torch.Tensor) -> bool:
+    return value.dtype in (torch.float8_e4m3fn, torch.int8, torch.uint8)
+
+
+def _dequantize(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    if weight.dtype == torch.float8_e4m3fn:
+        return block_fp8.dequantize_weight(weight, scale)
+    return mxfp4.dequantize(weight, scale)
+
+
+def _place(named: Named, base: str, value: torch.Tensor, experts: int) -> None:
+    match = _EXPERT.fullmatch(base)
+    if match is None:
+        named[base] = value
+        return
+    stacked = f"{match[1]}.{match[3]}"
+    if stacked not in named:
+        named[stacked] = torch.empty(experts, *value.shape)
+    named[stacked][int(match[2])] = value

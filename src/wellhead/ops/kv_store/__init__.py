@@ -1,0 +1,1 @@
+from wellhead.ops.kv_store import reference as reference

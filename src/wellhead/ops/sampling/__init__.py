@@ -1,0 +1,1 @@
+from wellhead.ops.sampling import reference as reference

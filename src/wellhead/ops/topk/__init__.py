@@ -1,0 +1,1 @@
+from wellhead.ops.topk import reference as reference
