@@ -90,7 +90,7 @@ def recall_row(rng: random.Random, length: int) -> list[Piece]:
         colon = ":" if form < 0.35 else ""
         pieces.append((BOS + (body if colon else body.replace(":", "")), -1))
         for key, value in rng.choices(chosen, k=length // 3):
-            pieces += [(f"{key}{colon}", -1), (f" {value}", family[key]), ("\n", -1)]
+            pieces += [(f"{key}{colon}", -1), (f" {value}\n", family[key])]
         return pieces
     for turn, (key, value) in enumerate(rng.choices(chosen, k=length // 6)):
         question = rng.choice(tasks.RECALL_CHAT).format(key)
