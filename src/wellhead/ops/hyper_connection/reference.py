@@ -28,7 +28,7 @@ def sinkhorn(logits: torch.Tensor, iterations: int, eps: float) -> torch.Tensor:
     """
     shape, n = logits.shape, logits.shape[-1]
     c = (torch.softmax(logits, -1) + eps).reshape(-1, n, n)
-    # a product with ones is a sum and its broadcast in one operation, which counts for 39 steps on 4 x 4 matrices
+    # a product with ones is a sum and its broadcast in one operation, which counts over 39 tiny steps
     ones, offset = c.new_ones(n, n).expand_as(c), c.new_full((1, n, n), eps)
     c = c / torch.baddbmm(offset, ones, c)
     for _ in range(iterations - 1):
