@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -92,25 +93,33 @@ def test_abort_waiting_and_running(llm: LLM) -> None:
     assert (running.finish_reason, waiting.finish_reason) == ("abort", "abort")
 
 
+def test_a_stream_aborted_from_outside_says_so(llm: LLM) -> None:
+    stream = llm.stream(prompt(20), GREEDY)
+    next(stream)
+    (request,) = llm._pending
+    llm.engine.abort(request)
+    assert [delta.finish_reason for delta in stream] == ["abort"]
+
+
 def test_end_token_and_stop_string(llm: LLM) -> None:
-    sampled = SamplingParams(max_tokens=60, temperature=1.0, seed=8, ignore_eos=True)
+    sampled = SamplingParams(max_tokens=30, temperature=1.0, seed=8, ignore_eos=True)
     (free,) = llm.generate(["text"], sampled)
     stop = next(
-        free.text[i : i + 2] for i in range(10, 60) if "\N{REPLACEMENT CHARACTER}" not in free.text[i : i + 2]
+        free.text[i : i + 2] for i in range(5, 25) if "\N{REPLACEMENT CHARACTER}" not in free.text[i : i + 2]
     )
-    (stopped,) = llm.generate(["text"], SamplingParams(60, 1.0, seed=8, ignore_eos=True, stop=stop))
+    (stopped,) = llm.generate(["text"], SamplingParams(30, 1.0, seed=8, ignore_eos=True, stop=stop))
     assert stopped.finish_reason == "stop"
     assert stopped.text == free.text[: free.text.index(stop)]
     assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
     assert "".join(
-        d.text for d in llm.stream("text", SamplingParams(60, 1.0, seed=8, stop=(stop,), ignore_eos=True))
+        d.text for d in llm.stream("text", SamplingParams(30, 1.0, seed=8, stop=(stop,), ignore_eos=True))
     ) == (stopped.text)
 
     end = free.token_ids[12]
     engine, own = llm.engine, llm.engine._eos_ids
     engine._eos_ids = frozenset([end])
     try:
-        (ended,) = llm.generate(["text"], SamplingParams(60, 1.0, seed=8))
+        (ended,) = llm.generate(["text"], SamplingParams(30, 1.0, seed=8))
         assert (
             ended.finish_reason == "stop"
             and ended.token_ids == free.token_ids[: free.token_ids.index(end) + 1]
@@ -183,11 +192,12 @@ def test_misuse_is_refused(llm: LLM, folder: Path) -> None:
 def test_context_end_and_missing_tokenizer(folder: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
-    for file in folder.iterdir():
-        if not file.name.startswith("tokenizer"):
-            (bare / file.name).symlink_to(file)
+    for file in folder.glob("*.safetensors*"):
+        (bare / file.name).symlink_to(file)
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 300}
+    (bare / "config.json").write_text(json.dumps(config))
     llm = LLM(bare, progress=False, numerics="exact", chunk_tokens=2048)
-    (done,) = llm.generate([prompt(2045)], SamplingParams(max_tokens=50, ignore_eos=True))
+    (done,) = llm.generate([prompt(297)], SamplingParams(max_tokens=50, ignore_eos=True))
     assert (len(done.token_ids), done.finish_reason, done.text) == (3, "length", "")
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         llm.generate(["text"])

@@ -73,7 +73,7 @@ def test_chunks_of_any_size_and_single_tokens_equal_one_prefill(name: str, whole
 
 
 def test_token_by_token_from_the_start_equals_prefill() -> None:
-    net, ids = model("exact"), IDS[:140]
+    net, ids = model("exact"), IDS[:132]
     assert_same("exact", run(net, ids, [1] * len(ids)), run(net, ids, [len(ids)]))
 
 

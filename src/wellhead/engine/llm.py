@@ -153,6 +153,9 @@ class LLM:
                     yield delta
                     if delta.finish_reason is not None:
                         return
+                if request.finish_reason is not None:  # aborted from outside
+                    yield Delta("", [], request.finish_reason)
+                    return
                 self._step()
         finally:
             del self._pending[request]

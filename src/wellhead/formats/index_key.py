@@ -64,6 +64,8 @@ def read_fp4(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
 
 
 def _placed(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    if kept.all():
+        return values.view(*kept.shape, DIM)
     keys = torch.zeros(*kept.shape, DIM, device=values.device)
     keys[kept] = values
     return keys

@@ -68,6 +68,8 @@ def read(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     data, tail, kept = LAYOUT.gather(cache, slots)
     nope = block_fp8.dequantize_rows(data[:, :NOPE_DIM].contiguous(), tail[:, :_SCALES]).to(torch.bfloat16)
     rope = data[:, NOPE_DIM:].contiguous().view(torch.bfloat16)
+    if kept.all():
+        return torch.cat((nope, rope), dim=1).view(*slots.shape, DIM)
     records = torch.zeros(*slots.shape, DIM, dtype=torch.bfloat16, device=cache.device)
     records[kept] = torch.cat((nope, rope), dim=1)
     return records

@@ -36,6 +36,8 @@ class Compressor:
         """x [T, d] -> [E, D] in x's dtype; `state` keeps what later blocks need."""
         kv, score = compressor.project(x, self._wkv, self._wgate, self._ape, step.batch.positions)
         pooled = compressor.advance(state, kv, score, blocks).to(x.dtype)
+        if not pooled.shape[0]:
+            return pooled
         return rope.rotate(norm_quant.rms_norm(pooled, self._norm, self._eps), *rotation)
 
 
@@ -89,4 +91,4 @@ class Indexer:
 
     def _spread(self, x: torch.Tensor) -> torch.Tensor:
         # the rotation is orthogonal: without quantisation it changes nothing
-        return indexer.rotate(x) if self._numerics.quantize else x
+        return indexer.rotate(x) if self._numerics.quantize and x.numel() else x

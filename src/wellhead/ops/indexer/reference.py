@@ -49,6 +49,8 @@ def write_keys(cache: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor) -> 
     """Store keys [N, D] at distinct slots [N] (-1 skipped) in the cache's own format: plain rows, FP8 or FP4
     pages.
     """
+    if not slots.numel():
+        return
     if kv_store.is_plain(cache):
         kv_store.write(cache, slots, keys)
     elif _layout(cache) is index_key.FP8:

@@ -32,6 +32,8 @@ def write(cache: torch.Tensor, slots: torch.Tensor, records: torch.Tensor) -> No
     """Store records [N, D] at distinct slots [N]; slot -1 is skipped. A packed cache rounds to bf16, then to
     E4M3.
     """
+    if not slots.numel():
+        return
     if is_plain(cache):
         kept = slots >= 0
         cache.view(-1, cache.shape[-1])[slots[kept]] = records[kept].to(cache.dtype)

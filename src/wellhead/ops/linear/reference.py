@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from wellhead.formats import block_fp8
 
-ROW_TILE = 8
+LOOP_TILE = 8  # rows: with 4 or more columns, whole vectors of every instruction set
+GEMM_TILE = 4
 
 
 def round_input(x: torch.Tensor) -> torch.Tensor:
@@ -20,20 +21,22 @@ def round_input(x: torch.Tensor) -> torch.Tensor:
     return block_fp8.round_rows(x, block_fp8.BLOCK)
 
 
-def pad_rows(x: torch.Tensor) -> torch.Tensor:
-    """x [..., R, K] with zero rows appended up to a multiple of `ROW_TILE`.
+def pad_rows(x: torch.Tensor, tile: int = LOOP_TILE) -> torch.Tensor:
+    """x [..., R, K] with rows appended up to a multiple of `tile`.
 
     A BLAS sums a row in another order when it falls outside a full register tile (a single row: a
     matrix-vector routine), and an elementwise exp differs between the vector body of a loop and its scalar
     tail. In whole tiles a token gets the same bits in a prefill, in a decode step and in any batch.
     """
-    missing = -x.shape[-2] % ROW_TILE
+    missing = -x.shape[-2] % tile
+    if missing == tile - 1 and x.dim() == 2 and x.shape[0] == 1:
+        return x.expand(tile, -1)  # one token: any rows will do, and these cost nothing
     return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """fp32 x W^T in whole row tiles: x [..., R, K], weight [..., O, K] with the same leading dimensions."""
-    return (pad_rows(x.float()) @ weight.float().mT)[..., : x.shape[-2], :]
+    return (pad_rows(x.float(), GEMM_TILE) @ weight.float().mT)[..., : x.shape[-2], :]
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,8 @@ def expert(
 def _hidden(
     a: torch.Tensor, w1: torch.Tensor, w3: torch.Tensor, limit: float, row_weight: torch.Tensor | None
 ) -> torch.Tensor:
-    h = swiglu(product(a, w1).to(a.dtype), product(a, w3).to(a.dtype), limit)
+    wide = a.float()
+    h = swiglu(product(wide, w1).to(a.dtype), product(wide, w3).to(a.dtype), limit)
     if row_weight is not None:
         h = h * row_weight.unsqueeze(-1)
     return h.to(a.dtype)

@@ -115,6 +115,9 @@ def _gather(caches: Sequence[torch.Tensor], chosen: Sequence[torch.Tensor]) -> t
     once.
     """
     tables, places, known = [], [], 0
+    if chosen[0].shape[0] == 1:
+        records = [kv_store.read(cache, slots) for cache, slots in zip(caches, chosen, strict=True)]
+        return torch.cat(records, 1).float()
     for cache, slots in zip(caches, chosen, strict=True):
         unique, place = slots.unique(return_inverse=True)
         tables.append(kv_store.read(cache, unique).float())
