@@ -262,8 +262,8 @@ def test_speeds_are_those_of_prefill_and_decode(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_path_names_the_ops_where_they_differ() -> None:
-    assert path_taken(FakeLLM(str, paths=[("a", "cpu"), ("b", "cpu")])) == "cpu"  # type: ignore[arg-type]
-    mixed = [("a", "cpu"), ("b", "triton"), ("c", "cpu")]
+    assert path_taken(FakeLLM(str, paths=[("a", "cpu", "x"), ("b", "cpu", "y")])) == "cpu"  # type: ignore[arg-type]
+    mixed = [("a", "cpu", ""), ("b", "triton", ""), ("c", "cpu", "")]
     assert path_taken(FakeLLM(str, paths=mixed)) == "cpu (a, c); triton (b)"  # type: ignore[arg-type]
 
 
