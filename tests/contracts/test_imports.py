@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "integrations": {"formats", "ops", "model"},
     "data": set(),
     "environment": set(),
-    "__init__": {"engine"},
+    "__init__": {"engine", "environment"},
     "__main__": {"cli"},
 }
 MODEL_NAME = "deepseek"
