@@ -1,0 +1,86 @@
+"""Number formats inside kernels: the device halves of `wellhead.formats`, one helper a conversion.
+
+`NATIVE` is true on a GPU. Triton's interpreter has no inline PTX, and its cast to E4M3 drops the carry of a mantissa
+that rounds up to the next power of two (31.5 becomes 16) and its cast to bf16 truncates, so there the same values come
+from integer arithmetic.
+"""
+
+import triton
+import triton.language as tl
+
+# four bytes at a time: low codes to the first result, high codes to the second
+_WIDEN = tl.constexpr("""{ .reg .b32 t, u, v, w;
+shl.b32 t, $2, 4; and.b32 t, t, 0x80808080; shl.b32 u, $2, 2; and.b32 u, u, 0x1C1C1C1C; or.b32 $0, t, u;
+and.b32 v, $2, 0x80808080; shr.b32 w, $2, 2; and.b32 w, w, 0x1C1C1C1C; or.b32 $1, v, w; }""")
+
+
+@triton.jit
+def widen_e2m1(packed, NATIVE: tl.constexpr):
+    """uint8 holding two E2M1 codes seem -> E4M3 (low nibbles, high nibbles), byte s00eem00 = value / 64 exactly."""
+    if NATIVE:
+        low, high = tl.inline_asm_elementwise(
+            _WIDEN, "=r,=r,r", [packed], dtype=(tl.uint8, tl.uint8), is_pure=True, pack=4
+        )
+    else:
+        low = ((packed & 8) << 4) | ((packed & 7) << 2)
+        high = (packed & 0x80) | ((packed >> 2) & 0x1C)
+    return low.to(tl.float8e4nv, bitcast=True), high.to(tl.float8e4nv, bitcast=True)
+
+
+@triton.jit
+def power_of_two(byte):
+    """fp32 2^(byte - 127) of UE8M0 bytes; byte 0 gives 0."""
+    return (byte.to(tl.int32) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def scale_exponent(amax):
+    """int32 UE8M0 byte of 2^ceil(log2(max(amax, 1e-4) / 448)), off the bit pattern as `formats.block_fp8` does."""
+    bits = (tl.maximum(amax, 1e-4) * (1.0 / 448.0)).to(tl.int32, bitcast=True)
+    return (bits >> 23) + ((bits & 0x7FFFFF) != 0).to(tl.int32)
+
+
+@triton.jit
+def to_e4m3(x, NATIVE: tl.constexpr):
+    """E4M3 of fp32 |x| <= 448, nearest even."""
+    if NATIVE:
+        codes = x.to(tl.float8e4nv)
+    else:
+        bits = x.to(tl.int32, bitcast=True)
+        magnitude = bits & 0x7FFFFFFF
+        normal = (magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20  # exponent and three mantissa bits, rounded
+        tiny = (magnitude.to(tl.float32, bitcast=True) + 16384.0).to(tl.int32, bitcast=True) & 0xFF  # units of 2^-9
+        byte = tl.where(magnitude >= 0x3C800000, normal - (120 << 3), tiny)
+        codes = (((bits >> 24) & 0x80) | byte).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
+    return codes
+
+
+@triton.jit
+def to_bf16(x, NATIVE: tl.constexpr):
+    """bf16 of finite fp32, nearest even."""
+    if NATIVE:
+        rounded = x.to(tl.bfloat16)
+    else:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        rounded = bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
+    return rounded
+
+
+@triton.jit
+def dot_bf16(a, b, acc, NATIVE: tl.constexpr):
+    """acc + a b of bf16 operands, fp32 sums; the interpreter would multiply the bit patterns."""
+    if NATIVE:
+        product = tl.dot(a, b, acc)
+    else:
+        product = tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+    return product
+
+
+@triton.jit
+def round_rows(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr, NATIVE: tl.constexpr):
+    """fp32 [ROWS, COLUMNS] -> (E4M3, fp32 scale [ROWS, COLUMNS / 128]): the rounding of activations."""
+    grouped = tl.reshape(x, (ROWS, COLUMNS // 128, 128))
+    exponent = scale_exponent(tl.max(tl.abs(grouped), axis=2))
+    codes = to_e4m3(grouped * power_of_two(254 - exponent)[:, :, None], NATIVE)
+    return tl.reshape(codes, (ROWS, COLUMNS)), power_of_two(exponent)

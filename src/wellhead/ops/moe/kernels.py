@@ -1,0 +1,108 @@
+"""MXFP4 experts for few tokens: two launches that stream each chosen expert's weights once (README: derivation).
+
+KC inputs of a weight row meet a block-diagonal matrix: column (g, b) holds the 32 activations of block b of token g and
+zero elsewhere, so one FP8 product keeps the KC / 32 blocks of a row apart and the MXFP4 scales are applied once per
+block, after the sum. E2M1 widens to E4M3 in registers: code seem -> byte s00eem00 is exactly value * 2^-6.
+"""
+
+import triton
+import triton.language as tl
+
+from wellhead.ops.device_formats import power_of_two, round_rows, to_bf16, widen_e2m1
+
+@triton.jit
+def _block_diagonal(half, G: tl.constexpr, KC: tl.constexpr):
+    """E4M3 [G, KC/2] (even or odd inputs) -> [KC/2, G KC/32], block b of token g in column g KC/32 + b."""
+    row = tl.arange(0, KC // 2)[:, None, None] // 16
+    column = tl.arange(0, KC // 32)[None, None, :]
+    spread = tl.where(row == column, tl.trans(half.to(tl.uint8, bitcast=True))[:, :, None], 0)
+    return tl.reshape(spread, (KC // 2, G * (KC // 32))).to(tl.float8e4nv, bitcast=True)
+
+
+@triton.jit
+def _accumulate(
+    acc, packed, scale, codes, act_scale, R: tl.constexpr, G: tl.constexpr, KC: tl.constexpr, NATIVE: tl.constexpr
+):
+    """acc fp32 [R, G, B] += (W x) per block, B = KC/32: packed [R, KC/2], scale [R, B], codes [G, KC], act_scale [G, B]."""
+    low, high = widen_e2m1(packed, NATIVE)
+    even, odd = tl.split(tl.reshape(codes.to(tl.uint8, bitcast=True), (G, KC // 2, 2)))
+    even, odd = even.to(tl.float8e4nv, bitcast=True), odd.to(tl.float8e4nv, bitcast=True)
+    product = tl.dot(low, _block_diagonal(even, G, KC))
+    product = tl.dot(high, _block_diagonal(odd, G, KC), product)
+    product = tl.reshape(product, (R, G, KC // 32))
+    return acc + product * (power_of_two(scale) * 64.0)[:, None, :] * act_scale[None, :, :]
+
+
+@triton.jit
+def gate_up_kernel(
+    x, x_scale, w13, s13, group_expert, group_slots, slot_weight, h,
+    D, M_INTER, TOP_K, limit,
+    G: tl.constexpr, BN: tl.constexpr, KC: tl.constexpr, NATIVE: tl.constexpr,
+):  # fmt: skip
+    """h[slot] = bf16(weight * silu(min(gate, limit)) * clamp(up)): one program per (group, BN hidden channels).
+
+    x E4M3 [T, D], x_scale u8 [T, D/128]; w13 u8 [E, 2m, D/2] and s13 u8 [E, 2m, D/32], rows gate_i, up_i in turn;
+    group_expert i32 [groups] (-1: empty group), group_slots i32 [groups, G] (slot = token * TOP_K + place, -1 none).
+    """
+    R: tl.constexpr = 2 * BN
+    group = tl.program_id(0)
+    expert = tl.load(group_expert + group)
+    if expert < 0:
+        return
+    slots = tl.load(group_slots + group * G + tl.arange(0, G))
+    used = slots >= 0
+    token = (tl.maximum(slots, 0) // TOP_K).to(tl.int64)
+    rows = expert.to(tl.int64) * (2 * M_INTER) + tl.program_id(1) * R + tl.arange(0, R)
+    byte, block, k = tl.arange(0, KC // 2), tl.arange(0, KC // 32), tl.arange(0, KC)
+    acc = tl.zeros((R, G, KC // 32), dtype=tl.float32)
+    for at in range(0, D, KC):
+        packed = tl.load(w13 + rows[:, None] * (D // 2) + (at // 2 + byte)[None, :])
+        scale = tl.load(s13 + rows[:, None] * (D // 32) + (at // 32 + block)[None, :])
+        codes = tl.load(x + token[:, None] * D + (at + k)[None, :], mask=used[:, None], other=0)
+        act = tl.load(
+            x_scale + token[:, None] * (D // 128) + (at // 128 + block // 4)[None, :],
+            mask=used[:, None], other=0,
+        )  # fmt: skip
+        codes = codes.to(tl.float8e4nv, bitcast=True)
+        acc = _accumulate(acc, packed, scale, codes, power_of_two(act), R, G, KC, NATIVE)
+    both = to_bf16(tl.reshape(tl.trans(tl.sum(acc, axis=2)), (G, BN, 2)), NATIVE).to(tl.float32)
+    gate, up = tl.split(both)
+    gate = tl.minimum(gate, limit)
+    hidden = gate / (1.0 + tl.exp(-gate)) * tl.minimum(tl.maximum(up, -limit), limit)
+    hidden = hidden * tl.load(slot_weight + slots, mask=used, other=0.0)[:, None]
+    channel = tl.program_id(1) * BN + tl.arange(0, BN)
+    place = tl.maximum(slots, 0).to(tl.int64)[:, None] * M_INTER + channel[None, :]
+    tl.store(h + place, to_bf16(hidden, NATIVE), mask=used[:, None])
+
+
+@triton.jit
+def down_kernel(
+    h, w2, s2, group_expert, group_slots, y,
+    D, M_INTER,
+    G: tl.constexpr, R: tl.constexpr, KC: tl.constexpr, NATIVE: tl.constexpr,
+):  # fmt: skip
+    """y[slot] = bf16(w2 round(h[slot])): one program per (group, R output channels).
+
+    h bf16 [slots, m] as `gate_up_kernel` wrote it; w2 u8 [E, D, m/2], s2 u8 [E, D, m/32]; y bf16 [slots, D]. Rows of
+    slots that no group lists are not written.
+    """
+    group = tl.program_id(0)
+    expert = tl.load(group_expert + group)
+    if expert < 0:
+        return
+    slots = tl.load(group_slots + group * G + tl.arange(0, G))
+    used = slots >= 0
+    slot = tl.maximum(slots, 0).to(tl.int64)
+    rows = expert.to(tl.int64) * D + tl.program_id(1) * R + tl.arange(0, R)
+    byte, block, k = tl.arange(0, KC // 2), tl.arange(0, KC // 32), tl.arange(0, KC)
+    acc = tl.zeros((R, G, KC // 32), dtype=tl.float32)
+    for at in range(0, M_INTER, KC):
+        packed = tl.load(w2 + rows[:, None] * (M_INTER // 2) + (at // 2 + byte)[None, :])
+        scale = tl.load(s2 + rows[:, None] * (M_INTER // 32) + (at // 32 + block)[None, :])
+        values = tl.load(h + slot[:, None] * M_INTER + (at + k)[None, :], mask=used[:, None], other=0.0)
+        codes, act = round_rows(values.to(tl.float32), G, KC, NATIVE)
+        act = tl.reshape(tl.broadcast_to(act[:, :, None], (G, KC // 128, 4)), (G, KC // 32))
+        acc = _accumulate(acc, packed, scale, codes, act, R, G, KC, NATIVE)
+    out = to_bf16(tl.trans(tl.sum(acc, axis=2)), NATIVE)
+    channel = tl.program_id(1) * R + tl.arange(0, R)
+    tl.store(y + slot[:, None] * D + channel[None, :], out, mask=used[:, None])
