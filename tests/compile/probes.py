@@ -60,5 +60,3 @@ def build_block_scaled() -> KernelBuild:
 def build_polynomial() -> KernelBuild:
     kinds = {"x_ptr": "*fp32", "y_ptr": "*fp32", "BLOCK": "constexpr"}
     return KernelBuild("polynomial", JITFunction(polynomial), kinds, {"BLOCK": 1024})
-
-

@@ -9,7 +9,6 @@ import pytest
 pytest.importorskip("triton")
 
 from compile import probes
-
 from wellhead.dispatch import crosscompile
 from wellhead.dispatch.crosscompile import compile_for
 
@@ -69,4 +68,7 @@ def test_claims_may_differ_by_minor_version() -> None:
 
 def test_instructions_behind_a_predicate_are_read_too() -> None:
     ptx = "\t@%p1 wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {};\n\tmma.sync.x {};\n\t// mma.sync.y\n"
-    assert crosscompile.tensor_core_instructions(ptx) == ("mma.sync.x", "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16")
+    assert crosscompile.tensor_core_instructions(ptx) == (
+        "mma.sync.x",
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16",
+    )

@@ -128,7 +128,9 @@ def resources(cubin: bytes) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        said = subprocess.run([tool("cuobjdump"), "-res-usage", path], capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(
+            [tool("cuobjdump"), "-res-usage", path], capture_output=True, text=True, check=True
+        ).stdout
     found = _USAGE.findall(said)
     if len(found) != 1:
         raise ValueError(f"expected one kernel in the cubin, cuobjdump reports {len(found)}:\n{said}")
