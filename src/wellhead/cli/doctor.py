@@ -116,7 +116,9 @@ def _specs(problems: list[str]) -> list[OpSpec]:
     for op in registry.OPS:
         try:
             found.append(registry.spec(op))
-        except Exception as error:  # one broken op, or a broken torch under all of them, must not hide the rest
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a broken torch under an op may even exit; the rest must still be shown
             problems.append(f"op {op!r}: its SPEC cannot be read: {type(error).__name__}: {error}")
     return found
 
