@@ -49,8 +49,8 @@ def digit_of(histogram, wanted):
 def settle(counts_ptr, prefix_ptr, wanted_ptr, above_ptr, row, split, k, PASS: tl.constexpr, SPLITS: tl.constexpr):
     """What pass PASS - 1 decided: (key prefix, entries still wanted among those with this prefix).
 
-    Each program finds it again from the histograms; split 0 writes it down for the pass after this one, and each
-    split writes how many entries of its own part the digit put above the threshold.
+    Each program finds it again from the histograms; split 0 writes it down for the pass after this one, with the
+    number of entries of every split that the digit put above the threshold.
     """
     bins, splits = tl.arange(0, 256), tl.arange(0, SPLITS)
     histograms = tl.load(counts_ptr + (row * SPLITS + splits[:, None]) * 256 + bins[None, :])
