@@ -6,11 +6,6 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from wellhead.cli import options
 from wellhead.cli.measured import Answer, path_taken, speed, stream_answer
 
@@ -47,6 +42,11 @@ def questions() -> list[tuple[str, Question]]:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     from wellhead.engine.sampling_params import SamplingParams
     from wellhead.evals.task import as_prompt, first_line, matches_first_line
 

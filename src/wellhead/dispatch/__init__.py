@@ -1,0 +1,1 @@
+"""Which implementation of an op runs, and why that one."""

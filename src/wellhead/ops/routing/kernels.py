@@ -1,0 +1,163 @@
+"""Routing: affinities and the choice of experts in one launch, and the lists of tokens that each expert gets.
+
+The last program to finish a block of tokens makes their choice. Which one that is does not matter: it reads what
+all of them wrote, in a fixed order.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from wellhead.ops.bf16_dot import bf16_dot
+from wellhead.ops.topk.kernels import ordered_key
+
+SUM_FLOOR = tl.constexpr(1e-20)
+
+
+@triton.jit
+def affinity(z):
+    """sqrt(softplus(z)) in fp32, log1p by its area-tangent series so that small affinities keep their digits."""
+    t = tl.exp(-tl.abs(z))
+    r = t / (2 + t)
+    q = r * r
+    series = 1 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13 + q / 15))))))
+    return tl.sqrt(tl.maximum(z, 0.0) + 2 * r * series)
+
+
+@triton.jit
+def store_choice(ids_ptr, weights_ptr, t, live, ids, chosen, scale, K: tl.constexpr, K_PAD: tl.constexpr):
+    """w = s / (sum s + 1e-20) * scale for the chosen affinities [tokens, K_PAD]; id -1 has none and no weight."""
+    rank = tl.arange(0, K_PAD)
+    chosen = tl.where(ids >= 0, chosen, 0.0)
+    weights = chosen / (tl.sum(chosen, 1) + SUM_FLOOR)[:, None] * scale
+    at = t[:, None].to(tl.int64) * K + rank[None, :]
+    keep = live[:, None] & (rank < K)[None, :]
+    tl.store(ids_ptr + at, ids, mask=keep)
+    tl.store(weights_ptr + at, weights, mask=keep)
+
+
+@triton.jit
+def choose_best(
+    scores_ptr, bias_ptr, ids_ptr, weights_ptr, t, live, scale,
+    E: tl.constexpr, E_PAD: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr,
+):  # fmt: skip
+    """The K best biased affinities of some tokens, best first, equal ones in order of expert; NaN is best."""
+    expert, rank = tl.arange(0, E_PAD), tl.arange(0, K_PAD)
+    row = scores_ptr + t[:, None].to(tl.int64) * E
+    mask = live[:, None] & (expert < E)[None, :]
+    score = tl.load(row + expert[None, :], mask=mask, other=0.0, cache_modifier=".cg")
+    bias = tl.load(bias_ptr + expert, mask=expert < E, other=0.0)
+    key = tl.where(mask, ordered_key(score + bias[None, :]), 0)  # no number has key 0
+    ids = tl.full([t.shape[0], K_PAD], -1, tl.int32)
+    for j in tl.static_range(K):
+        best = tl.max(key, 1)
+        first = tl.min(tl.where(key == best[:, None], expert[None, :], E_PAD), 1)
+        ids = tl.where(rank[None, :] == j, first[:, None], ids)
+        key = tl.where(expert[None, :] == first[:, None], 0, key)
+    chosen = tl.load(row + ids, mask=live[:, None] & (ids >= 0), other=0.0, cache_modifier=".cg")
+    store_choice(ids_ptr, weights_ptr, t, live, ids, chosen, scale, K, K_PAD)
+
+
+@triton.jit
+def route(
+    x_ptr, x_stride, gate_ptr, bias_ptr, scores_ptr, arrived_ptr, ids_ptr, weights_ptr, tokens, scale,
+    D: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, CHOOSE_T: tl.constexpr,
+):  # fmt: skip
+    """scores [T, E] = affinity(x gate^T), then ids and weights [T, K] by the top K of scores + bias.
+
+    x bf16 [T, D], gate bf16 [E, D] contiguous, products summed in fp32. arrived int32 [blocks of tokens] is zero
+    before and after. Grid (blocks of experts, blocks of tokens).
+    """
+    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
+    d = tl.arange(0, BLOCK_D)
+    x_row = x_ptr + t[:, None].to(tl.int64) * x_stride
+    gate_row = gate_ptr + e[None, :].to(tl.int64) * D
+    z = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
+    for first in range(0, D, BLOCK_D):
+        x = tl.load(x_row + (first + d)[None, :], mask=(t < tokens)[:, None], other=0.0)
+        gate = tl.load(gate_row + (first + d)[:, None], mask=(e < E)[None, :], other=0.0)
+        z = bf16_dot(x, gate, z)
+    mask = (t < tokens)[:, None] & (e < E)[None, :]
+    tl.store(scores_ptr + t[:, None].to(tl.int64) * E + e[None, :], affinity(z), mask=mask)
+
+    tl.debug_barrier()  # every thread's scores are written before one thread says so
+    before = tl.atomic_add(arrived_ptr + tl.program_id(1), 1, sem="acq_rel")
+    if before == tl.num_programs(0) - 1:
+        tl.store(arrived_ptr + tl.program_id(1), 0)
+        for first in range(0, BLOCK_T, CHOOSE_T):
+            some = tl.program_id(1) * BLOCK_T + first + tl.arange(0, CHOOSE_T)
+            choose_best(
+                scores_ptr, bias_ptr, ids_ptr, weights_ptr, some, some < tokens, scale, E, E_PAD, K, K_PAD
+            )  # fmt: skip
+
+
+@triton.jit
+def route_by_token(
+    x_ptr, x_stride, gate_ptr, table_ptr, token_ptr, ids_ptr, weights_ptr, vocabulary, scale,
+    D: tl.constexpr, E: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """ids = table[token id]; only the affinities of those experts are computed. One program a token.
+
+    A token id outside [0, vocabulary), or an expert outside [0, E), is nobody: id -1, weight 0, nothing read.
+    """
+    t = tl.program_id(0).to(tl.int64)
+    rank, d = tl.arange(0, K_PAD), tl.arange(0, BLOCK_D)
+    token = tl.load(token_ptr + t).to(tl.int64)
+    known = (token >= 0) & (token < vocabulary)
+    ids = tl.load(table_ptr + token * K + rank, mask=known & (rank < K), other=-1).to(tl.int32)
+    real = (ids >= 0) & (ids < E)
+    ids = tl.where(real, ids, -1)
+    gate_row = gate_ptr + ids[:, None].to(tl.int64) * D
+    z = tl.zeros([K_PAD, BLOCK_D], tl.float32)
+    for first in range(0, D, BLOCK_D):
+        x = tl.load(x_ptr + t * x_stride + first + d).to(tl.float32)
+        gate = tl.load(gate_row + (first + d)[None, :], mask=real[:, None], other=0.0).to(tl.float32)
+        z += x[None, :] * gate
+    chosen = affinity(tl.sum(z, 1))
+    one = tl.arange(0, 1)
+    store_choice(ids_ptr, weights_ptr, t + one, one == 0, ids[None, :], chosen[None, :], scale, K, K_PAD)
+
+
+@triton.jit
+def list_tokens(
+    ids_ptr, slots_ptr, counts_ptr, offsets_ptr, block_expert_ptr, numel, capacity, first_expert,
+    E: tl.constexpr, E_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """The positions in ids of one expert, in order, at its place among the experts' runs. Grid (E,).
+
+    Every program counts all experts for itself, so none waits for another and no atomic operation decides an order.
+    """
+    e = tl.program_id(0)
+    expert, lane = tl.arange(0, E_PAD), tl.arange(0, CHUNK)
+    counts = tl.zeros([E_PAD], tl.int32)
+    for first in range(0, numel, CHUNK):
+        ids = tl.load(ids_ptr + first + lane, mask=first + lane < numel, other=-1).to(tl.int32) - first_expert
+        counts += tl.histogram(ids, E_PAD, mask=(ids >= 0) & (ids < E))
+    padded = tl.cdiv(counts, BLOCK) * BLOCK
+    own = tl.sum(tl.where(expert == e, counts, 0), 0)
+    start = tl.sum(tl.where(expert < e, padded, 0), 0)
+    end = start + tl.cdiv(own, BLOCK) * BLOCK
+    total = tl.sum(padded, 0)
+    tl.store(counts_ptr + e, own)
+    tl.store(offsets_ptr + e, start)
+    if e == E - 1:
+        tl.store(offsets_ptr + E, total)
+
+    taken = start
+    for first in range(0, numel, CHUNK):
+        ids = tl.load(ids_ptr + first + lane, mask=first + lane < numel, other=-1).to(tl.int32) - first_expert
+        mine = ((ids == e) & (first + lane < numel)).to(tl.int32)
+        tl.store(slots_ptr + taken + tl.cumsum(mine, 0) - mine, first + lane, mask=mine == 1)
+        taken += tl.sum(mine, 0)
+    pad = tl.arange(0, BLOCK)
+    tl.store(slots_ptr + taken + pad, tl.full([BLOCK], -1, tl.int32), mask=taken + pad < end)
+    for at in range(start // BLOCK, end // BLOCK, BLOCK):
+        tl.store(block_expert_ptr + at + pad, tl.zeros([BLOCK], tl.int32) + e, mask=at + pad < end // BLOCK)
+    for at in range(total + e * CHUNK, capacity, E * CHUNK):
+        tl.store(slots_ptr + at + lane, tl.full([CHUNK], -1, tl.int32), mask=at + lane < capacity)
+    for at in range(total // BLOCK + e * CHUNK, capacity // BLOCK, E * CHUNK):
+        nobody = tl.full([CHUNK], -1, tl.int32)
+        tl.store(block_expert_ptr + at + lane, nobody, mask=at + lane < capacity // BLOCK)

@@ -1,0 +1,89 @@
+"""SPEC of routing."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
+
+SHAPES = ((4096, 256, 6), (7168, 384, 6))  # width, experts, top-k
+_MMA = {arch: "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" for arch in ("sm80", "sm89", "sm120", "sm121")}
+
+
+def builds() -> tuple[KernelBuild, ...]:
+    from wellhead.ops.routing.api import CHOOSE_T, CHUNK, power_of_two
+    from wellhead.ops.routing.configs import LARGE, SMALL
+    from wellhead.ops.routing.kernels import list_tokens, route, route_by_token
+
+    out = {"ids_ptr": "*i32", "weights_ptr": "*fp32"}
+    found = []
+    for width, experts, top_k in SHAPES:
+        shape = {"D": width, "E": experts, "K": top_k, "K_PAD": power_of_two(top_k)}
+        for name, c in (("few", SMALL), ("many", LARGE)):
+            given = {
+                **shape, "E_PAD": power_of_two(experts), "BLOCK_T": c.block_t, "BLOCK_E": c.block_e,
+                "BLOCK_D": c.block_d, "CHOOSE_T": CHOOSE_T,
+            }  # fmt: skip
+            signature = {
+                "x_ptr": "*bf16", "x_stride": "i32:16", "gate_ptr": "*bf16", "bias_ptr": "*fp32", "scores_ptr": "*fp32",
+                "arrived_ptr": "*i32", **out, "tokens": "i32", "scale": "fp32", **dict.fromkeys(given, "constexpr"),
+            }  # fmt: skip
+            title = f"route[d={width},experts={experts},{name}]"
+            found.append(KernelBuild(title, route, signature, given, c.num_warps, c.num_stages, _MMA))
+        given = {**shape, "BLOCK_D": 256}
+        signature = {
+            "x_ptr": "*bf16", "x_stride": "i32:16", "gate_ptr": "*bf16", "table_ptr": "*i32", "token_ptr": "*i64",
+            **out, "vocabulary": "i32", "scale": "fp32", **dict.fromkeys(given, "constexpr"),
+        }  # fmt: skip
+        found.append(KernelBuild(f"route_by_token[d={width},experts={experts}]", route_by_token, signature, given))
+        for block in (16, 64, 128):
+            given = {"E": experts, "E_PAD": power_of_two(experts), "BLOCK": block, "CHUNK": CHUNK}
+            lists = ("ids_ptr", "slots_ptr", "counts_ptr", "offsets_ptr", "block_expert_ptr")
+            sizes = ("numel", "capacity", "first_expert")
+            signature = {**dict.fromkeys(lists, "*i32"), **dict.fromkeys(sizes, "i32")}
+            signature.update(dict.fromkeys(given, "constexpr"))
+            found.append(KernelBuild(f"list_tokens[experts={experts},block={block}]", list_tokens, signature, given))
+    return tuple(found)
+
+
+def supports(sizes: Sizes) -> str | None:
+    from wellhead.ops.routing.api import supports as of
+
+    return of(sizes["tokens"], sizes["width"], sizes["experts"], sizes["top_k"])
+
+
+def make(tokens: int, width: int, experts: int, top_k: int, generator: Any, device: Any) -> dict[str, Any]:
+    """x, gate, bias, ids and weights of one case."""
+    import torch
+
+    return {
+        "x": torch.randn(tokens, width, generator=generator).bfloat16().to(device),
+        "gate": (torch.randn(experts, width, generator=generator) / width**0.5).bfloat16().to(device),
+        "bias": (torch.randn(experts, generator=generator) / 8).to(device),
+        "ids": torch.empty(tokens, top_k, dtype=torch.int32, device=device),
+        "weights": torch.empty(tokens, top_k, device=device),
+    }
+
+
+def case(tokens: int, width: int, experts: int, top_k: int) -> Case:
+    sizes = {"tokens": tokens, "width": width, "experts": experts, "top_k": top_k}
+    moved = 2 * width * (experts + tokens) + 4 * experts + 8 * tokens * top_k
+    return Case(
+        f"{tokens} tokens, d={width}, {top_k} of {experts}", sizes, partial(make, tokens, width, experts, top_k), moved,
+        2 * tokens * width * experts,
+    )  # fmt: skip
+
+
+SPEC = OpSpec(
+    name="routing",
+    summary="experts of each token, weights and token lists",
+    impls=(Impl("triton", needs=("kernels",), shared_bytes=65536, builds=builds, supports=supports), Impl(REFERENCE)),
+    cases=tuple(case(tokens, *shape) for shape in SHAPES for tokens in (1, 4, 16, 64, 256, 4096)),
+    error=ErrorBudget(
+        2e-5, 2e-6, "fp32 sums of d products in two orders; the choice is exact where affinities differ by more"
+    ),
+    batch_invariant=False,
+    batch_reason="a plan's tile, and with it the order of the sum over d on some cards, depends on its number of "
+    "tokens; within one plan a row does not depend on its neighbours. The lists are exact.",
+)

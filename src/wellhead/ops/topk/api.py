@@ -1,0 +1,92 @@
+"""Top-k as a plan: what may be allocated is allocated once, running it allocates nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from wellhead.ops.topk.configs import Config, choose_config
+
+PAGE = 64  # entries of one index page
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k best of each row's first lengths[row] logits, as cache slots in ascending order of entry, then -1.
+
+    Formula: entry c is chosen if fewer than min(k, length) entries beat it; c' beats c if logit(c') > logit(c), or
+    they are equal and c' < c. NaN counts as above +inf, -0 as equal to +0. The slot of entry c is
+    table[row, c // page] * page + c % page (-1 where that page is negative); with page 0 it is c itself.
+
+    run(logits fp32 [rows, columns], lengths int32 [rows], table int32 [rows, pages], out int64 or int32 [rows, k]):
+    rows may be strided, their entries not; lengths are clamped to [0, columns] and entries past them never matter,
+    whatever they hold. Exact: bits are a function of the row alone, not of its neighbours or of the card. Does not
+    allocate, synchronise or read a value of the device; five launches. out int32 needs slots below 2^31.
+    """
+
+    rows: int
+    columns: int
+    k: int
+    page: int
+    config: Config
+    counts: torch.Tensor  # int32 [2, rows, splits, 256]
+    state: torch.Tensor  # int32 [2, rows, 5]: key prefix and entries wanted, after each pass
+    above: torch.Tensor  # int32 [rows, 4, splits]
+
+    def run(self, logits: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor | None, out: torch.Tensor) -> None:
+        """Write `out`. ValueError if a tensor is not what was planned."""
+        from wellhead.ops.topk.kernels import launch
+
+        rows = logits.shape[0]
+        _expect("logits", logits, (rows, self.columns), (torch.float32,))
+        if rows > self.rows:
+            raise ValueError(f"logits has {rows} rows; the plan was made for at most {self.rows}")
+        _expect("lengths", lengths, (rows,), (torch.int32,))
+        _expect("out", out, (rows, self.k), (torch.int64, torch.int32))
+        if self.page:
+            if table is None:
+                raise ValueError(f"table is None; a plan with page={self.page} needs it, page=0 writes entries")
+            _expect("table", table, (rows, table.shape[-1]), (torch.int32,))
+            if table.shape[1] * self.page < self.columns:
+                raise ValueError(f"table has {table.shape[1]} pages of {self.page}; {self.columns} columns need more")
+        launch(
+            logits, lengths, table, out, self.counts, self.state[0], self.state[1], self.above,
+            k=self.k, page=self.page, splits=self.config.splits, block=self.config.block,
+            num_warps=self.config.num_warps,
+        )  # fmt: skip
+
+
+def supports(rows: int, columns: int, k: int, page: int = PAGE) -> str | None:
+    """None, or why these sizes cannot run."""
+    if rows < 0 or rows > 65535:
+        return f"rows={rows}: 0 to 65535 in one launch"
+    if not 1 <= columns < 2**31 - 2**16:
+        return f"columns={columns}: 1 to 2^31 - 2^16 - 1"
+    if not 1 <= k <= 1 << 20:
+        return f"k={k}: 1 to 1048576"
+    if page and page & (page - 1):
+        return f"page={page}: 0 (entries instead of slots) or a power of two"
+    return None
+
+
+def plan(rows: int, columns: int, k: int, *, page: int = PAGE, device: torch.device | str) -> TopK:
+    """Allocate for at most `rows` rows of `columns` logits: 2 KiB a row and split. ValueError names the limits."""
+    why = supports(rows, columns, k, page)
+    if why is not None:
+        raise ValueError(f"top-k cannot be planned: {why}")
+    config = choose_config(rows, columns)
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.int32, device=device)
+
+    counts, above = empty(2, rows, config.splits, 256), empty(rows, 4, config.splits)
+    return TopK(rows, columns, k, page, config, counts, empty(2, rows, 5), above)
+
+
+def _expect(name: str, value: torch.Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
+    if tuple(value.shape) != shape or value.dtype not in dtypes or (value.numel() and value.stride(-1) != 1):
+        raise ValueError(
+            f"{name} is {value.dtype} {tuple(value.shape)} with stride {value.stride()}; expected "
+            f"{' or '.join(map(str, dtypes))} {shape}, last stride 1"
+        )

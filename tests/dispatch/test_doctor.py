@@ -1,0 +1,198 @@
+"""The doctor: capability faked to 12.0 and 12.1, broken libraries, golden reasons, exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from wellhead.cli import doctor, main
+from wellhead.dispatch import capability, libraries
+from wellhead.dispatch.spec import REFERENCE
+from wellhead.ops import registry
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> object:
+    """A function that puts a card of that capability into torch.cuda."""
+    import torch
+
+    def put(number: tuple[int, int], shared: int | None = 101376) -> None:
+        properties = SimpleNamespace(name="Faked GPU")
+        if shared is not None:
+            properties.shared_memory_per_block_optin = shared
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: number)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *a: properties)
+
+    monkeypatch.setattr(libraries, "interpreter_on", lambda: False)
+    return put
+
+
+@pytest.mark.parametrize(("number", "arch"), [((12, 0), "sm120"), ((12, 1), "sm121")])
+def test_a_faked_card(card: object, number: tuple[int, int], arch: str) -> None:
+    card(number)  # type: ignore[operator]
+    report = doctor.examine()
+    assert report.card == f"Faked GPU ({arch})"
+    shared = report.features["shared_bytes"]
+    assert (shared.value, shared.evidence, shared.detail) == (101376, "queried", "101376 B")
+    assert report.features["kernels"].evidence == "queried"
+    assert not any(report.features[unit].present for unit in ("tcgen05", "wgmma", "cluster_shared", "pdl"))
+    simulated = doctor.examine(arch)
+    for name, feature in report.features.items():
+        assert feature.present == simulated.features[name].present, name
+    assert [c.op for c in report.choices] == list(registry.OPS) and report.problems == []
+    for choice in report.choices:
+        kernels = [impl.name for impl in registry.spec(choice.op).impls if impl.name != REFERENCE]
+        if kernels:
+            assert choice.impl in kernels and choice.reason.startswith(f"first that fits on Faked GPU ({arch})")
+        else:
+            assert (choice.impl, choice.reason) == (REFERENCE, "the op has no kernels yet")
+
+
+def test_fp8_on_both_numbers_by_triton_version() -> None:
+    def fp8(arch: str, triton: str) -> tuple[bool, bool]:
+        features = capability.features_of(capability.simulated(arch), triton)
+        return features["fp8_mma"].present, features["block_scaled_mma"].present
+
+    assert [fp8("sm120", version) for version in ("3.6.0", "3.7.1", "3.9.0")] == [(True, True)] * 3
+    assert [fp8("sm121", version) for version in ("3.6.0", "3.7.1", "3.9.0")] == [(False, False)] * 2 + [(True, True)]
+
+
+def test_a_driver_that_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    def fail() -> bool:
+        raise RuntimeError("driver too old")
+
+    monkeypatch.setattr(torch.cuda, "is_available", fail)
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "card     unknown: the driver does not answer" in out
+    assert "card: asking the driver raised RuntimeError: driver too old" in out
+
+
+def run(folder: Path, *arguments: str) -> tuple[int, dict[str, object], str]:
+    """The command in a fresh process that finds `folder`'s modules first."""
+    code = (
+        f"import sys; sys.path[:0] = [{str(folder)!r}, {str(SOURCE)!r}]\n"
+        f"from wellhead.cli import main; sys.exit(main({list(arguments)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    try:
+        return done.returncode, json.loads(done.stdout), done.stderr
+    except json.JSONDecodeError:
+        pytest.fail(f"status {done.returncode}, not JSON: {done.stdout!r} {done.stderr!r}")
+
+
+BROKEN = {
+    "AssertionError: no such arch": "raise AssertionError('no such arch')",
+    "SystemExit: 3": "import sys; sys.exit(3)",
+    "ModuleNotFoundError: No module named 'libnotthere'": "import libnotthere",
+    "OSError: libcuda.so.1: cannot open": "raise OSError('libcuda.so.1: cannot open\\nsecond line')",
+}
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_broken_libraries_do_not_take_it_down(tmp_path: Path, reason: str) -> None:
+    for name in ("torch", "triton", "rich", "numpy"):
+        (tmp_path / f"{name}.py").write_text(BROKEN[reason], encoding="utf-8")
+    status, report, _ = run(tmp_path, "doctor", "--json", "--simulate", "sm120")
+    assert status == 1 and report["healthy"] is False
+    problems = report["problems"]
+    assert isinstance(problems, list)
+    assert f"torch: broken: importing it raised {reason}" in problems
+    assert f"triton: broken: importing it raised {reason}" in problems
+    features = {f["name"]: f for f in report["features"]}  # type: ignore[attr-defined]
+    assert features["kernels"] == {
+        "name": "kernels",
+        "present": False,
+        "evidence": "queried",
+        "detail": "Triton is missing or broken",
+        "value": 0,
+    }
+
+
+def test_only_triton_broken_leaves_the_reference_healthy_or_says_which_op_is_not(tmp_path: Path) -> None:
+    (tmp_path / "triton.py").write_text("raise AssertionError('built for another torch')", encoding="utf-8")
+    status, report, _ = run(tmp_path, "doctor", "--json", "--simulate", "sm121")
+    assert status == 1
+    assert "triton: broken: importing it raised AssertionError: built for another torch" in report["problems"]  # type: ignore[operator]
+    ops = {o["op"]: o for o in report["ops"]}  # type: ignore[attr-defined]
+    assert set(ops) == set(registry.OPS)
+    for o in ops.values():
+        assert o["impl"] == REFERENCE
+        assert o["reason"] in ("the op has no kernels yet", "kernels cannot run: Triton is missing or broken")
+
+
+def test_probe_tells_missing_old_and_fitting(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert libraries.probe("no_such_library").problem == "not installed"
+    assert libraries.probe("torch").fits
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.5.1"))
+    assert libraries.probe("triton").problem == "3.5.1 is older than 3.6; upgrade it"
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.10.0+git1"))
+    assert libraries.probe("triton").fits
+
+
+def test_text_for_sm121(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(
+        libraries, "probe", lambda name: libraries.Library(name, "3.7.1" if name == "triton" else "2.13.0")
+    )
+    assert main(["doctor", "--simulate", "sm121"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "card     some sm121 card (sm121, simulated)" in lines
+    assert (
+        "  fp8_mma            no   compiled  lowered to mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32; "
+        "Triton 3.9 brings it (Triton 3.7, sm121)" in lines
+    )
+    assert "  shared_bytes       yes  assumed   101376 B, the documented limit of sm121" in lines
+    assert "  rope               reference  the op has no kernels yet" in lines
+    assert lines[-1] == "healthy"
+
+
+def test_a_broken_spec_is_named_and_the_others_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(op: str) -> object:
+        if op == "rope":
+            raise ImportError("half an edit")
+        return whole(op)
+
+    whole = registry.spec
+    monkeypatch.setattr(registry, "spec", broken)
+    report = doctor.examine("sm120")
+    assert "op 'rope': its SPEC cannot be read: ImportError: half an edit" in report.problems
+    assert [c.op for c in report.choices] == [op for op in registry.OPS if op != "rope"]
+
+
+def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--impl", "ropee=x"]) == 2
+    assert "no op 'ropee'; the nearest is rope" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor", "--simulate", "sm75"])
+    assert stopped.value.code == 2
+    with pytest.raises(SystemExit):
+        main(["doctor", "--help"])
+    assert "wellhead doctor --simulate sm120" in capsys.readouterr().out
+
+
+def test_one_file_reads_capability_numbers() -> None:
+    words = ("get_device_capability", "get_device_properties", "current_target", "get_arch_list")
+    readers = {
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        if any(word in path.read_text(encoding="utf-8") for word in words)
+    }
+    assert readers == {"wellhead/dispatch/capability.py"}
+
+
+def test_registry_lists_every_op_folder() -> None:
+    folders = {path.parent.name for path in (SOURCE / "wellhead" / "ops").glob("*/__init__.py")}
+    assert folders == set(registry.OPS)
+    with pytest.raises(ValueError, match="no op 'nope'"):
+        registry.spec("nope")
