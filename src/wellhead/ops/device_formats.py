@@ -1,12 +1,13 @@
 """Number formats inside kernels: the device halves of `wellhead.formats`, one helper a conversion.
 
-`NATIVE` is true on a GPU. Triton's interpreter has no inline PTX, and its cast to E4M3 drops the carry of a mantissa
-that rounds up to the next power of two (31.5 becomes 16) and its cast to bf16 truncates, so there the same values come
-from integer arithmetic.
+Triton's interpreter (3.6 to 3.9) has no inline PTX, its cast to E4M3 drops the carry of a mantissa that rounds up to
+the next power of two (31.5 becomes 16) and its cast to bf16 truncates; under it the same values come from integers.
 """
 
 import triton
 import triton.language as tl
+
+from wellhead.ops.bf16_dot import INTERPRETED
 
 # four bytes at a time: low codes to the first result, high codes to the second
 _WIDEN = tl.constexpr("""{ .reg .b32 t, u, v, w;
@@ -15,15 +16,15 @@ and.b32 v, $2, 0x80808080; shr.b32 w, $2, 2; and.b32 w, w, 0x1C1C1C1C; or.b32 $1
 
 
 @triton.jit
-def widen_e2m1(packed, NATIVE: tl.constexpr):
+def widen_e2m1(packed):
     """uint8 holding two E2M1 codes seem -> E4M3 (low nibbles, high nibbles), byte s00eem00 = value / 64 exactly."""
-    if NATIVE:
+    if INTERPRETED:
+        low = ((packed & 8) << 4) | ((packed & 7) << 2)
+        high = (packed & 0x80) | ((packed >> 2) & 0x1C)
+    else:
         low, high = tl.inline_asm_elementwise(
             _WIDEN, "=r,=r,r", [packed], dtype=(tl.uint8, tl.uint8), is_pure=True, pack=4
         )
-    else:
-        low = ((packed & 8) << 4) | ((packed & 7) << 2)
-        high = (packed & 0x80) | ((packed >> 2) & 0x1C)
     return low.to(tl.float8e4nv, bitcast=True), high.to(tl.float8e4nv, bitcast=True)
 
 
@@ -41,9 +42,9 @@ def scale_exponent(amax):
 
 
 @triton.jit
-def to_e4m3(x, NATIVE: tl.constexpr):
+def to_e4m3(x):
     """E4M3 of fp32 |x| <= 448, nearest even."""
-    if NATIVE:
+    if not INTERPRETED:
         codes = x.to(tl.float8e4nv)
     else:
         bits = x.to(tl.int32, bitcast=True)
@@ -56,9 +57,9 @@ def to_e4m3(x, NATIVE: tl.constexpr):
 
 
 @triton.jit
-def to_bf16(x, NATIVE: tl.constexpr):
+def to_bf16(x):
     """bf16 of finite fp32, nearest even."""
-    if NATIVE:
+    if not INTERPRETED:
         rounded = x.to(tl.bfloat16)
     else:
         bits = x.to(tl.int32, bitcast=True)
@@ -68,19 +69,9 @@ def to_bf16(x, NATIVE: tl.constexpr):
 
 
 @triton.jit
-def dot_bf16(a, b, acc, NATIVE: tl.constexpr):
-    """acc + a b of bf16 operands, fp32 sums; the interpreter would multiply the bit patterns."""
-    if NATIVE:
-        product = tl.dot(a, b, acc)
-    else:
-        product = tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
-    return product
-
-
-@triton.jit
-def round_rows(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr, NATIVE: tl.constexpr):
+def round_rows(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """fp32 [ROWS, COLUMNS] -> (E4M3, fp32 scale [ROWS, COLUMNS / 128]): the rounding of activations."""
     grouped = tl.reshape(x, (ROWS, COLUMNS // 128, 128))
     exponent = scale_exponent(tl.max(tl.abs(grouped), axis=2))
-    codes = to_e4m3(grouped * power_of_two(254 - exponent)[:, :, None], NATIVE)
+    codes = to_e4m3(grouped * power_of_two(254 - exponent)[:, :, None])
     return tl.reshape(codes, (ROWS, COLUMNS)), power_of_two(exponent)

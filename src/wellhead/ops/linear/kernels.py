@@ -13,16 +13,17 @@ from wellhead.ops.device_formats import power_of_two, round_rows, to_bf16
 
 @triton.jit
 def _activation(
-    x, x_scale, token, used, at, K, M: tl.constexpr, KC: tl.constexpr, ROUND: tl.constexpr, NATIVE: tl.constexpr
+    x, x_scale, token, used, at, K, M: tl.constexpr, KC: tl.constexpr, ROUND: tl.constexpr
 ):
     """(E4M3 [M, KC], fp32 scale [M, KC / 128]) of inputs at .. at + KC - 1 of each token."""
     k, block = tl.arange(0, KC), tl.arange(0, KC // 128)
     if ROUND:
         values = tl.load(x + token[:, None] * K + (at + k)[None, :], mask=used[:, None], other=0.0)
-        codes, scale = round_rows(values.to(tl.float32), M, KC, NATIVE)
+        codes, scale = round_rows(values.to(tl.float32), M, KC)
     else:
         raw = tl.load(x + token[:, None] * K + (at + k)[None, :], mask=used[:, None], other=0)
-        byte = tl.load(x_scale + token[:, None] * (K // 128) + (at // 128 + block)[None, :], mask=used[:, None], other=0)
+        place = token[:, None] * (K // 128) + (at // 128 + block)[None, :]
+        byte = tl.load(x_scale + place, mask=used[:, None], other=0)
         codes, scale = raw.to(tl.float8e4nv, bitcast=True), power_of_two(byte)
     return codes, scale
 
@@ -31,7 +32,7 @@ def _activation(
 def gemv_kernel(
     x, x_scale, w, w_scale, y,
     TOKENS, N, K,
-    M: tl.constexpr, BN: tl.constexpr, KC: tl.constexpr, ROUND: tl.constexpr, NATIVE: tl.constexpr,
+    M: tl.constexpr, BN: tl.constexpr, KC: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
     """y bf16 [TOKENS, N] of M >= TOKENS rows: one program per BN (a divisor of 128) rows of w E4M3 [N, K].
 
@@ -45,11 +46,11 @@ def gemv_kernel(
     acc = tl.zeros((M, BN, KC), dtype=tl.float32)
     for at in range(0, K, KC):
         tile = tl.load(w + rows.to(tl.int64)[:, None] * K + (at + k)[None, :], mask=(rows < N)[:, None], other=0)
-        codes, scale = _activation(x, x_scale, token, used, at, K, M, KC, ROUND, NATIVE)
+        codes, scale = _activation(x, x_scale, token, used, at, K, M, KC, ROUND)
         scale = scale * power_of_two(tl.load(scale_row + at // 128 + block))[None, :]
         a = tl.reshape(tl.reshape(codes.to(tl.float32), (M, KC // 128, 128)) * scale[:, :, None], (M, KC))
         acc += tile.to(tl.float8e4nv, bitcast=True).to(tl.float32)[None, :, :] * a[:, None, :]
-    out = to_bf16(tl.sum(acc, axis=2), NATIVE)
+    out = to_bf16(tl.sum(acc, axis=2))
     tl.store(y + token[:, None] * N + rows[None, :], out, mask=used[:, None] & (rows < N)[None, :])
 
 
@@ -57,7 +58,7 @@ def gemv_kernel(
 def small_kernel(
     x, x_scale, w, w_scale, y,
     TOKENS, N, K,
-    M: tl.constexpr, COLUMNS: tl.constexpr, BN: tl.constexpr, ROUND: tl.constexpr, NATIVE: tl.constexpr,
+    M: tl.constexpr, COLUMNS: tl.constexpr, BN: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
     """y bf16 [TOKENS, N]: one program per (BN rows of w, M tokens); BN 64 or 128.
 
@@ -72,7 +73,7 @@ def small_kernel(
     acc = tl.zeros((BN, COLUMNS), dtype=tl.float32)
     for at in range(0, K, 128):
         tile = tl.load(w + rows.to(tl.int64)[:, None] * K + (at + k)[None, :], mask=(rows < N)[:, None], other=0)
-        codes, scale = _activation(x, x_scale, token, used, at, K, M, 128, ROUND, NATIVE)
+        codes, scale = _activation(x, x_scale, token, used, at, K, M, 128, ROUND)
         scale = tl.reshape(tl.broadcast_to(tl.reshape(scale, (1, M)), (COPIES, M)), (1, COLUMNS))
         codes = tl.broadcast_to(codes.to(tl.uint8, bitcast=True)[None, :, :], (COPIES, M, 128))
         codes = tl.reshape(codes, (COLUMNS, 128)).to(tl.float8e4nv, bitcast=True)
@@ -80,4 +81,4 @@ def small_kernel(
         acc += product * (scale * power_of_two(tl.load(scale_row + at // 128)))
     out = tl.max(tl.reshape(acc, (BN, COPIES, M)), axis=1)
     place = token.to(tl.int64)[None, :] * N + rows[:, None]
-    tl.store(y + place, to_bf16(out, NATIVE), mask=(rows < N)[:, None] & used[None, :])
+    tl.store(y + place, to_bf16(out), mask=(rows < N)[:, None] & used[None, :])

@@ -9,7 +9,8 @@ offset, its 8 scale bytes behind the page's data (formats.kv_record).
 import triton
 import triton.language as tl
 
-from wellhead.ops.device_formats import dot_bf16, power_of_two, to_bf16
+from wellhead.ops.bf16_dot import bf16_dot
+from wellhead.ops.device_formats import power_of_two, to_bf16
 
 DIM = tl.constexpr(512)
 QUARTER = tl.constexpr(128)  # a tile is unpacked, and the sums are kept, a quarter at a time: fewer live registers
@@ -17,7 +18,7 @@ QUARTER = tl.constexpr(128)  # a tile is unpacked, and the sums are kept, a quar
 
 @triton.jit
 def _quarter(
-    cache, data, tail, known, START: tl.constexpr, BT: tl.constexpr, NATIVE: tl.constexpr
+    cache, data, tail, known, START: tl.constexpr, BT: tl.constexpr
 ):
     """bf16 [BT, 128] of dims START .. START + 127 of records at data and tail (their scales); zeros if not known."""
     column = tl.arange(0, QUARTER)[None, :]
@@ -25,7 +26,7 @@ def _quarter(
     group = START // 64 + tl.arange(0, 2)[None, :]
     scale = power_of_two(tl.load((cache + tail)[:, None] + group, mask=known & (group < 7), other=0))
     values = tl.reshape(codes.to(tl.float8e4nv, bitcast=True).to(tl.float32), (BT, 2, 64)) * scale[:, :, None]
-    nope = to_bf16(tl.reshape(values, (BT, QUARTER)), NATIVE)
+    nope = to_bf16(tl.reshape(values, (BT, QUARTER)))
     if START == 384:  # the last 64 dims are rotary, stored as bf16
         pointer = (cache + data + 448).to(tl.pointer_type(tl.bfloat16))[:, None] + (column - 64)
         nope = tl.where(column < 64, nope, tl.load(pointer, mask=known & (column >= 64), other=0.0))
@@ -35,7 +36,7 @@ def _quarter(
 @triton.jit
 def _attend_tile(
     q0, q1, q2, q3, peak, total, acc0, acc1, acc2, acc3, cache, slots_row, at, length, scale,
-    PAGE: tl.constexpr, STRIDE: tl.constexpr, BT: tl.constexpr, NATIVE: tl.constexpr,
+    PAGE: tl.constexpr, STRIDE: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """One online-softmax step over records at .. at + BT - 1 of a slot list."""
     place = at + tl.arange(0, BT)
@@ -44,27 +45,27 @@ def _attend_tile(
     slot = tl.maximum(slots, 0).to(tl.int64)
     page, offset = slot // PAGE * STRIDE, slot % PAGE
     data, tail, known = page + offset * 576, page + PAGE * 576 + offset * 8, valid[:, None]
-    kv0 = _quarter(cache, data, tail, known, 0, BT, NATIVE)
-    kv1 = _quarter(cache, data, tail, known, 128, BT, NATIVE)
-    kv2 = _quarter(cache, data, tail, known, 256, BT, NATIVE)
-    kv3 = _quarter(cache, data, tail, known, 384, BT, NATIVE)
+    kv0 = _quarter(cache, data, tail, known, 0, BT)
+    kv1 = _quarter(cache, data, tail, known, 128, BT)
+    kv2 = _quarter(cache, data, tail, known, 256, BT)
+    kv3 = _quarter(cache, data, tail, known, 384, BT)
     scores = tl.zeros((q0.shape[0], BT), dtype=tl.float32)
-    scores = dot_bf16(q0, tl.trans(kv0), scores, NATIVE)
-    scores = dot_bf16(q1, tl.trans(kv1), scores, NATIVE)
-    scores = dot_bf16(q2, tl.trans(kv2), scores, NATIVE)
-    scores = dot_bf16(q3, tl.trans(kv3), scores, NATIVE) * scale
+    scores = bf16_dot(q0, tl.trans(kv0), scores)
+    scores = bf16_dot(q1, tl.trans(kv1), scores)
+    scores = bf16_dot(q2, tl.trans(kv2), scores)
+    scores = bf16_dot(q3, tl.trans(kv3), scores) * scale
     scores = tl.where(valid[None, :], scores, float("-inf"))
     higher = tl.maximum(peak, tl.max(scores, axis=1))
     anchor = tl.where(higher == float("-inf"), 0.0, higher)  # nothing valid yet: avoid inf - inf
     exact = tl.exp(scores - anchor[:, None])
-    p = to_bf16(exact, NATIVE)
+    p = to_bf16(exact)
     fade = tl.exp(peak - anchor)
     total = total * fade + tl.sum(exact, axis=1)
     fade = fade[:, None]
-    acc0 = dot_bf16(p, kv0, acc0 * fade, NATIVE)
-    acc1 = dot_bf16(p, kv1, acc1 * fade, NATIVE)
-    acc2 = dot_bf16(p, kv2, acc2 * fade, NATIVE)
-    acc3 = dot_bf16(p, kv3, acc3 * fade, NATIVE)
+    acc0 = bf16_dot(p, kv0, acc0 * fade)
+    acc1 = bf16_dot(p, kv1, acc1 * fade)
+    acc2 = bf16_dot(p, kv2, acc2 * fade)
+    acc3 = bf16_dot(p, kv3, acc3 * fade)
     return higher, total, acc0, acc1, acc2, acc3
 
 
@@ -73,7 +74,7 @@ def attend_kernel(
     q, window, window_slots, window_length, extra, extra_slots, extra_length, sink, out, part, part_stat, scale,
     HEADS, WINDOW_WIDTH, EXTRA_WIDTH,
     WINDOW_PAGE: tl.constexpr, WINDOW_STRIDE: tl.constexpr, EXTRA_PAGE: tl.constexpr, EXTRA_STRIDE: tl.constexpr,
-    BH: tl.constexpr, BT: tl.constexpr, SPLITS: tl.constexpr, NATIVE: tl.constexpr,
+    BH: tl.constexpr, BT: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """out bf16 [B, H, 512] (SPLITS 1), or part fp32 [B, SPLITS, H, 512] and part_stat fp32 [B, SPLITS, H, 2].
 
@@ -101,23 +102,23 @@ def attend_kernel(
         peak, total, acc0, acc1, acc2, acc3 = _attend_tile(
             q0, q1, q2, q3, peak, total, acc0, acc1, acc2, acc3,
             window, window_slots + token * WINDOW_WIDTH, tile * BT, window_length, scale,
-            WINDOW_PAGE, WINDOW_STRIDE, BT, NATIVE,
+            WINDOW_PAGE, WINDOW_STRIDE, BT,
         )  # fmt: skip
     for tile in range(tl.maximum(first - window_tiles, 0), tl.maximum(last - window_tiles, 0)):
         peak, total, acc0, acc1, acc2, acc3 = _attend_tile(
             q0, q1, q2, q3, peak, total, acc0, acc1, acc2, acc3,
             extra, extra_slots + token * EXTRA_WIDTH, tile * BT, extra_length, scale,
-            EXTRA_PAGE, EXTRA_STRIDE, BT, NATIVE,
+            EXTRA_PAGE, EXTRA_STRIDE, BT,
         )  # fmt: skip
 
     if SPLITS == 1:
         anchor = tl.where(peak == float("-inf"), 0.0, peak)
         weight = total + tl.exp(tl.load(sink + head, mask=head < HEADS, other=0.0) - anchor)
         share = (1.0 / weight)[:, None]
-        tl.store(out + place, to_bf16(acc0 * share, NATIVE), mask=inside)
-        tl.store(out + place + 128, to_bf16(acc1 * share, NATIVE), mask=inside)
-        tl.store(out + place + 256, to_bf16(acc2 * share, NATIVE), mask=inside)
-        tl.store(out + place + 384, to_bf16(acc3 * share, NATIVE), mask=inside)
+        tl.store(out + place, to_bf16(acc0 * share), mask=inside)
+        tl.store(out + place + 128, to_bf16(acc1 * share), mask=inside)
+        tl.store(out + place + 256, to_bf16(acc2 * share), mask=inside)
+        tl.store(out + place + 384, to_bf16(acc3 * share), mask=inside)
     else:
         row = (token * SPLITS + split) * HEADS + head
         place = row[:, None] * DIM + column[None, :]
@@ -130,7 +131,7 @@ def attend_kernel(
 
 
 @triton.jit
-def merge_kernel(part, part_stat, sink, out, HEADS, SPLITS: tl.constexpr, NATIVE: tl.constexpr):
+def merge_kernel(part, part_stat, sink, out, HEADS, SPLITS: tl.constexpr):
     """out bf16 [B, H, 512] of the parts of one (token, head): rescaled to the largest score, summed in order."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = tl.arange(0, DIM)
@@ -145,4 +146,4 @@ def merge_kernel(part, part_stat, sink, out, HEADS, SPLITS: tl.constexpr, NATIVE
         fade = tl.exp(tl.load(part_stat + row * 2) - anchor)
         weight += tl.load(part_stat + row * 2 + 1) * fade
         acc += tl.load(part + row * DIM + column) * fade
-    tl.store(out + (token * HEADS + head) * DIM + column, to_bf16(acc / weight, NATIVE))
+    tl.store(out + (token * HEADS + head) * DIM + column, to_bf16(acc / weight))

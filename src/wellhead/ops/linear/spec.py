@@ -1,0 +1,80 @@
+"""SPEC of the block-FP8 linear layers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
+
+# (n, k) of V4-Flash and V4-Pro: wq_a with wkv, wq_b, wo_b, index wq_b, shared w1 with w3, shared w2
+SHAPES = (
+    (1536, 4096), (32768, 1024), (4096, 8192), (8192, 1024), (4096, 4096), (4096, 2048),
+    (2048, 7168), (65536, 1536), (7168, 16384), (8192, 1536), (6144, 7168), (7168, 3072),
+)  # fmt: skip
+TOKENS = (1, 2, 4, 8, 16, 32, 64)
+_MMA = dict.fromkeys(("sm89", "sm120"), "e4m3.e4m3") | {"sm90": "wgmma.mma_async.sync.aligned"}
+
+
+def builds() -> tuple[KernelBuild, ...]:
+    from wellhead.ops.linear import kernels
+    from wellhead.ops.linear.api import constants
+    from wellhead.ops.linear.configs import choose_config
+
+    configs = {choose_config(tokens, n, k): None for n, k in SHAPES for tokens in TOKENS}
+    found = []
+    for config in configs:
+        for rounds in (False, True):
+            given = constants(config, rounds)
+            signature = {
+                "x": "*bf16" if rounds else "*u8", "x_scale": "*u8", "w": "*u8", "w_scale": "*u8", "y": "*bf16",
+                "TOKENS": "i32", "N": "i32:16", "K": "i32:16", **dict.fromkeys(given, "constexpr"),
+            }  # fmt: skip
+            if rounds:
+                given, signature = {**given, "x_scale": None}, {**signature, "x_scale": "constexpr"}
+            kind = f"gemv[{config.tokens},{config.inputs}" if config.gemv else f"small[{config.tokens}"
+            name = f"{kind},{'bf16' if rounds else 'e4m3'}]"
+            kernel = kernels.gemv_kernel if config.gemv else kernels.small_kernel
+            mma = {} if config.gemv else _MMA
+            found.append(KernelBuild(name, kernel, signature, given, config.num_warps, config.num_stages, mma))
+    return tuple(found)
+
+
+def supports(sizes: Sizes) -> str | None:
+    from wellhead.ops.linear.api import supports as of
+
+    return of(sizes["n"], sizes["k"])
+
+
+def make(tokens: int, n: int, k: int, generator: Any, device: Any) -> dict[str, Any]:
+    """x bf16, its E4M3 rows and scales, and a weight with its scales."""
+    import torch
+
+    from wellhead.formats import block_fp8
+
+    x = torch.randn(tokens, k, generator=generator).bfloat16()
+    codes, x_scale = block_fp8.quantize_rows(x)
+    weight, scale = block_fp8.quantize_weight(torch.randn(n, k, generator=generator) * k**-0.5)
+    made = {"x": x, "codes": codes, "x_scale": x_scale, "weight": weight, "scale": scale}
+    return {name: value.to(device) for name, value in made.items()}
+
+
+def _case(tokens: int, n: int, k: int) -> Case:
+    sizes = {"tokens": tokens, "n": n, "k": k}
+    moved = n * k + -(-n // 128) * (k // 128) + tokens * (k + k // 128 + 2 * n)
+    return Case(f"T={tokens},n={n},k={k}", sizes, partial(make, tokens, n, k), moved, 2 * tokens * n * k)
+
+
+SPEC = OpSpec(
+    name="linear",
+    summary="block-FP8 linear layers and the grouped output projection",
+    impls=(
+        Impl("triton", needs=("kernels", "fp8_mma"), shared_bytes=101376, builds=builds, supports=supports),
+        Impl(REFERENCE),
+    ),
+    cases=tuple(_case(tokens, n, k) for n, k in SHAPES for tokens in (1, 4, 16, 64)) + (_case(3, 200, 384),),
+    error=ErrorBudget(2.0**-7, 2.0**-14, "products are exact; fp32 sums in another order move bf16's last bit at most"),
+    batch_invariant=False,
+    batch_reason="up to 4 tokens are summed on CUDA cores, more on tensor cores, in different orders; within one "
+    "power of two of tokens a row's bits do not depend on the others",
+)

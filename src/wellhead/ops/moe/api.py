@@ -1,0 +1,118 @@
+"""MXFP4 experts as a plan: three launches over token lists that routing built on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from wellhead.ops.checks import expect
+from wellhead.ops.moe.configs import Config, choose_config
+from wellhead.ops.routing.api import ExpertLists
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """Experts of this rank: w13 u8 [E, 2m, d/2] and s13 u8 [E, 2m, d/32] interleaved (`layout`), w2 u8 [E, d, m/2],
+    s2 u8 [E, d, m/32].
+    """
+
+    w13: torch.Tensor
+    s13: torch.Tensor
+    w2: torch.Tensor
+    s2: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Mxfp4Experts:
+    """out = bf16(sum over a token's experts of w2 round(weight * silu(min(g, limit)) * clamp(u)) + shared).
+
+    run(codes E4M3 [T, d], scale u8 [T, d/128], ids i32 [T, K], weights fp32 [T, K], lists, packed, shared bf16 [T, d],
+    out bf16 [T, d]). `lists` are ExpertLists in blocks of `config.group`, of the same ids; an id that no list holds
+    (-1, or another rank's) adds nothing and its expert is not read. g, u, the hidden vector and each expert's result
+    are rounded to bf16; the hidden vector to E4M3 per 128 in front of w2. T may be 0. Allocates, synchronises nothing.
+    """
+
+    tokens: int
+    d: int
+    m: int
+    experts: int
+    top_k: int
+    limit: float
+    config: Config
+    hidden: torch.Tensor  # bf16 [tokens * K, m]
+    each: torch.Tensor  # bf16 [tokens * K, d]
+
+    def run(
+        self,
+        codes: torch.Tensor,
+        scale: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        lists: ExpertLists,
+        packed: PackedWeights,
+        shared: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        from wellhead.ops.moe import kernels
+
+        tokens, d, m, e, c = codes.shape[0], self.d, self.m, self.experts, self.config
+        if tokens > self.tokens:
+            raise ValueError(f"codes has {tokens} tokens; the plan was made for at most {self.tokens}")
+        if lists.block != c.group or lists.experts != e:
+            raise ValueError(
+                f"lists are blocks of {lists.block} of {lists.experts} experts; this plan reads {c.group} of {e}"
+            )
+        expect("codes", codes, (tokens, d), torch.float8_e4m3fn)
+        expect("scale", scale, (tokens, d // 128), torch.uint8)
+        expect("ids", ids, (tokens, self.top_k), torch.int32)
+        expect("weights", weights, (tokens, self.top_k), torch.float32)
+        expect("w13", packed.w13, (e, 2 * m, d // 2), torch.uint8)
+        expect("s13", packed.s13, (e, 2 * m, d // 32), torch.uint8)
+        expect("w2", packed.w2, (e, d, m // 2), torch.uint8)
+        expect("s2", packed.s2, (e, d, m // 32), torch.uint8)
+        expect("shared", shared, (tokens, d), torch.bfloat16)
+        expect("out", out, (tokens, d), torch.bfloat16)
+        if not tokens:
+            return
+        groups = lists.block_expert.shape[0]
+        launch = {"num_warps": c.num_warps, "num_stages": c.num_stages}
+        kernels.gate_up_kernel[(groups, 2 * m // c.rows)](
+            codes.view(torch.uint8), scale, packed.w13, packed.s13, lists.block_expert, lists.slots, weights,
+            self.hidden, d, m, self.top_k, self.limit, **gate_up_constants(c), **launch,
+        )  # fmt: skip
+        kernels.down_kernel[(groups, d // c.rows)](
+            self.hidden, packed.w2, packed.s2, lists.block_expert, lists.slots, self.each,
+            d, m, **down_constants(c), **launch,
+        )  # fmt: skip
+        kernels.combine_kernel[(tokens, -(-d // 1024))](
+            self.each, ids, shared, out, d, self.top_k, lists.first_expert, e, BLOCK=1024, num_warps=4
+        )
+
+
+def gate_up_constants(config: Config) -> dict[str, int]:
+    return {"G": config.group, "BN": config.rows // 2, "KC": config.inputs}
+
+
+def down_constants(config: Config) -> dict[str, int]:
+    return {"G": config.group, "R": config.rows, "KC": config.inputs}
+
+
+def supports(d: int, m: int) -> str | None:
+    """None, or why experts of that size cannot run."""
+    for name, value in (("d", d), ("m", m)):
+        if value < 256 or value % 256:
+            return f"{name}={value}: a multiple of 256"
+    return None
+
+
+def plan(
+    tokens: int, d: int, m: int, experts: int, top_k: int, limit: float, *, device: torch.device | str
+) -> Mxfp4Experts:
+    """Allocate for at most `tokens` tokens. ValueError names what is supported."""
+    why = supports(d, m)
+    if why is not None:
+        raise ValueError(f"MXFP4 experts cannot be planned: {why}")
+    hidden = torch.empty(tokens * top_k, m, dtype=torch.bfloat16, device=device)
+    each = torch.empty(tokens * top_k, d, dtype=torch.bfloat16, device=device)
+    return Mxfp4Experts(tokens, d, m, experts, top_k, limit, choose_config(tokens, top_k, experts), hidden, each)

@@ -1,0 +1,106 @@
+"""Sparse MLA decode as a plan: window and selected records and the sink, one launch and, where split, a merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from wellhead.formats import kv_record
+from wellhead.ops.checks import expect
+from wellhead.ops.sparse_mla.configs import Config, choose_config
+
+CACHE_DTYPES = (torch.uint8, torch.float8_e4m3fn, torch.int8)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A paged cache of packed records [pages, stride] and, for each token, the slots it attends.
+
+    slots int32 or int64 [T, width] (-1: none), of which only the first length i32 [T] are looked at. A slot is
+    page * page_size + offset; pages past 2^31 / stride are addressed in 64 bits.
+    """
+
+    cache: torch.Tensor
+    page_size: int
+    slots: torch.Tensor
+    length: torch.Tensor
+
+
+@dataclass(frozen=True)
+class SparseMla:
+    """Attention of `reference.attend_paged` over two pools; probabilities are rounded to bf16 per tile of 32 records.
+
+    run(q bf16 [T, H, 512], window Pool, selected Pool, sink fp32 [H], out bf16 [T, H, 512]). A token without a valid
+    record gives 0. Both cache dtypes give the same bits. Allocates, synchronises and reads nothing of the device.
+    """
+
+    tokens: int
+    heads: int
+    scale: float
+    config: Config
+    part: torch.Tensor  # fp32 [tokens, splits, H, 512]
+    part_stat: torch.Tensor  # fp32 [tokens, splits, H, 2]
+
+    def run(self, q: torch.Tensor, window: Pool, selected: Pool, sink: torch.Tensor, out: torch.Tensor) -> None:
+        from wellhead.ops.sparse_mla import kernels
+
+        tokens, c = q.shape[0], self.config
+        if tokens > self.tokens:
+            raise ValueError(f"q has {tokens} tokens; the plan was made for at most {self.tokens}")
+        for name, value in (("q", q), ("out", out)):
+            expect(name, value, (tokens, self.heads, kv_record.DIM), torch.bfloat16)
+        expect("sink", sink, (self.heads,), torch.float32)
+        for name, pool in (("window", window), ("selected", selected)):
+            _check(name, pool, tokens)
+        if not tokens:
+            return
+        kernels.attend_kernel[(tokens, -(-self.heads // c.heads), c.splits)](
+            q, window.cache.view(torch.uint8), window.slots, window.length, selected.cache.view(torch.uint8),
+            selected.slots, selected.length, sink, out, self.part, self.part_stat, self.scale,
+            self.heads, window.slots.shape[1], selected.slots.shape[1],
+            **constants(c, window.page_size, window.cache.stride(0), selected.page_size, selected.cache.stride(0)),
+            num_warps=c.num_warps, num_stages=c.num_stages,
+        )  # fmt: skip
+        if c.splits > 1:
+            kernels.merge_kernel[(tokens, self.heads)](
+                self.part, self.part_stat, sink, out, self.heads, SPLITS=c.splits, num_warps=4
+            )
+
+
+def constants(config: Config, page: int, stride: int, other_page: int, other_stride: int) -> dict[str, int]:
+    """The constexpr arguments: pages and strides are constants so that a slot is split without a division."""
+    return {
+        "WINDOW_PAGE": page, "WINDOW_STRIDE": stride, "EXTRA_PAGE": other_page, "EXTRA_STRIDE": other_stride,
+        "BH": config.heads, "BT": config.records, "SPLITS": config.splits,
+    }  # fmt: skip
+
+
+def supports(heads: int) -> str | None:
+    """None, or why that many heads cannot run."""
+    return None if 1 <= heads <= 128 else f"heads={heads}: 1 to 128 on this rank"
+
+
+def plan(tokens: int, heads: int, most_records: int, scale: float, *, device: torch.device | str) -> SparseMla:
+    """Allocate for at most `tokens` tokens of `heads` heads and about `most_records` records each."""
+    why = supports(heads)
+    if why is not None:
+        raise ValueError(f"sparse MLA cannot be planned: {why}")
+    config = choose_config(tokens, heads, most_records)
+    parts = config.splits if config.splits > 1 else 0
+    part = torch.empty(tokens, parts, heads, kv_record.DIM, dtype=torch.float32, device=device)
+    stat = torch.empty(tokens, parts, heads, 2, dtype=torch.float32, device=device)
+    return SparseMla(tokens, heads, scale, config, part, stat)
+
+
+def _check(name: str, pool: Pool, tokens: int) -> None:
+    cache, page = pool.cache, pool.page_size
+    if cache.dim() != 2 or cache.dtype not in CACHE_DTYPES or cache.stride(1) != 1:
+        raise ValueError(f"{name}.cache is {cache.dtype} {tuple(cache.shape)}; expected packed pages [pages, stride]")
+    if page < 1 or page & (page - 1) or cache.shape[1] < kv_record.page_stride(page) or cache.stride(0) % 2:
+        raise ValueError(
+            f"{name}: pages of {page} records in {cache.shape[1]} bytes; expected a power of two of records and at "
+            f"least {kv_record.page_stride(page)} bytes"
+        )
+    expect(f"{name}.slots", pool.slots, (tokens, pool.slots.shape[-1]), torch.int32, torch.int64)
+    expect(f"{name}.length", pool.length, (tokens,), torch.int32)

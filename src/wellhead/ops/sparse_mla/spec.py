@@ -1,0 +1,99 @@
+"""SPEC of sparse MLA decode."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
+
+WINDOW = 128
+LAYOUTS = {"c4": 64, "c128": 2}  # records of a logical page of the selected pool
+SHAPES = ((64, 512), (128, 1024), (32, 512), (8, 512))  # heads on a rank, selected records
+_MMA = {arch: "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" for arch in ("sm89", "sm120", "sm121")}
+
+
+def builds() -> tuple[KernelBuild, ...]:
+    from wellhead.formats.kv_record import page_stride
+    from wellhead.ops.sparse_mla import kernels
+    from wellhead.ops.sparse_mla.api import constants
+    from wellhead.ops.sparse_mla.configs import choose_config
+
+    tensors = {
+        "q": "*bf16", "window": "*u8", "window_slots": "*i32", "window_length": "*i32", "extra": "*u8",
+        "extra_slots": "*i32", "extra_length": "*i32", "sink": "*fp32", "out": "*bf16", "part": "*fp32",
+        "part_stat": "*fp32", "scale": "fp32", "HEADS": "i32", "WINDOW_WIDTH": "i32:16", "EXTRA_WIDTH": "i32:16",
+    }  # fmt: skip
+    configs = {choose_config(t, h, WINDOW + k): None for h, k in SHAPES for t in (1, 4, 16, 64)}
+    found = []
+    for config in configs:
+        for kind, page in LAYOUTS.items():
+            given = constants(config, 256, page_stride(256), page, page_stride(page))
+            signature = {**tensors, **dict.fromkeys(given, "constexpr")}
+            name = f"attend[{kind},heads={config.heads},splits={config.splits}]"
+            tile = config.num_warps, config.num_stages, _MMA
+            found.append(KernelBuild(name, kernels.attend_kernel, signature, given, *tile))
+    for splits in sorted({config.splits for config in configs if config.splits > 1}):
+        signature = dict.fromkeys(("part", "part_stat", "sink"), "*fp32")
+        signature |= {"out": "*bf16", "HEADS": "i32", "SPLITS": "constexpr"}
+        found.append(KernelBuild(f"merge[splits={splits}]", kernels.merge_kernel, signature, {"SPLITS": splits}))
+    return tuple(found)
+
+
+def supports(sizes: Sizes) -> str | None:
+    from wellhead.ops.sparse_mla.api import supports as of
+
+    return of(sizes["heads"])
+
+
+def make(tokens: int, heads: int, selected: int, page: int, generator: Any, device: Any) -> dict[str, Any]:
+    """q, sink and two pools; every token's slots are drawn from pools four times as large as one token needs."""
+    import torch
+
+    from wellhead.formats import kv_record
+
+    def pool(width: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pages = -(-4 * width // size)
+        cache = kv_record.allocate_pages(pages, size)
+        records = torch.randn(pages * size, kv_record.DIM, generator=generator).bfloat16()
+        kv_record.write(cache, torch.arange(pages * size), records)
+        slots = torch.stack([torch.randperm(pages * size, generator=generator)[:width] for _ in range(tokens)])
+        return cache.to(device), slots.int().to(device)
+
+    window, window_slots = pool(WINDOW, 256)
+    extra, extra_slots = pool(selected, page)
+    return {
+        "q": torch.randn(tokens, heads, kv_record.DIM, generator=generator).bfloat16().to(device),
+        "sink": torch.randn(heads, generator=generator).to(device),
+        "window": window, "window_slots": window_slots, "extra": extra, "extra_slots": extra_slots,
+        "window_length": torch.full((tokens,), WINDOW, dtype=torch.int32, device=device),
+        "extra_length": torch.full((tokens,), selected, dtype=torch.int32, device=device),
+    }  # fmt: skip
+
+
+def _case(tokens: int, heads: int, selected: int) -> Case:
+    sizes = {"tokens": tokens, "heads": heads, "selected": selected, "page": LAYOUTS["c4"]}
+    records = WINDOW + selected
+    moved = tokens * (records * (584 + 4) + 2 * heads * 1024)
+    draw = partial(make, tokens, heads, selected, LAYOUTS["c4"])
+    return Case(f"B={tokens},H={heads},K={WINDOW}+{selected}", sizes, draw, moved, 4 * tokens * heads * records * 512)
+
+
+SPEC = OpSpec(
+    name="sparse_mla",
+    summary="attention over window and selected records with sink",
+    impls=(
+        Impl("triton", needs=("kernels", "fp8e4nv_conversion"), shared_bytes=101376, builds=builds, supports=supports),
+        Impl(REFERENCE),
+    ),
+    cases=tuple(_case(tokens, heads, k) for heads, k in SHAPES for tokens in (1, 4, 16, 64)),
+    error=ErrorBudget(
+        2.0**-6,
+        2.0**-6,
+        "probabilities are rounded to bf16 against the running maximum, the reference's against the final one: 2^-9 of "
+        "each weight, on records of size one",
+    ),
+    batch_invariant=False,
+    batch_reason="the number of parts follows the planned number of tokens; under one plan a token's bits do not "
+    "depend on the others",
+)
