@@ -95,7 +95,7 @@ def gate_up_constants(config: Config) -> dict[str, int]:
 
 
 def down_constants(config: Config) -> dict[str, int]:
-    return {"G": config.group, "R": config.rows, "KC": config.inputs}
+    return {"G": config.group, "R": config.rows, "KC": config.down_inputs}
 
 
 def supports(d: int, m: int) -> str | None:

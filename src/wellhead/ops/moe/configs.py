@@ -12,6 +12,7 @@ class Config:
     group: int
     rows: int = 64
     inputs: int = 256
+    down_inputs: int = 256
     num_warps: int = 4
     num_stages: int = 3
 
@@ -21,4 +22,4 @@ def choose_config(tokens: int, top_k: int, experts: int) -> Config:
     sharing = tokens * top_k / experts
     if tokens == 1:
         return Config(group=1)
-    return Config(group=2) if sharing <= 1 else Config(group=4, num_warps=8)
+    return Config(group=2) if sharing <= 1 else Config(group=4, down_inputs=128, num_warps=8)

@@ -29,7 +29,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class SparseMla:
-    """Attention of `reference.attend_paged` over two pools; probabilities are rounded to bf16 per tile of 32 records.
+    """Attention of `reference.attend_paged` over two pools; probabilities are rounded to bf16 per tile of records.
 
     run(q bf16 [T, H, 512], window Pool, selected Pool, sink fp32 [H], out bf16 [T, H, 512]). A token without a valid
     record gives 0. Both cache dtypes give the same bits. Allocates, synchronises and reads nothing of the device.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PROGRAMS = 256  # about two for every multiprocessor of the cards this serves
-RECORDS = 32  # a tile
+RECORDS = 16  # a tile; with 32 the registers of 32 heads no longer suffice on SM120
 
 
 @dataclass(frozen=True)
