@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evals": {*_DOORS, "testing"},
     "cli": {*_DOORS, "evals", "server", "__init__"},
     "text": set(),
-    "testing": {"formats", "ops"},
+    "testing": {"formats", "dispatch", "ops"},
     "integrations": {"formats", "ops", "model"},
     "data": set(),
     "environment": set(),

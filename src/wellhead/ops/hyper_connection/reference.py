@@ -73,15 +73,11 @@ def pre(
     return contract(streams, pre_weight), post_weight, comb
 
 
-def post(
-    y: torch.Tensor, streams: torch.Tensor, post_weight: torch.Tensor, comb: torch.Tensor
-) -> torch.Tensor:
+def post(y: torch.Tensor, streams: torch.Tensor, post_weight: torch.Tensor, comb: torch.Tensor) -> torch.Tensor:
     """X'_k = post_k y + sum_j comb_jk X_j in fp32, rounded once: y [T, d], streams [T, n, d] -> [T, n, d]."""
     mixed = post_weight.unsqueeze(-1) * y.float().unsqueeze(-2)
     # a sum of n terms, not a batch of 4x4 products
-    for weight, stream in zip(
-        comb.unsqueeze(-1).unbind(-3), streams.float().unsqueeze(-2).unbind(-3), strict=True
-    ):
+    for weight, stream in zip(comb.unsqueeze(-1).unbind(-3), streams.float().unsqueeze(-2).unbind(-3), strict=True):
         mixed = torch.addcmul(mixed, weight, stream)
     return mixed.to(streams.dtype)
 

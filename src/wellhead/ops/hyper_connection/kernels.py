@@ -1,0 +1,171 @@
+"""Hyper-connections in two launches a site: a split-K projection of the streams, and a finish per token.
+
+The projection optionally writes the streams first (post + pre in one pass over them). Its sums are bf16 tensor-core
+products of the bf16 streams with fn split into three bf16 parts, f0 + f1 + f2 = fn to 2^-24 of its size: every
+product is exact in fp32. Every token's sums are taken in one order that depends on d alone: the tiles of 16 tokens
+walk through the same instructions whatever the number of tokens.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+STREAMS = 4
+TILE = 16  # tokens of one tensor-core product
+CHANNELS = 64  # channels (of each stream) that one program projects
+COLUMNS = 32  # a partial row: m <= 24 projections, then the sum of squares, then padding
+
+
+@triton.jit
+def mixed_stream(y, x0, x1, x2, x3, post_ptr, comb_ptr, rows, valid, k: tl.constexpr):
+    """X'_k = post_k y + sum_j comb_jk X_j of a tile in fp32; post [T, 4], comb [T, 4, 4]."""
+    mixed = tl.load(post_ptr + rows * 4 + k, mask=valid, other=0.0)[:, None] * y
+    mixed += tl.load(comb_ptr + rows * 16 + k, mask=valid, other=0.0)[:, None] * x0
+    mixed += tl.load(comb_ptr + rows * 16 + 4 + k, mask=valid, other=0.0)[:, None] * x1
+    mixed += tl.load(comb_ptr + rows * 16 + 8 + k, mask=valid, other=0.0)[:, None] * x2
+    mixed += tl.load(comb_ptr + rows * 16 + 12 + k, mask=valid, other=0.0)[:, None] * x3
+    return mixed
+
+
+@triton.jit
+def fn_parts(fn_ptr, column, channel, D: tl.constexpr, M: tl.constexpr):
+    """fn [M, D] as three bf16 parts [BLOCK, COLUMNS] whose sum is fn to 2^-24 of its size; the remainders are exact."""
+    where = fn_ptr + column[None, :] * (4 * D) + channel[:, None]
+    w = tl.load(where, mask=column[None, :] < M, other=0.0)
+    high = w.to(tl.bfloat16)
+    rest = w - high.to(tl.float32)
+    middle = rest.to(tl.bfloat16)
+    return high, middle, (rest - middle.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit(do_not_specialize=["tokens", "tiles"])
+def project_kernel(
+    streams_ptr, y_ptr, post_ptr, comb_ptr, out_ptr, fn_ptr, partial_ptr, tokens, tiles,
+    D: tl.constexpr, M: tl.constexpr, POST: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """partial[t, split] = (fn . x, sum x^2) over channels [split*BLOCK, (split+1)*BLOCK) of all four streams.
+
+    Grid (ceil(tokens / (TILE*tiles)), D / BLOCK). With POST the streams are mixed with y, rounded to bf16 and
+    stored first; out may be the streams themselves, since a program reads a channel before it writes it.
+    """
+    split = tl.program_id(1)
+    channel = split * BLOCK + tl.arange(0, BLOCK)
+    column = tl.arange(0, COLUMNS)
+    parts = (
+        fn_parts(fn_ptr, column, channel, D, M),
+        fn_parts(fn_ptr + D, column, channel, D, M),
+        fn_parts(fn_ptr + 2 * D, column, channel, D, M),
+        fn_parts(fn_ptr + 3 * D, column, channel, D, M),
+    )
+    for tile in range(tiles):
+        rows = (tl.program_id(0) * tiles + tile).to(tl.int64) * TILE + tl.arange(0, TILE)
+        valid = rows < tokens
+        offset = rows[:, None] * (4 * D) + channel[None, :]
+        if POST:
+            y = tl.load(y_ptr + rows[:, None] * D + channel[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
+            x0 = tl.load(streams_ptr + offset, mask=valid[:, None], other=0.0).to(tl.float32)
+            x1 = tl.load(streams_ptr + offset + D, mask=valid[:, None], other=0.0).to(tl.float32)
+            x2 = tl.load(streams_ptr + offset + 2 * D, mask=valid[:, None], other=0.0).to(tl.float32)
+            x3 = tl.load(streams_ptr + offset + 3 * D, mask=valid[:, None], other=0.0).to(tl.float32)
+        total = tl.zeros([TILE, COLUMNS], tl.float32)
+        squares = tl.zeros([TILE, BLOCK], tl.float32)
+        for k in tl.static_range(4):
+            if POST:
+                x = mixed_stream(y, x0, x1, x2, x3, post_ptr, comb_ptr, rows, valid, k).to(tl.bfloat16)
+                tl.store(out_ptr + offset + k * D, x, mask=valid[:, None])
+            else:
+                x = tl.load(streams_ptr + offset + k * D, mask=valid[:, None], other=0.0)
+            total = tl.dot(x, parts[k][2], total)
+            total = tl.dot(x, parts[k][1], total)
+            total = tl.dot(x, parts[k][0], total)
+            squares += x.to(tl.float32) * x.to(tl.float32)
+        total = tl.where(column[None, :] == M, tl.sum(squares, 1)[:, None], total)
+        where = (rows[:, None] * (D // BLOCK) + split) * COLUMNS + column[None, :]
+        tl.store(partial_ptr + where, total, mask=valid[:, None])
+
+
+@triton.jit
+def sinkhorn(logits, is_comb, iterations, eps):
+    """Softmax of each row (+ eps), a column step, then iterations - 1 times a row and a column step.
+
+    logits [8, 4]; rows that are not `is_comb` are zero throughout and add nothing.
+    """
+    shifted = tl.exp(logits - tl.max(logits, 1)[:, None])
+    c = tl.where(is_comb, shifted / tl.sum(shifted, 1)[:, None] + eps, 0.0)
+    c = c / (tl.sum(c, 0)[None, :] + eps)
+    for _ in range(iterations - 1):
+        c = c / (tl.sum(c, 1)[:, None] + eps)
+        c = c / (tl.sum(c, 0)[None, :] + eps)
+    return c
+
+
+@triton.jit
+def pick(values, index, wanted):
+    """The one element of `values` whose index is `wanted`, as a scalar."""
+    return tl.sum(tl.sum(tl.where(index == wanted, values, 0.0), 1), 0)
+
+
+@triton.jit(do_not_specialize=["iterations"])
+def finish_kernel(
+    streams_ptr, partial_ptr, base_ptr, scale_ptr, norm_ptr, out_ptr, post_ptr, comb_ptr, norm_eps, hc_eps, iterations,
+    D: tl.constexpr, M: tl.constexpr, NORM: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One token: role 0 contracts its streams (and norms them), role 1 derives post and comb. Grid (tokens, roles).
+
+    The two roles need nothing of each other, so the 39 dependent Sinkhorn steps run beside the contraction.
+    A partial row is read as [8, 4]: row 0 is pre, row 1 is post, rows 2 to 5 are comb, then the sum of squares.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    row, column = tl.arange(0, COLUMNS // 4), tl.arange(0, 4)
+    index = row[:, None] * 4 + column[None, :]
+    split = tl.arange(0, SPLITS_PADDED)
+    partial = tl.load(
+        partial_ptr + (token * SPLITS + split[:, None, None]) * COLUMNS + index[None, :, :],
+        mask=split[:, None, None] < SPLITS, other=0.0,
+    )  # fmt: skip
+    z = tl.sum(partial, 0)
+    z *= tl.rsqrt(pick(z, index, M) / (4 * D) + norm_eps)
+    base = tl.load(base_ptr + index, mask=index < M, other=0.0)
+    if tl.program_id(1) == 0:
+        weight = tl.sigmoid(z * tl.load(scale_ptr) + base) + hc_eps
+        channel = tl.arange(0, BLOCK_D)
+        inside = channel < D
+        mixed = tl.zeros([BLOCK_D], tl.float32)
+        for j in tl.static_range(4):
+            x = tl.load(streams_ptr + (token * 4 + j) * D + channel, mask=inside, other=0.0)
+            mixed += pick(weight, index, j) * x.to(tl.float32)
+        u = mixed.to(tl.bfloat16)
+        if NORM:
+            wide = u.to(tl.float32)
+            wide *= tl.rsqrt(tl.sum(wide * wide, 0) / D + norm_eps)
+            u = (wide * tl.load(norm_ptr + channel, mask=inside, other=0.0).to(tl.float32)).to(tl.bfloat16)
+        tl.store(out_ptr + token * D + channel, u, mask=inside)
+    elif M > 4:  # the head has no second role
+        post = 2.0 * tl.sigmoid(z * tl.load(scale_ptr + 1) + base)
+        tl.store(post_ptr + token * 4 + index - 4, post, mask=(index >= 4) & (index < 8))
+        is_comb = (index >= 8) & (index < 24)
+        comb = sinkhorn(tl.where(is_comb, z * tl.load(scale_ptr + 2) + base, 0.0), is_comb, iterations, hc_eps)
+        tl.store(comb_ptr + token * 16 + index - 8, comb, mask=is_comb)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def post_kernel(
+    y_ptr, streams_ptr, post_ptr, comb_ptr, out_ptr, tokens, D: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """X'_k = post_k y + sum_j comb_jk X_j, rounded to bf16. Grid (ceil(tokens / TILE), ceil(D / BLOCK))."""
+    rows = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    valid = rows < tokens
+    inside = valid[:, None] & (channel < D)[None, :]
+    offset = rows[:, None] * (4 * D) + channel[None, :]
+    y = tl.load(y_ptr + rows[:, None] * D + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    x0 = tl.load(streams_ptr + offset, mask=inside, other=0.0).to(tl.float32)
+    x1 = tl.load(streams_ptr + offset + D, mask=inside, other=0.0).to(tl.float32)
+    x2 = tl.load(streams_ptr + offset + 2 * D, mask=inside, other=0.0).to(tl.float32)
+    x3 = tl.load(streams_ptr + offset + 3 * D, mask=inside, other=0.0).to(tl.float32)
+    for k in tl.static_range(4):
+        mixed = mixed_stream(y, x0, x1, x2, x3, post_ptr, comb_ptr, rows, valid, k)
+        tl.store(out_ptr + offset + k * D, mixed.to(tl.bfloat16), mask=inside)

@@ -1,0 +1,253 @@
+"""Launchers of the hyper-connection kernels: a plan owns the workspace, run functions only launch.
+
+Source of the mathematics: `reference` in this folder. Nothing here allocates, synchronises or reads a device value
+after `plan`; zero tokens launch nothing. Rows of a buffer past `tokens` are neither read nor written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from wellhead.ops.hyper_connection import kernels
+from wellhead.ops.hyper_connection.kernels import CHANNELS, STREAMS, TILE
+
+PROJECT_STAGES = 3  # tiles of the streams in flight
+PRE_ROWS = STREAMS * (STREAMS + 2)
+MAX_TILES = 8  # tiles of 16 tokens that one program walks through, so that it reads its part of fn once
+
+
+@dataclass(frozen=True)
+class Site:
+    """Parameters of one site: fn fp32 [m, 4d], base fp32 [m], scale fp32 [3] (head: [1]), norm weight bf16 [d] or None.
+
+    m is 24, or 4 for the head.
+    """
+
+    fn: torch.Tensor
+    base: torch.Tensor
+    scale: torch.Tensor
+    norm_weight: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` decided: the width, the largest batch, constants, and the fp32 workspace of partial sums."""
+
+    d: int
+    max_tokens: int
+    norm_eps: float
+    hc_eps: float
+    iterations: int
+    partial: torch.Tensor  # fp32 [max_tokens, d / 64, 32]
+
+
+def why_not(d: int, n: int) -> str | None:
+    """Why the kernels cannot run n streams of width d, naming what they can; None if they can."""
+    if n != STREAMS:
+        return f"{n} streams; the kernels mix {STREAMS}"
+    if d % CHANNELS or not CHANNELS <= d <= 8192:
+        return f"width {d}; the kernels take multiples of {CHANNELS} up to 8192"
+    return None
+
+
+def plan(
+    max_tokens: int,
+    d: int,
+    n: int,
+    *,
+    norm_eps: float,
+    hc_eps: float,
+    iterations: int,
+    device: torch.device | str,
+) -> Plan:
+    """Check the shape and make the workspace of a batch of up to `max_tokens`. ValueError names what is supported."""
+    reason = why_not(d, n)
+    if reason is not None:
+        raise ValueError(f"hyper_connection: {reason}")
+    if max_tokens < 0 or iterations < 1 or not hc_eps > 0 or not norm_eps > 0:
+        raise ValueError(
+            f"hyper_connection: max_tokens {max_tokens}, iterations {iterations}, hc_eps {hc_eps}, norm_eps {norm_eps}"
+            "; expected at least 0, at least 1, and both eps above 0"
+        )
+    partial = torch.empty(max_tokens, d // CHANNELS, kernels.COLUMNS, dtype=torch.float32, device=device)
+    return Plan(d, max_tokens, norm_eps, hc_eps, iterations, partial)
+
+
+def pre(
+    plan: Plan, streams: torch.Tensor, site: Site, out: torch.Tensor, post_out: torch.Tensor, comb_out: torch.Tensor
+) -> None:
+    """streams bf16 [T, 4, d] -> out bf16 [T, d] (normed with a weight), post fp32 [T, 4], comb fp32 [T, 4, 4].
+
+    out is sum_j pre_j X_j summed in fp32 and rounded to bf16; the norm is taken of the rounded values and rounded
+    once more.
+    """
+    tokens = _tokens(plan, streams)
+    _check(plan, tokens, site, PRE_ROWS, ("out", out, torch.bfloat16, (plan.d,)))
+    _check_mixing(tokens, post_out, comb_out)
+    if tokens:
+        _project(plan, tokens, streams, site, PRE_ROWS)
+        _finish(plan, tokens, streams, site, PRE_ROWS, out, post_out, comb_out)
+
+
+def post_pre(
+    plan: Plan,
+    y: torch.Tensor,
+    streams: torch.Tensor,
+    post_weight: torch.Tensor,
+    comb: torch.Tensor,
+    site: Site,
+    streams_out: torch.Tensor,
+    out: torch.Tensor,
+    post_out: torch.Tensor,
+    comb_out: torch.Tensor,
+) -> None:
+    """`post` into streams_out, then `pre` of those streams at `site`, in two launches; the bits are those of the two.
+
+    streams_out may be streams, post_out may be post_weight and comb_out may be comb.
+    """
+    tokens = _tokens(plan, streams)
+    _check(plan, tokens, site, PRE_ROWS, ("out", out, torch.bfloat16, (plan.d,)))
+    _check_post(plan.d, tokens, y, streams_out)
+    _check_mixing(tokens, post_weight, comb)
+    _check_mixing(tokens, post_out, comb_out)
+    if tokens:
+        _project(plan, tokens, streams, site, PRE_ROWS, (y, post_weight, comb, streams_out))
+        _finish(plan, tokens, streams_out, site, PRE_ROWS, out, post_out, comb_out)
+
+
+def head(plan: Plan, streams: torch.Tensor, site: Site, out: torch.Tensor) -> None:
+    """The final contraction, and the output norm if the site has a weight: streams bf16 [T, 4, d] -> bf16 [T, d]."""
+    tokens = _tokens(plan, streams)
+    _check(plan, tokens, site, STREAMS, ("out", out, torch.bfloat16, (plan.d,)))
+    if tokens:
+        _project(plan, tokens, streams, site, STREAMS)
+        _finish(plan, tokens, streams, site, STREAMS, out, None, None)
+
+
+def post(
+    y: torch.Tensor, streams: torch.Tensor, post_weight: torch.Tensor, comb: torch.Tensor, out: torch.Tensor
+) -> None:
+    """X'_k = post_k y + sum_j comb_jk X_j in fp32, rounded once: y [T, d], streams, out bf16 [T, 4, d].
+
+    out may be streams.
+    """
+    tokens, n, d = streams.shape
+    reason = why_not(d, n)
+    if reason is not None:
+        raise ValueError(f"hyper_connection: {reason}")
+    _check_tensor("streams", streams, torch.bfloat16, (tokens, n, d))
+    _check_post(d, tokens, y, out)
+    _check_mixing(tokens, post_weight, comb)
+    if tokens:
+        build = post_constants(d)
+        grid = (triton.cdiv(tokens, build["TILE"]), triton.cdiv(d, build["BLOCK"]))
+        kernels.post_kernel[grid](y, streams, post_weight, comb, out, tokens, **build, num_warps=4)
+
+
+def project_constants(d: int, m: int, mixes: bool) -> dict[str, int | bool]:
+    """Constants of the projection; the same for every number of tokens."""
+    return {"D": d, "M": m, "POST": mixes, "TILE": TILE, "BLOCK": CHANNELS, "COLUMNS": columns(m)}
+
+
+def finish_constants(d: int, m: int, norm: bool) -> dict[str, int | bool]:
+    """Constants of the finish."""
+    splits = d // CHANNELS
+    padded = triton.next_power_of_2(splits)
+    block = triton.next_power_of_2(d)
+    sizes: dict[str, int | bool] = {"D": d, "M": m, "NORM": norm, "COLUMNS": columns(m), "BLOCK_D": block}
+    return sizes | {"SPLITS": splits, "SPLITS_PADDED": padded}
+
+
+def post_constants(d: int) -> dict[str, int]:
+    """Constants of the lone post: one token by up to 1,024 channels, so that a single token fills several programs."""
+    return {"D": d, "TILE": 1, "BLOCK": min(1024, triton.next_power_of_2(d))}
+
+
+def columns(m: int) -> int:
+    """Width of a partial row: m projections and the sum of squares, padded for the tensor core."""
+    return 32 if m == PRE_ROWS else 16
+
+
+def tiles_a_program(tokens: int) -> int:
+    """Tiles of 16 tokens that one program takes: one until there are programs enough to fill a card."""
+    return min(MAX_TILES, triton.cdiv(tokens, 16 * TILE))
+
+
+def finish_warps(d: int) -> int:
+    """Warps that hold one token's row: at most 16 values of each stream a thread."""
+    return max(1, min(16, triton.next_power_of_2(d) // 512))
+
+
+Mixed = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _project(plan: Plan, tokens: int, streams: torch.Tensor, site: Site, m: int, mixed: Mixed | None = None) -> None:
+    """Launch the projection; `mixed` is (y, post, comb, streams_out) if the streams are to be written first."""
+    tiles = tiles_a_program(tokens)
+    grid = (triton.cdiv(tokens, TILE * tiles), plan.d // CHANNELS)
+    y, post_weight, comb, out = mixed or (None, None, None, None)
+    kernels.project_kernel[grid](
+        streams, y, post_weight, comb, out, site.fn, plan.partial, tokens, tiles,
+        **project_constants(plan.d, m, mixed is not None), num_warps=4, num_stages=PROJECT_STAGES,
+    )  # fmt: skip
+
+
+def _finish(
+    plan: Plan,
+    tokens: int,
+    streams: torch.Tensor,
+    site: Site,
+    m: int,
+    out: torch.Tensor,
+    post_out: torch.Tensor | None,
+    comb_out: torch.Tensor | None,
+) -> None:
+    grid = (tokens, 1 if post_out is None else 2)
+    kernels.finish_kernel[grid](
+        streams, plan.partial, site.base, site.scale, site.norm_weight, out, post_out, comb_out,
+        plan.norm_eps, plan.hc_eps, plan.iterations,
+        **finish_constants(plan.d, m, site.norm_weight is not None), num_warps=finish_warps(plan.d), num_stages=2,
+    )  # fmt: skip
+
+
+def _tokens(plan: Plan, streams: torch.Tensor) -> int:
+    tokens = streams.shape[0]
+    if tokens > plan.max_tokens:
+        raise ValueError(f"hyper_connection: {tokens} tokens; the plan was made for at most {plan.max_tokens}")
+    _check_tensor("streams", streams, torch.bfloat16, (tokens, STREAMS, plan.d))
+    return tokens
+
+
+Wanted = tuple[str, torch.Tensor, torch.dtype, tuple[int, ...]]
+
+
+def _check(plan: Plan, tokens: int, site: Site, m: int, out: Wanted) -> None:
+    name, tensor, dtype, shape = out
+    _check_tensor(name, tensor, dtype, (tokens, *shape))
+    _check_tensor("fn", site.fn, torch.float32, (m, STREAMS * plan.d))
+    _check_tensor("base", site.base, torch.float32, (m,))
+    _check_tensor("scale", site.scale, torch.float32, (3 if m == PRE_ROWS else 1,))
+    if site.norm_weight is not None:
+        _check_tensor("norm_weight", site.norm_weight, torch.bfloat16, (plan.d,))
+
+
+def _check_post(d: int, tokens: int, y: torch.Tensor, streams_out: torch.Tensor) -> None:
+    _check_tensor("y", y, torch.bfloat16, (tokens, d))
+    _check_tensor("streams_out", streams_out, torch.bfloat16, (tokens, STREAMS, d))
+
+
+def _check_mixing(tokens: int, post_weight: torch.Tensor, comb: torch.Tensor) -> None:
+    _check_tensor("post", post_weight, torch.float32, (tokens, STREAMS))
+    _check_tensor("comb", comb, torch.float32, (tokens, STREAMS, STREAMS))
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
+        laid = "contiguous" if tensor.is_contiguous() else "strided"
+        raise ValueError(
+            f"hyper_connection: {name} is {laid} {tensor.dtype} {tuple(tensor.shape)}; "
+            f"expected contiguous {dtype} {shape}"
+        )

@@ -1,0 +1,120 @@
+"""What the hyper-connection kernels ship and claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
+
+WIDTHS = (256, 4096, 7168)  # the embedded checkpoint, V4-Flash, V4-Pro
+STREAMS = 4
+ROWS = STREAMS * (STREAMS + 2)
+BF16_MMA = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+
+
+def builds() -> tuple[KernelBuild, ...]:
+    """Every variant that the launchers can ask for at the shipped widths."""
+    return tuple(build for d in WIDTHS for build in _builds(d))
+
+
+def _builds(d: int) -> Iterator[KernelBuild]:
+    from wellhead.ops.hyper_connection import kernels, launch
+
+    mma = dict.fromkeys(("sm80", "sm89", "sm90", "sm120", "sm121"), BF16_MMA)
+    for name, m, mixes in (("project", ROWS, False), ("post_project", ROWS, True), ("head_project", STREAMS, False)):
+        kinds = {"streams_ptr": "*bf16", "fn_ptr": "*fp32", "partial_ptr": "*fp32", "tokens": "i32", "tiles": "i32"}
+        constants: dict[str, Any] = launch.project_constants(d, m, mixes)
+        if mixes:
+            kinds |= {"y_ptr": "*bf16", "post_ptr": "*fp32", "comb_ptr": "*fp32", "out_ptr": "*bf16"}
+        else:
+            constants = {**constants, "y_ptr": None, "post_ptr": None, "comb_ptr": None, "out_ptr": None}
+        yield _build(f"{name}[d={d}]", kernels.project_kernel, kinds, constants, 4, launch.PROJECT_STAGES, mma)
+    for name, m, norm in (("finish_norm", ROWS, True), ("finish", ROWS, False), ("head_finish", STREAMS, True)):
+        kinds = {"streams_ptr": "*bf16", "partial_ptr": "*fp32", "base_ptr": "*fp32", "scale_ptr": "*fp32"}
+        kinds |= {"out_ptr": "*bf16", "norm_eps": "fp32", "hc_eps": "fp32", "iterations": "i32"}
+        constants = launch.finish_constants(d, m, norm)
+        for pointer, kind, present in (
+            ("norm_ptr", "*bf16", norm), ("post_ptr", "*fp32", m == ROWS), ("comb_ptr", "*fp32", m == ROWS)
+        ):  # fmt: skip
+            if present:
+                kinds[pointer] = kind
+            else:
+                constants = {**constants, pointer: None}
+        yield _build(f"{name}[d={d}]", kernels.finish_kernel, kinds, constants, launch.finish_warps(d), 2, {})
+    kinds = dict.fromkeys(("y_ptr", "streams_ptr", "out_ptr"), "*bf16")
+    kinds |= {"post_ptr": "*fp32", "comb_ptr": "*fp32", "tokens": "i32"}
+    yield _build(f"post[d={d}]", kernels.post_kernel, kinds, dict(launch.post_constants(d)), 4, 2, {})
+
+
+def _build(
+    name: str,
+    kernel: Any,
+    kinds: dict[str, str],
+    constants: dict[str, Any],
+    warps: int,
+    stages: int,
+    mma: dict[str, str],
+) -> KernelBuild:
+    return KernelBuild(name, kernel, kinds | dict.fromkeys(constants, "constexpr"), constants, warps, stages, mma)
+
+
+def supports(sizes: Sizes) -> str | None:
+    """None, or why streams of that number and width cannot run."""
+    from wellhead.ops.hyper_connection import launch
+
+    return launch.why_not(sizes["d"], sizes["n"])
+
+
+def make(sizes: Sizes) -> Any:
+    """The function that draws a site's inputs: streams, y, previous weights, and the site's parameters."""
+
+    def draw(generator: Any, device: Any) -> dict[str, Any]:
+        import torch
+
+        tokens, n, d = sizes["tokens"], sizes["n"], sizes["d"]
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator).to(device)
+
+        return {
+            "streams": normal(tokens, n, d).bfloat16(),
+            "y": normal(tokens, d).bfloat16(),
+            "post_weight": normal(tokens, n).sigmoid() * 2,
+            "comb": normal(tokens, n, n).softmax(-1),
+            "fn": normal(n * (n + 2), n * d) * (n * d) ** -0.5,
+            "base": normal(n * (n + 2)),
+            "scale": torch.tensor([1.0, 0.5, 2.0], device=device),
+            "norm_weight": (1 + 0.1 * normal(d)).bfloat16(),
+        }
+
+    return draw
+
+
+def _case(tokens: int, d: int) -> Case:
+    sizes = {"tokens": tokens, "n": STREAMS, "d": d}
+    # post+pre: streams read, written and read again by the contraction; y, out; fn once
+    moved = tokens * (3 * STREAMS * d + 2 * d) * 2 + ROWS * STREAMS * d * 4
+    return Case(
+        f"post_pre[T={tokens},d={d}]", sizes, make(sizes), moved, 2 * tokens * STREAMS * d * (ROWS + STREAMS + 3)
+    )
+
+
+SPEC = OpSpec(
+    name="hyper_connection",
+    summary="mixing of the residual streams",
+    impls=(
+        Impl("triton", needs=("kernels",), shared_bytes=101376, builds=builds, supports=supports),
+        Impl(REFERENCE),
+    ),
+    cases=tuple(_case(t, d) for d in (4096, 7168) for t in (1, 4, 16, 64, 256, 4096)) + (_case(3, 256),),
+    error=ErrorBudget(
+        2.0**-7,
+        2.0**-16,
+        "bf16 results: the fp32 sums differ from the reference's in order only, which moves at most the last of bf16's "
+        "8 bits; the absolute part is for results that cancel",
+    ),
+    batch_invariant=True,
+    batch_reason="the split over d is fixed, every tile of 16 tokens runs the same instructions and a row of a "
+    "tensor-core product depends on that row alone",
+)
