@@ -155,7 +155,7 @@ def finish_kernel(
 def post_kernel(
     y_ptr, streams_ptr, post_ptr, comb_ptr, out_ptr, tokens, D: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """X'_k = post_k y + sum_j comb_jk X_j, rounded to bf16. Grid (ceil(tokens / TILE), D / BLOCK); out may be streams."""
+    """X'_k = post_k y + sum_j comb_jk X_j, rounded to bf16. Grid (ceil(tokens / TILE), ceil(D / BLOCK))."""
     rows = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = rows < tokens

@@ -69,8 +69,8 @@ def plan(
         raise ValueError(f"hyper_connection: {reason}")
     if max_tokens < 0 or iterations < 1 or not hc_eps > 0 or not norm_eps > 0:
         raise ValueError(
-            f"hyper_connection: max_tokens {max_tokens}, iterations {iterations}, hc_eps {hc_eps}, norm_eps {norm_eps}; "
-            "expected at least 0, at least 1, and both eps above 0"
+            f"hyper_connection: max_tokens {max_tokens}, iterations {iterations}, hc_eps {hc_eps}, norm_eps {norm_eps}"
+            "; expected at least 0, at least 1, and both eps above 0"
         )
     partial = torch.empty(max_tokens, d // CHANNELS, kernels.COLUMNS, dtype=torch.float32, device=device)
     return Plan(d, max_tokens, norm_eps, hc_eps, iterations, partial)
@@ -79,7 +79,7 @@ def plan(
 def pre(
     plan: Plan, streams: torch.Tensor, site: Site, out: torch.Tensor, post_out: torch.Tensor, comb_out: torch.Tensor
 ) -> None:
-    """streams bf16 [T, 4, d] -> out bf16 [T, d] (normed if the site has a weight), post fp32 [T, 4], comb fp32 [T, 4, 4].
+    """streams bf16 [T, 4, d] -> out bf16 [T, d] (normed with a weight), post fp32 [T, 4], comb fp32 [T, 4, 4].
 
     out is sum_j pre_j X_j summed in fp32 and rounded to bf16; the norm is taken of the rounded values and rounded
     once more.
@@ -157,7 +157,8 @@ def finish_constants(d: int, m: int, norm: bool) -> dict[str, int | bool]:
     splits = d // CHANNELS
     padded = triton.next_power_of_2(splits)
     block = triton.next_power_of_2(d)
-    return {"D": d, "M": m, "NORM": norm, "SPLITS": splits, "SPLITS_PADDED": padded, "COLUMNS": columns(m), "BLOCK_D": block}  # fmt: skip
+    sizes: dict[str, int | bool] = {"D": d, "M": m, "NORM": norm, "COLUMNS": columns(m), "BLOCK_D": block}
+    return sizes | {"SPLITS": splits, "SPLITS_PADDED": padded}
 
 
 def post_constants(d: int) -> dict[str, int]:
@@ -170,6 +171,11 @@ def columns(m: int) -> int:
     return 32 if m == PRE_ROWS else 16
 
 
+def tiles_a_program(tokens: int) -> int:
+    """Tiles of 16 tokens that one program takes: one until there are programs enough to fill a card."""
+    return min(MAX_TILES, triton.cdiv(tokens, 16 * TILE))
+
+
 def finish_warps(d: int) -> int:
     """Warps that hold one token's row: at most 16 values of each stream a thread."""
     return max(1, min(16, triton.next_power_of_2(d) // 512))
@@ -180,7 +186,7 @@ Mixed = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 def _project(plan: Plan, tokens: int, streams: torch.Tensor, site: Site, m: int, mixed: Mixed | None = None) -> None:
     """Launch the projection; `mixed` is (y, post, comb, streams_out) if the streams are to be written first."""
-    tiles = min(MAX_TILES, triton.cdiv(tokens, 16 * TILE))
+    tiles = tiles_a_program(tokens)
     grid = (triton.cdiv(tokens, TILE * tiles), plan.d // CHANNELS)
     y, post_weight, comb, out = mixed or (None, None, None, None)
     kernels.project_kernel[grid](
@@ -242,5 +248,6 @@ def _check_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tu
     if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
         laid = "contiguous" if tensor.is_contiguous() else "strided"
         raise ValueError(
-            f"hyper_connection: {name} is {laid} {tensor.dtype} {tuple(tensor.shape)}; expected contiguous {dtype} {shape}"
+            f"hyper_connection: {name} is {laid} {tensor.dtype} {tuple(tensor.shape)}; "
+            f"expected contiguous {dtype} {shape}"
         )
