@@ -25,7 +25,7 @@ def builds() -> tuple[KernelBuild, ...]:
     found = []
     for config in configs:
         for rounds in (False, True):
-            given = constants(config, rounds)
+            given: dict[str, Any] = dict(constants(config, rounds))
             signature = {
                 "x": "*bf16" if rounds else "*u8", "x_scale": "*u8", "w": "*u8", "w_scale": "*u8", "y": "*bf16",
                 "TOKENS": "i32", "N": "i32:16", "K": "i32:16", **dict.fromkeys(given, "constexpr"),
@@ -69,7 +69,7 @@ SPEC = OpSpec(
     name="linear",
     summary="block-FP8 linear layers and the grouped output projection",
     impls=(
-        Impl("triton", needs=("kernels", "fp8_mma"), shared_bytes=101376, builds=builds, supports=supports),
+        Impl("triton", needs=("kernels", "fp8e4nv_conversion"), shared_bytes=101376, builds=builds, supports=supports),
         Impl(REFERENCE),
     ),
     cases=tuple(_case(tokens, n, k) for n, k in SHAPES for tokens in (1, 4, 16, 64)) + (_case(3, 200, 384),),

@@ -83,7 +83,7 @@ SPEC = OpSpec(
     name="moe",
     summary="the chosen experts and the shared one",
     impls=(
-        Impl("triton", needs=("kernels", "fp8_mma"), shared_bytes=101376, builds=builds, supports=supports),
+        Impl("triton", needs=("kernels", "fp8e4nv_conversion"), shared_bytes=101376, builds=builds, supports=supports),
         Impl(REFERENCE),
     ),
     cases=tuple(_case(tokens, d, m, k) for d, m, k in SHAPES for tokens in (1, 4, 16, 64)),
