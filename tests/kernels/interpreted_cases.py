@@ -1,4 +1,4 @@
-"""What the benchmark does before it prints a speed, on the smallest sizes: every SPEC's kernels against its reference."""
+"""What the benchmark does before it prints a speed, on small sizes: kernels against reference through the SPEC."""
 
 from __future__ import annotations
 

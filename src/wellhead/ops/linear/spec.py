@@ -99,9 +99,13 @@ SPEC = OpSpec(
     summary="block-FP8 linear layers and the grouped output projection",
     impls=(
         Impl(
-            "triton", needs=("kernels", "fp8e4nv_conversion"), shared_bytes=101376, builds=builds, supports=supports,
+            "triton",
+            needs=("kernels", "fp8e4nv_conversion"),
+            shared_bytes=101376,
+            builds=builds,
+            supports=supports,
             prepare=prepare,
-        ),  # fmt: skip
+        ),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(tokens, n, k) for n, k in SHAPES for tokens in (1, 4, 16, 64)) + (_case(3, 200, 384),),

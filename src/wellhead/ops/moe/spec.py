@@ -134,9 +134,13 @@ SPEC = OpSpec(
     summary="the chosen experts and the shared one",
     impls=(
         Impl(
-            "triton", needs=("kernels", "fp8e4nv_conversion"), shared_bytes=101376, builds=builds, supports=supports,
+            "triton",
+            needs=("kernels", "fp8e4nv_conversion"),
+            shared_bytes=101376,
+            builds=builds,
+            supports=supports,
             prepare=prepare,
-        ),  # fmt: skip
+        ),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(tokens, d, m, k) for d, m, k in SHAPES for tokens in (1, 4, 16, 64)),

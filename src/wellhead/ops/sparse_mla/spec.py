@@ -119,9 +119,13 @@ SPEC = OpSpec(
     summary="attention over window and selected records with sink",
     impls=(
         Impl(
-            "triton", needs=("kernels", "fp8e4nv_conversion"), shared_bytes=101376, builds=builds, supports=supports,
+            "triton",
+            needs=("kernels", "fp8e4nv_conversion"),
+            shared_bytes=101376,
+            builds=builds,
+            supports=supports,
             prepare=prepare,
-        ),  # fmt: skip
+        ),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(tokens, heads, k) for heads, k in SHAPES for tokens in (1, 4, 16, 64)),
