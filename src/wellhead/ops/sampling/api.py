@@ -126,7 +126,7 @@ def plan(
         raise ValueError(f"sampling cannot be planned: {why}")
     if (top_k or top_p) and not sampled:
         raise ValueError("sampling cannot be planned: top_k or top_p without sampled; greedy rows have no use for them")
-    config = choose_config(rows, columns)
+    config = choose_config(rows)
 
     def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
