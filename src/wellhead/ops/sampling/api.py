@@ -105,7 +105,9 @@ class Sampler:
                 *row, *limits, self.seed, position, count[1], first, mass[1], self.state, drawn, self.columns,
                 TOP_K=self.top_k, TOP_P=self.top_p, **shape,
             )  # fmt: skip
-        kernels.pick[(rows,)](best, drawn, self.temperature, out, SAMPLED=self.sampled, SPLITS=splits, num_warps=1)
+        kernels.pick_token[(rows,)](
+            best, drawn, self.temperature, out, SAMPLED=self.sampled, SPLITS=splits, num_warps=1
+        )
 
 
 def supports(rows: int, columns: int) -> str | None:

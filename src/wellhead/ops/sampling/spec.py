@@ -43,7 +43,7 @@ def builds() -> tuple[KernelBuild, ...]:
         arguments = {"best_ptr": "*i64", "drawn_ptr": "*i64", "temperature_ptr": "*fp32", "out_ptr": "*i64"}
         for sampled in (False, True):
             given = {"SAMPLED": sampled, "SPLITS": splits}
-            add(f"pick[sampled={sampled},splits={splits}]", kernels.pick, arguments, given, 1)
+            add(f"pick_token[sampled={sampled},splits={splits}]", kernels.pick_token, arguments, given, 1)
     return tuple(found)
 
 
