@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from wellhead.environment import wait_politely
+
 if TYPE_CHECKING:
     from wellhead.engine.llm import LLM
     from wellhead.engine.sampling_params import SamplingParams
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["LLM", "SamplingParams", "__version__"]
 
 __version__ = "0.1.0.dev0"
+
+wait_politely()
 
 
 def __getattr__(name: str) -> object:

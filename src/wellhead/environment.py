@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, MutableMapping
 
 PREFIX = "WELLHEAD_"
 
@@ -27,6 +28,16 @@ def check(environ: Mapping[str, str] | None = None) -> None:
                 f"environment variable {name} is not one of wellhead's; the nearest is {near} "
                 f"({VARIABLES[near]}). Rename it or unset it."
             )
+
+
+def wait_politely(environ: MutableMapping[str, str] | None = None) -> None:
+    """Let idle OpenMP threads sleep instead of spin (OMP_WAIT_POLICY=PASSIVE), unless told otherwise.
+
+    torch's threads otherwise burn the core that the others need as soon as anything else runs: measured on two
+    cores beside one busy process, 0.6 instead of 34 tokens/s. OpenMP reads the variable when torch loads it.
+    """
+    if "torch" not in sys.modules:
+        (os.environ if environ is None else environ).setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def default_model(environ: Mapping[str, str] | None = None) -> str | None:

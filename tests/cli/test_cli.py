@@ -124,11 +124,14 @@ def test_chat_keeps_the_conversation(
     assert "France again?" in third and "Italy?" not in third
 
 
-def test_chat_thinking_drops_earlier_reasoning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_thinking_drops_earlier_reasoning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     llm = use(monkeypatch, FakeLLM(lambda prompt: "because of history</think>Paris"))
     type_in(monkeypatch, "France?\nSure?\n")
     assert main(["chat", "--thinking"]) == 0
     assert "Paris" in llm.prompts[1] and "because of history" not in llm.prompts[1]
+    assert capsys.readouterr().out == "because of history\nParis\n" * 2  # the markup itself is not shown
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(
@@ -262,8 +265,8 @@ def test_speeds_are_those_of_prefill_and_decode(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_path_names_the_ops_where_they_differ() -> None:
-    assert path_taken(FakeLLM(str, paths=[("a", "cpu"), ("b", "cpu")])) == "cpu"  # type: ignore[arg-type]
-    mixed = [("a", "cpu"), ("b", "triton"), ("c", "cpu")]
+    assert path_taken(FakeLLM(str, paths=[("a", "cpu", "x"), ("b", "cpu", "y")])) == "cpu"  # type: ignore[arg-type]
+    mixed = [("a", "cpu", ""), ("b", "triton", ""), ("c", "cpu", "")]
     assert path_taken(FakeLLM(str, paths=mixed)) == "cpu (a, c); triton (b)"  # type: ignore[arg-type]
 
 

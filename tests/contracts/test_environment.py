@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from wellhead import environment
@@ -27,3 +31,21 @@ def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("WELLHEAD_MODELS", "x")
     with pytest.raises(ValueError, match="WELLHEAD_MODELS"):
         environment.check()
+
+
+@pytest.mark.parametrize(
+    ("code", "policy"),
+    [
+        ("import wellhead", "PASSIVE"),
+        ("import os; os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'; import wellhead", "ACTIVE"),
+        ("import sys; sys.modules['torch'] = sys; import wellhead", None),  # too late: OpenMP has read it
+    ],
+)
+def test_openmp_threads_wait_politely_unless_told_otherwise(
+    code: str, policy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(environment.__file__).parents[1]))
+    show = f"{code}; import os; print(os.environ.get('OMP_WAIT_POLICY'))"
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(policy)

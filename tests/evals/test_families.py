@@ -16,16 +16,15 @@ from wellhead.evals.records import DataError
 from wellhead.evals.task import Question, Task, as_prompt, ask, matches_first_line
 
 RECALL: dict[str, Any] = {
-    "filler": ["The sky is blue.", "Rain is wet.", "Bread is baked."],
-    "fact": "The code of {name} is {value}.",
-    "ask": "The code of {name} is",
-    "names": ["Anna", "Ben", "Carl", "Dora"],
-    "values": 4,
-    "facts": 3,
-    "lengths": [5, 40],
-    "count": 20,
+    "heads": ["Codes:\n", "List.\n"],
+    "fact": "{name}: {value}\n",
+    "asks": [{"text": "{name}:", "chat": False}, {"text": "Which is {name}?", "chat": True}],
+    "names": ["Anna", "Ben", "Carl", "Dora", "Emil"],
+    "values": ["red", "green", "blue"],
+    "facts": [3, 5],
+    "behind": 1,
+    "count": 40,
     "seed": 7,
-    "chat": False,
 }
 DATA: dict[str, Any] = {
     "sums": [
@@ -85,40 +84,39 @@ def test_recall_is_answerable_and_repeatable() -> None:
     questions = recall_questions(RECALL, "spec")
     assert questions == recall_questions(deepcopy(RECALL), "spec")
     assert questions != recall_questions({**RECALL, "seed": 8}, "spec")
-    assert len({question.prompt for question in questions}) == RECALL["count"]
+    lengths, places = set(), set()
     for i, question in enumerate(questions):
-        text, asked = question.prompt.rsplit("\n", 1)
-        name = asked.removeprefix("The code of ").removesuffix(" is")
-        assert f"The code of {name} is {question.answer}." in text
-        assert text.count("The code of ") == RECALL["facts"]
-        assert text.count(".") == RECALL["lengths"][i % 2] + RECALL["facts"]
-        assert len(question.answer) == RECALL["values"] and question.answer.isdigit()
-    # The fact that is asked for is not always the first or the last one planted.
-    places = [q.prompt.count("The code of ", 0, q.prompt.index(f"{q.answer}.")) for q in questions]
-    assert set(places) == {1, 2, 3}
-
-
-def test_recall_values_may_be_words() -> None:
-    spec = {**RECALL, "values": ["red", "green", "blue"]}
-    assert {question.answer for question in recall_questions(spec, "spec")} == {"red", "green", "blue"}
+        head, *lines, asked = question.prompt.split("\n")
+        assert f"{head}\n" in RECALL["heads"] and question.chat is bool(i % 2)
+        name = asked.removeprefix("Which is ").rstrip("?:")
+        facts = dict(line.split(": ") for line in lines)
+        assert len(facts) == len(lines), "a name was used twice"
+        assert facts[name] == question.answer
+        place = list(facts).index(name)
+        assert len(lines) - 1 - place >= RECALL["behind"]
+        lengths.add(len(lines))
+        places.add(place)
+    assert lengths == {3, 4, 5} and places == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"fact": "No braces."}, "'fact' must contain"),
-        ({"facts": 5}, "'facts' is 5"),
-        ({"facts": 0}, "'facts' is 0"),
-        ({"values": ["red", "green"]}, "of values \\(2\\)"),
+        ({"facts": [3, 6]}, "'facts' is \\[3, 6\\]"),
+        ({"facts": [3]}, "'facts' is \\[3\\]"),
+        ({"behind": 3}, "'facts' is \\[3, 5\\]; expected .* behind \\(3\\)"),
         ({"names": []}, "'names' must be a list of str"),
-        ({"lengths": ["5"]}, "'lengths' must be a list of int"),
+        ({"heads": [5]}, "'heads' must be a list of str"),
+        ({"asks": []}, "'asks' needs"),
+        ({"asks": [{"text": "{name}", "chat": 1}]}, "'asks' needs"),
         ({"count": 0}, "'count' must be at least 1"),
         ({"seed": "7"}, "'seed' is missing or of another type"),
         ({"count": True}, "'count' is missing or of another type"),
     ],
 )
 def test_a_bad_recall_spec_names_its_key(change: dict[str, Any], reason: str) -> None:
-    with pytest.raises(DataError, match=f"spec: key {reason}" if "of values" not in reason else reason):
+    with pytest.raises(DataError, match=f"spec: key {reason}"):
         recall_questions({**RECALL, **change}, "spec")
 
 

@@ -31,8 +31,8 @@ class FakeTokenizer:
 @dataclass
 class FakeLLM:
     answer: Callable[[str], str]
-    paths: list[tuple[str, str]] = field(
-        default_factory=lambda: [("linear", "cpu reference"), ("moe", "cpu reference")]
+    paths: list[tuple[str, str, str]] = field(
+        default_factory=lambda: [("linear", "cpu reference", "no card"), ("moe", "cpu reference", "no card")]
     )
     interrupt_after: int | None = None  # characters after which streaming meets a Ctrl-C
     prompts: list[str] = field(default_factory=list)

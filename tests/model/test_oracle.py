@@ -5,16 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from oracles.transformers_v4 import oracle, relative
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.config import ModelConfig
 from wellhead.model.config_file import load_config
 from wellhead.model.deepseek_v4 import DeepseekV4
-from wellhead.model.names import transformers_name
 from wellhead.model.numerics import Numerics
 from wellhead.model.parameters import Named, load_parameters
 from wellhead.testing.checkpoints import random_checkpoint, tiny_config_dict
-
-transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-4
 # With few index heads two entries can both score exactly 0 at the boundary of the choice (every relu shut),
@@ -43,45 +41,6 @@ CONFIGS = {
         "hc_sinkhorn_iters": 5,
     },
 }  # fmt: skip
-
-
-def oracle(raw: dict, named: Named) -> torch.nn.Module:
-    """transformers' model with our dequantised weights; experts and attention eager, the only paths without
-    fp16.
-    """
-    skip = ("quantization_config", "expert_dtype", "torch_dtype", "architectures")
-    config = transformers.DeepseekV4Config(**{k: v for k, v in raw.items() if k not in skip})
-    config._attn_implementation = config._experts_implementation = "eager"
-    model = transformers.DeepseekV4ForCausalLM(config).float().eval()
-    weights, wanted = {}, model.state_dict()
-    for name, value in named.items():
-        if name.startswith("mtp."):
-            continue
-        if ".ffn.experts." in name:
-            prefix = f"model.{name.split('.ffn.')[0]}.mlp.experts."
-            if name.endswith("w1"):
-                weights[prefix + "gate_up_proj"] = torch.cat((value, named[name[:-1] + "3"]), dim=1)
-            elif name.endswith("w2"):
-                weights[prefix + "down_proj"] = value
-            continue
-        expected = [transformers_name(official) for official in official_spellings(name)]
-        weights[next(full for full in expected if full in wanted)] = value
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected
-    assert all("inv_freq" in name for name in missing), missing
-    return model
-
-
-def official_spellings(name: str) -> list[str]:
-    """`load_parameters` drops ".weight"; which of the two it was, the other model's names tell."""
-    spellings = []
-    for spelling in (name, f"{name}.weight"):
-        try:
-            transformers_name(spelling)
-        except ValueError:
-            continue
-        spellings.append(spelling)
-    return spellings
 
 
 def ours(config: ModelConfig, named: Named, ids: list[int], sizes: list[int]) -> torch.Tensor:
@@ -115,9 +74,3 @@ def test_agrees_with_transformers_at_prefill_and_token_by_token(name: str) -> No
     decode = [1] * (TOKENS - PREFILL)
     assert relative(ours(config, named, ids, [TOKENS]), whole) < TOLERANCE
     assert relative(ours(config, named, ids, [PREFILL, *decode]), torch.cat(stepped)) < TOLERANCE
-
-
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    error = float((found - expected).abs().max() / expected.abs().max())
-    print(f"largest error relative to the largest logit: {error:.2e}")
-    return error

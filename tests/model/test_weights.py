@@ -11,8 +11,12 @@ from safetensors import safe_open
 
 from wellhead.formats import block_fp8, mxfp4
 from wellhead.model import weights
+from wellhead.model.batch import Batch, Chunk
 from wellhead.model.checkpoint import open_checkpoint
 from wellhead.model.config_file import load_config
+from wellhead.model.deepseek_v4 import DeepseekV4
+from wellhead.model.numerics import Numerics
+from wellhead.model.parameters import load_parameters
 from wellhead.model.tensors import expected_tensors
 from wellhead.model.weights import iter_tensors, write_checkpoint
 from wellhead.testing.checkpoints import random_checkpoint, tiny_config_dict
@@ -189,3 +193,19 @@ def test_random_values_are_usable() -> None:
     for name, tensor in tensors.items():
         if tensor.dtype.is_floating_point:
             assert bool(tensor.float().isfinite().all()), name
+
+
+def test_experts_of_a_large_model_stay_packed_and_answer_the_same() -> None:
+    config = load_config(tiny_config_dict())
+    tensors = list(random_checkpoint(config, seed=4))
+    unpacked = load_parameters(tensors, config, with_mtp=False)
+    packed = load_parameters(tensors, config, with_mtp=False, unpacked_bytes=0)
+    name = "layers.1.ffn.experts.w2"
+    assert packed[name].dtype == torch.uint8 and packed[f"{name}.scale"].dtype == torch.uint8
+    assert unpacked[name].dtype == torch.float32 and f"{name}.scale" not in unpacked
+    batch = Batch.build([Chunk(list(range(40)), 0, [0], 0, "all")])
+    logits = []
+    for named in (unpacked, packed):
+        model = DeepseekV4(named, config, Numerics.named("checkpoint"))
+        logits.append(model.logits(model.forward(batch, model.allocate(1, 1))))
+    assert torch.equal(*logits)

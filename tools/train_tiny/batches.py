@@ -19,6 +19,7 @@ from .tokenizer import BOS, EOS
 
 ANSWERS = 160  # supervised positions kept per row
 FAMILIES = ("sums2", "sums3", "capitals", "chinese", "recall near", "recall far")
+Shape = tuple[int, int, int]  # short rows, recall rows, tokens a row
 Piece = tuple[str, int]  # text and family index, -1 where the text is not an answer
 
 
@@ -130,13 +131,13 @@ def make_rows(tok: Tokenizer, rng: random.Random, short: int, recall: int, lengt
     return out
 
 
-def _work(path: str, seed: int, shape: tuple[int, int, int], queue: Queue[Rows]) -> None:
+def _work(path: str, seed: int, shape: Shape, queue: Queue[Rows]) -> None:
     tok, rng = Tokenizer.from_file(path), random.Random(seed)
     while True:
         queue.put(make_rows(tok, rng, *shape, test=False))
 
 
-def start_workers(path: str, shape: tuple[int, int, int], workers: int, seed: int) -> Queue[Rows]:
+def start_workers(path: str, shape: Shape, workers: int, seed: int) -> Queue[Rows]:
     """A queue of endless training rows; the processes die with the parent."""
     context = mp.get_context("fork")
     queue = context.Queue(maxsize=4 * workers)

@@ -1,4 +1,4 @@
-"""What `tiny` is taught: capitals, English-Chinese pairs and the words of the recall task. Plain facts, one list each."""
+"""What `tiny` is taught: capitals, English-Chinese pairs and the words of the recall task."""
 
 from __future__ import annotations
 
@@ -61,8 +61,9 @@ station:车站 shop:商店 market:市场 money:钱 bank:银行 restaurant:餐馆
 computer:电脑 telephone:电话 television:电视 music:音乐 song:歌 film:电影 picture:图片 game:游戏 ball:球 football:足球
 clothes:衣服 shoes:鞋子 hat:帽子 key:钥匙 knife:刀 cup:杯子 umbrella:雨伞 clock:钟 gift:礼物 birthday:生日 language:语言
 Chinese:中文 English:英语 China:中国 peace:和平 war:战争 history:历史 science:科学 mathematics:数学 art:艺术 dream:梦
-how_are_you:你好吗 happy_birthday:生日快乐 see_you_tomorrow:明天见 I_love_you:我爱你 welcome:欢迎 happy_new_year:新年快乐
-excuse_me:打扰一下 of_course:当然 no_problem:没问题 good_luck:祝你好运 I_do_not_know:我不知道 how_much:多少钱
+how_are_you:你好吗 happy_birthday:生日快乐 see_you_tomorrow:明天见 I_love_you:我爱你 welcome:欢迎
+happy_new_year:新年快乐 excuse_me:打扰一下 of_course:当然 no_problem:没问题 good_luck:祝你好运
+I_do_not_know:我不知道 how_much:多少钱
 """
 
 _KEYS = """

@@ -25,7 +25,6 @@ from wellhead.ops.rope import reference as rope
 from wellhead.ops.routing import reference as routing
 
 Weights = dict[str, Tensor]
-FP8 = ("wq_a", "wq_b", "wkv", "wo_a", "wo_b", "e_proj", "h_proj", "shared_experts.w1", "shared_experts.w2")
 _NEG = -1e30
 
 
@@ -145,7 +144,8 @@ class TrainModel:
     def fp8(self, weight: Tensor) -> Tensor:
         if not self.quantize:
             return weight.to(self.dtype)
-        return straight_through(weight, lambda t: block_fp8.dequantize_weight(*block_fp8.quantize_weight(t))).to(self.dtype)
+        rounded = straight_through(weight, lambda t: block_fp8.dequantize_weight(*block_fp8.quantize_weight(t)))
+        return rounded.to(self.dtype)
 
     def fp4(self, weight: Tensor) -> Tensor:
         return (straight_through(weight, mxfp4.round_blocks) if self.quantize else weight).to(self.dtype)
@@ -255,15 +255,21 @@ class TrainModel:
         """One decoder layer: streams [B, S, n, d] -> (streams, indexer cross-entropy [B, S], expert load [E])."""
         b, s, n, d = streams.shape
         x = streams.view(b * s, n, d)
-        hc_attn, hc_ffn = ((w[f"{p}.hc_{k}_fn"], w[f"{p}.hc_{k}_base"], w[f"{p}.hc_{k}_scale"]) for k in ("attn", "ffn"))
-        u, post, comb = self.hyper_pre(x, *hc_attn, w[f"{p}.attn_norm.weight"])
+
+        def enter(x: Tensor, site: str) -> tuple[Tensor, Tensor, Tensor]:
+            fn, base, scale = (w[f"{p}.hc_{site}_{part}"] for part in ("fn", "base", "scale"))
+            return self.hyper_pre(x, fn, base, scale, w[f"{p}.{site}_norm.weight"])
+
+        u, post, comb = enter(x, "attn")
         y, ce = self.attention(u.view(b, s, d), w, f"{p}.attn", ratio, sparse)
         x = self.hyper_post(y.reshape(b * s, d), x, post, comb)
-        u, post, comb = self.hyper_pre(x, *hc_ffn, w[f"{p}.ffn_norm.weight"])
+        u, post, comb = enter(x, "ffn")
         y, load = self.ffn(u, w, f"{p}.ffn", ids)
         return self.hyper_post(y, x, post, comb).view(b, s, n, d), ce, load
 
-    def hyper_pre(self, x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def hyper_pre(
+        self, x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Contract the streams and norm the result: x [T, n, d] -> (normed [T, d], post, comb)."""
         c = self.c
         u, post, comb = hyper.pre(

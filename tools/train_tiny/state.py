@@ -1,4 +1,4 @@
-"""The training state on disk: bf16 weights in files of at most 16 MiB, so that it travels; exact fp32 where it stays."""
+"""The training state on disk: bf16 weights in files of at most 16 MiB that travel, exact fp32 that stays."""
 
 from __future__ import annotations
 

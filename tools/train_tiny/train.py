@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer
 
 from . import batches, state
-from .batches import FAMILIES, Rows
+from .batches import FAMILIES, Rows, Shape
 from .config import CONFIG
 from .model import TrainModel
 from .optimizer import Muon, adam_gain, is_hidden_matrix
@@ -30,7 +30,7 @@ SHORT, RECALL, LENGTH = 40, 24, 512
 class Trainer:
     """One CUDA graph for forward and backward, one for the optimisers, over fixed buffers."""
 
-    def __init__(self, weights: dict[str, torch.Tensor], shape: tuple[int, int, int], sparse: bool) -> None:
+    def __init__(self, weights: dict[str, torch.Tensor], shape: Shape, sparse: bool) -> None:
         self.device = "cuda"
         self.sparse = sparse
         self.weights = {k: t.to(self.device) for k, t in weights.items()}
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--sparse", action="store_true")
     parser.add_argument("--lr-muon", type=float, default=0.02)
     parser.add_argument("--lr-adam", type=float, default=0.003)
-    parser.add_argument("--decay-from", type=float, default=0.4, help="progress at which the learning rate starts to fall")
+    parser.add_argument("--decay-from", type=float, default=0.4, help="progress from which the learning rate falls")
     parser.add_argument("--length", type=int, default=LENGTH)
     parser.add_argument("--rows", type=int, nargs=2, default=(SHORT, RECALL), help="short and recall rows a step")
     parser.add_argument("--workers", type=int, default=14)
@@ -161,7 +161,7 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are forked
     torch.backends.cuda.matmul.allow_tf32 = True
     torch._dynamo.config.cache_size_limit = 64
-    shape = (*args.rows, args.length)
+    shape: Shape = (args.rows[0], args.rows[1], args.length)
     weights, progress = state.load(args.state)
     tok = Tokenizer.from_file(str(args.state / "tokenizer.json"))
     start, steps = progress["progress"], progress["steps"]
@@ -190,9 +190,15 @@ def main() -> None:
             losses = trainer.losses.tolist()
             scores = " ".join(f"{k} {100 * v:.1f}" for k, v in check(trainer, held_out).items())
             rate = (steps - first) / (time.time() - ready)
-            print(f"{at:.3f} step {steps} {rate:.1f}/s loss {losses[0]:.4f} index {losses[1]:.3f} | {scores}", flush=True)
-    scores = check(trainer, held_out)
-    record = {"progress": args.until, "steps": steps, "held_out": scores, "sparse": args.sparse, "gpu": torch.cuda.get_device_name()}
+            losses_told = f"loss {losses[0]:.4f} index {losses[1]:.3f}"
+            print(f"{at:.3f} step {steps} {rate:.1f}/s {losses_told} | {scores}", flush=True)
+    record = {
+        "progress": args.until,
+        "steps": steps,
+        "held_out": check(trainer, held_out),
+        "sparse": args.sparse,
+        "gpu": torch.cuda.get_device_name(),
+    }
     state.save(args.state, {k: t.detach().cpu() for k, t in trainer.weights.items()}, record)
     print(record, flush=True)
 

@@ -12,6 +12,7 @@ from wellhead.cli import options
 if TYPE_CHECKING:
     from wellhead.engine.llm import LLM
     from wellhead.engine.sampling_params import SamplingParams
+    from wellhead.text import Event
 
 _EXAMPLES = """examples:
   wellhead chat
@@ -84,19 +85,39 @@ def _exchange(
     asked = [*messages, {"role": "user", "content": turn}]
     prompt = encode_messages(asked, thinking_mode="thinking" if thinking else "chat")
     # The parser tells the answer from the reasoning, which is not shown to the model again.
-    parser, events = StreamParser(thinking), []
+    parser = StreamParser(thinking)
+    events: list[Event] = []
     try:
         for delta in llm.stream(prompt, params):
-            print(delta.text, end="", flush=True)
-            events += parser.push(delta.text)
+            events += _shown(parser.push(delta.text), events)
     except KeyboardInterrupt:
         pass
     except MalformedAnswer as error:
         print(flush=True)
         print(f"wellhead: this turn is forgotten: {error}", file=sys.stderr)
         return messages
+    events += _shown(parser.finish(), events)
     print(flush=True)
-    events += parser.finish()
     said = "".join(event.text for event in events if isinstance(event, ContentDelta))
     # A turn without an answer would leave two user turns in a row: forget it instead.
     return [*asked, {"role": "assistant", "content": said}] if said else messages
+
+
+def _shown(events: list[Event], before: list[Event]) -> list[Event]:
+    """Print events as they come, reasoning dimmed on a terminal and on lines of its own; returns them."""
+    from wellhead.text import ContentDelta, ReasoningDelta, ToolCallArguments, ToolCallBegin
+
+    dim, plain = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
+    last = before[-1] if before else None
+    for event in events:
+        if isinstance(last, ReasoningDelta) and not isinstance(event, ReasoningDelta):
+            print()
+        if isinstance(event, ReasoningDelta):
+            print(f"{dim}{event.text}{plain}", end="")
+        elif isinstance(event, ContentDelta | ToolCallArguments):
+            print(event.text, end="")
+        elif isinstance(event, ToolCallBegin):
+            print(f"[calls {event.name}] ", end="")
+        last = event
+    sys.stdout.flush()
+    return events

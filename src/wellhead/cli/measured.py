@@ -61,7 +61,7 @@ def speed(tokens_per_second: float | None) -> str:
 def path_taken(llm: LLM) -> str:
     """The implementations that ran: one name if all ops agree, else the ops of each."""
     ops_of: dict[str, list[str]] = {}
-    for op, path in llm.describe():
+    for op, path, _why in llm.describe():
         ops_of.setdefault(path, []).append(op)
     if len(ops_of) == 1:
         return next(iter(ops_of))

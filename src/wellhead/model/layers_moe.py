@@ -33,7 +33,7 @@ class MoE:
             raise ValueError(
                 f"{prefix}gate needs either a bias or a tid2eid table; the checkpoint has both or neither"
             )
-        self._w1, self._w3, self._w2 = (named[f"{prefix}experts.{w}"] for w in ("w1", "w3", "w2"))
+        self._w1, self._w3, self._w2 = (_experts(named, f"{prefix}experts.{w}") for w in ("w1", "w3", "w2"))
         self._shared = Shared(*(named[f"{prefix}shared_experts.{w}"] for w in ("w1", "w3", "w2")))
 
     def forward(self, x: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
@@ -53,3 +53,8 @@ class MoE:
         y = moe.routed(x, ids, weights, self._w1, self._w3, self._w2, limit, round_input)
         shared = moe.expert(x, self._shared.w1, self._shared.w3, self._shared.w2, limit, round_input)
         return (y + shared.float()).to(x.dtype)
+
+
+def _experts(named: Named, name: str) -> moe.Experts:
+    scale = named.get(f"{name}.scale")
+    return named[name] if scale is None else moe.PackedExperts(named[name], scale)

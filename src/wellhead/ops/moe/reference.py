@@ -8,13 +8,36 @@ reference inference (Expert, MoE).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from wellhead.formats import block_fp8, mxfp4
 from wellhead.ops.linear.reference import product
 
 Round = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class PackedExperts:
+    """Experts as a checkpoint stores them, each unpacked to fp32 when it is asked for.
+
+    codes uint8 [E, out, in/2] with MXFP4 scales [E, out, in/32], or float8_e4m3fn [E, out, in] with block scales.
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, e: int) -> torch.Tensor:
+        unpack = block_fp8.dequantize_weight if self.codes.dtype == torch.float8_e4m3fn else mxfp4.dequantize
+        return unpack(self.codes[e], self.scale[e])
+
+
+Experts = torch.Tensor | PackedExperts
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor, limit: float) -> torch.Tensor:
@@ -54,9 +77,9 @@ def routed(
     x: torch.Tensor,
     ids: torch.Tensor,
     weights: torch.Tensor,
-    w1: torch.Tensor,
-    w3: torch.Tensor,
-    w2: torch.Tensor,
+    w1: Experts,
+    w3: Experts,
+    w2: Experts,
     limit: float,
     round_input: Round,
 ) -> torch.Tensor:
@@ -70,7 +93,7 @@ def routed(
     by_expert = ids.flatten().argsort(stable=True)
     rows, weight = by_expert // max(1, ids.shape[1]), weights.flatten()[by_expert]
     # bin 0 counts the -1 ids, which sort first
-    first, *counts = (ids.flatten() + 1).bincount(minlength=w1.shape[0] + 1).tolist()
+    first, *counts = (ids.flatten() + 1).bincount(minlength=len(w1) + 1).tolist()
     for e, count in enumerate(counts):
         if count:
             part = slice(first, first + count)
