@@ -9,7 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wellhead.ops.bf16_dot import bf16_dot
 from wellhead.ops.topk.kernels import ordered_key
 
 SUM_FLOOR = tl.constexpr(1e-20)
@@ -79,7 +78,7 @@ def route(
     for first in range(0, D, BLOCK_D):
         x = tl.load(x_row + (first + d)[None, :], mask=(t < tokens)[:, None], other=0.0)
         gate = tl.load(gate_row + (first + d)[:, None], mask=(e < E)[None, :], other=0.0)
-        z = bf16_dot(x, gate, z)
+        z = tl.dot(x, gate, z)
     mask = (t < tokens)[:, None] & (e < E)[None, :]
     tl.store(scores_ptr + t[:, None].to(tl.int64) * E + e[None, :], affinity(z), mask=mask)
 
