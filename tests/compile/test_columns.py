@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("triton")
 
+from wellhead.ops import registry
 from wellhead.testing.compile_column import Row, column, last_line, objections
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,3 +151,17 @@ def test_occupancy_is_bounded_by_each_resource() -> None:
     assert blocks(num_warps=4, registers=225) == 2
     assert blocks(shared_bytes=49152) == 2
     assert blocks(shared_bytes=101376) == 1
+
+
+def test_no_kernel_takes_more_than_its_implementation_declares() -> None:
+    """`choose` compares the declared shared memory with the card's."""
+    declared = {
+        (spec.name, build.name): impl.shared_bytes
+        for spec in registry.specs()
+        for impl in spec.impls
+        for build in impl.builds()
+        if impl.shared_bytes
+    }
+    rows = [row for row in rows_of(tritons.installed()) if (row.op, row.build) in declared]
+    assert len(rows) > 50
+    assert [row.where for row in rows if row.shared_bytes > declared[row.op, row.build]] == []

@@ -3,18 +3,14 @@
 The projection optionally writes the streams first (post + pre in one pass over them). Its sums are bf16 tensor-core
 products of the bf16 streams with fn split into three bf16 parts, f0 + f1 + f2 = fn to 2^-24 of its size: every
 product is exact in fp32. Every token's sums are taken in one order that depends on d alone: the tiles of 16 tokens
-walk through the same instructions whatever the number of tokens.
+walk through the same instructions whatever the number of tokens. A partial row holds m <= 24 projections, then the sum
+of squares, then padding.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-STREAMS = 4
-TILE = 16  # tokens of one tensor-core product
-CHANNELS = 64  # channels (of each stream) that one program projects
-COLUMNS = 32  # a partial row: m <= 24 projections, then the sum of squares, then padding
 
 
 @triton.jit

@@ -105,7 +105,9 @@ class Sampler:
                 *row, *limits, self.seed, position, count[1], first, mass[1], self.state, drawn, self.columns,
                 TOP_K=self.top_k, TOP_P=self.top_p, **shape,
             )  # fmt: skip
-        kernels.pick[(rows,)](best, drawn, self.temperature, out, SAMPLED=self.sampled, SPLITS=splits, num_warps=1)
+        kernels.pick_token[(rows,)](
+            best, drawn, self.temperature, out, SAMPLED=self.sampled, SPLITS=splits, num_warps=1
+        )
 
 
 def supports(rows: int, columns: int) -> str | None:
@@ -126,7 +128,7 @@ def plan(
         raise ValueError(f"sampling cannot be planned: {why}")
     if (top_k or top_p) and not sampled:
         raise ValueError("sampling cannot be planned: top_k or top_p without sampled; greedy rows have no use for them")
-    config = choose_config(rows, columns)
+    config = choose_config(rows)
 
     def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BLOCK = 512  # logits that a program weighs together: 16 digits of each fit the registers
-MOST_SPLITS = 32
+SPLITS = (32, 8)  # every one is compiled
 PROGRAMS = 512  # about as many as fill the largest card
 
 
@@ -15,10 +15,9 @@ class Config:
 
     splits: int
     block: int = BLOCK
-    num_warps: int = 4
+    num_warps: int = 8
 
 
-def choose_config(rows: int, columns: int) -> Config:
-    """As many splits as keep PROGRAMS busy, none with less than one block; a power of two."""
-    wanted = min(MOST_SPLITS, max(1, PROGRAMS // max(rows, 1)), max(1, columns // BLOCK))
-    return Config(splits=1 << (wanted.bit_length() - 1))
+def choose_config(rows: int) -> Config:
+    """The most splits that need no more than PROGRAMS programs, else the fewest."""
+    return Config(next((splits for splits in SPLITS if splits * rows <= PROGRAMS), SPLITS[-1]))

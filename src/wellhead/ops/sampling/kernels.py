@@ -212,7 +212,7 @@ def draw_part(
 
 
 @triton.jit
-def pick(best_ptr, drawn_ptr, temperature_ptr, out_ptr, SAMPLED: tl.constexpr, SPLITS: tl.constexpr):
+def pick_token(best_ptr, drawn_ptr, temperature_ptr, out_ptr, SAMPLED: tl.constexpr, SPLITS: tl.constexpr):
     """The id of the best part: of the logits in greedy rows, of the draw in the others. Grid (rows,)."""
     row = tl.program_id(0).to(tl.int64)
     at = row * SPLITS + tl.arange(0, SPLITS)

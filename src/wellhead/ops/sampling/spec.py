@@ -11,9 +11,9 @@ VOCABULARY = 129280
 
 
 def builds() -> tuple[KernelBuild, ...]:
-    """At the fewest and the most splits; the passes between the second and the last differ by a shift only."""
+    """At every number of splits; the passes between the second and the last differ by a shift only."""
     from wellhead.ops.sampling import kernels
-    from wellhead.ops.sampling.configs import BLOCK, MOST_SPLITS, Config
+    from wellhead.ops.sampling.configs import BLOCK, SPLITS, Config
 
     warps = Config(1).num_warps
     row = {"logits_ptr": "*fp32", "logits_stride": "i32", "best_ptr": "*i64"}
@@ -24,7 +24,7 @@ def builds() -> tuple[KernelBuild, ...]:
         signature = {**arguments, **dict.fromkeys(given, "constexpr")}
         found.append(KernelBuild(name, kernel, signature, given, num_warps))
 
-    for splits in (1, MOST_SPLITS):
+    for splits in SPLITS:
         shape = {"SPLITS": splits, "BLOCK": BLOCK}
         add(f"best_of_part[splits={splits}]", kernels.best_of_part, {**row, "columns": "i32"}, shape, warps)
         sums = ("count_sums_ptr", "first_sums_ptr", "sums_in_ptr", "sums_ptr", "state_ptr")
@@ -43,7 +43,7 @@ def builds() -> tuple[KernelBuild, ...]:
         arguments = {"best_ptr": "*i64", "drawn_ptr": "*i64", "temperature_ptr": "*fp32", "out_ptr": "*i64"}
         for sampled in (False, True):
             given = {"SAMPLED": sampled, "SPLITS": splits}
-            add(f"pick[sampled={sampled},splits={splits}]", kernels.pick, arguments, given, 1)
+            add(f"pick_token[sampled={sampled},splits={splits}]", kernels.pick_token, arguments, given, 1)
     return tuple(found)
 
 
