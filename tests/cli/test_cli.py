@@ -300,3 +300,10 @@ def test_bench_names_the_cases_when_none_fits(capsys: pytest.CaptureFixture[str]
     pytest.importorskip("triton")
     assert main(["bench", "moe", "--case", "M=2,"]) == EXIT_ERROR
     assert "has no case with 'M=2,'" in capsys.readouterr().err
+
+
+def test_bench_needs_a_card(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr("wellhead.testing.bench.detect", lambda: None)
+    assert main(["bench", "linear", "--case", "T=3,"]) == EXIT_ERROR
+    assert "needs a CUDA card" in capsys.readouterr().err

@@ -42,10 +42,12 @@ def run(args: argparse.Namespace) -> int:
         for case in spec.cases:
             print(f"{case.name:<28} {case.bytes / 1e6:10.2f} MB {case.flops / 1e9:10.3f} GFLOP")
         return 0
-    from wellhead.testing.bench import Incorrect, measure, selected
-    from wellhead.testing.timing import roof
+    from wellhead.testing.bench import Incorrect, measure, needed_card, selected
 
     cases = list(selected(spec, args.case))
+    needed_card()
+    from wellhead.testing.timing import roof
+
     measured = roof()
     print(f"roof: copy {measured.copy:.0f} GB/s, read {measured.read:.0f} GB/s", file=sys.stderr)
     wrong = 0

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import triton
 
-from wellhead.dispatch.capability import detect
+from wellhead.dispatch.capability import Card, detect
 from wellhead.dispatch.spec import REFERENCE, Case, OpSpec
 from wellhead.testing.timing import Roof, times
 
@@ -28,9 +28,7 @@ def measure(spec: OpSpec, case: Case, impl: str, roof: Roof) -> dict[str, Any]:
     prepare, reference = spec.impl(impl).prepare, spec.impl(REFERENCE).prepare
     if prepare is None or reference is None:
         raise ValueError(f"op {spec.name!r}: {impl!r} or the reference cannot be prepared from a case")
-    card = detect()
-    if card is None:
-        raise ValueError("the benchmark needs a CUDA card; there is none")
+    card = needed_card()
     sets = max(2, min(MOST_SETS, ROTATED_BYTES // max(case.bytes, 1)))
     inputs = [case.make(torch.Generator("cuda").manual_seed(seed), "cuda") for seed in range(sets)]
     runs = [prepare(drawn) for drawn in inputs]
@@ -51,6 +49,14 @@ def measure(spec: OpSpec, case: Case, impl: str, roof: Roof) -> dict[str, Any]:
         "share": round(speed / roof.best, 4), "error": error, "torch": torch.__version__, "triton": triton.__version__,
         "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }  # fmt: skip
+
+
+def needed_card() -> Card:
+    """The card of this process; ValueError where there is none."""
+    card = detect()
+    if card is None:
+        raise ValueError("the benchmark needs a CUDA card and torch with CUDA; `wellhead doctor` says what is here")
+    return card
 
 
 def selected(spec: OpSpec, wanted: str) -> Iterator[Case]:
