@@ -178,6 +178,12 @@ def test_arguments_are_checked_against_what_was_compiled() -> None:
     assert moving.packed_argument("n", "i64", 2**40).value == 2**40
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_no_launcher_without_a_hopper() -> None:
+    with pytest.raises(ValueError, match="this process has no CUDA card"):
+        moving.Launcher(moving.Moved("kernel", b"", 4, 0, {}, 2, 0))
+
+
 class Driver:
     """Records cuLaunchKernel and reads the arguments back through the pointers, as the driver does."""
 

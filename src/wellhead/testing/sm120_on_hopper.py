@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wellhead.dispatch.capability import detect
 from wellhead.dispatch.crosscompile import ALIGNMENT, Compiled, assemble, compile_for
 from wellhead.dispatch.spec import KernelBuild
 
@@ -194,9 +195,9 @@ class Launcher:
     def __init__(self, moved: Moved) -> None:
         import torch
 
-        capability = torch.cuda.get_device_capability()
-        if capability != (9, 0):
-            raise ValueError(f"the cubin is for sm_90a; this card has capability {capability}")
+        card = detect()
+        if card is None or card.arch != "sm90":
+            raise ValueError(f"the cubin is for sm_90a; this process has {card or 'no CUDA card'}")
         torch.cuda.current_stream().synchronize()  # makes torch's context current in this thread
         self.moved = moved
         self._driver = ctypes.CDLL("libcuda.so.1")
