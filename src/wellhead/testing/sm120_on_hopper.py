@@ -6,12 +6,14 @@ result changed: packed fp32 arithmetic (`fma.rn.f32x2`) to both halves, arithmet
 a widening and the fp32 operation, `max` and `min` of three to two of two. Block-scaled `mma` has no counterpart and is
 refused, as is whatever else ptxas does not accept for sm_90a, with the line.
 
-`move` needs no GPU. `Launcher` needs an H100 or another sm_90 card and the CUDA driver.
+`move` needs no GPU and gives a cubin to carry; `Launcher` loads it with the CUDA driver on an sm_90 card. `adopt`, on a
+machine with such a card and Triton, makes a whole process run SM120's code, through Triton's own launcher.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import re
 import subprocess
 from collections.abc import Mapping
@@ -19,10 +21,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from wellhead.dispatch.capability import detect
-from wellhead.dispatch.crosscompile import ALIGNMENT, Compiled, assemble, compile_for
+from wellhead.dispatch.crosscompile import ALIGNMENT, TARGETS, Compiled, assemble, compile_for
 from wellhead.dispatch.spec import KernelBuild
 
 SHARED_LIMIT = 101376
+KEY = "sm120-on-hopper"
 HOPPER = 90
 
 _FORM = re.compile(r"^\s*(@!?%\w+\s+)?([a-z]+)((?:\.\w+)*)\s+(%\w+),\s*(.+?);\s*$")
@@ -182,6 +185,48 @@ def packed_argument(name: str, kind: str, value: Any) -> Any:
     if plain not in kinds:
         raise ValueError(f"{name} has type {kind!r}; the launcher passes pointers, {', '.join(kinds)}")
     return kinds[plain](value)
+
+
+def install_stages() -> None:
+    """From now on Triton makes cubins for sm_90a of kernels for sm_120, cached under a key of their own."""
+    from triton import knobs
+
+    def hook(
+        backend: Any = None, stages: Any = None, options: Any = None, language: Any = None, capability: Any = None
+    ) -> Any:
+        if stages is None:
+            return KEY, hashlib.sha256(KEY.encode()).hexdigest()
+        if capability == TARGETS["sm120"]:
+            stages["cubin"] = moved_cubin
+        return None
+
+    knobs.runtime.add_stages_inspection_hook = hook
+
+
+def moved_cubin(ptx: str, metadata: dict[str, Any]) -> bytes:
+    """The last stage of the compiler: PTX for sm_120 in, cubin for sm_90a out."""
+    if metadata["shared"] > SHARED_LIMIT:
+        raise CannotMove(f"{metadata['name']}: {metadata['shared']} B of shared memory; SM120 has {SHARED_LIMIT}")
+    text = move_ptx(ptx, newest_ptx())[0]
+    try:
+        return assemble(text, HOPPER)[0]
+    except subprocess.CalledProcessError as refused:
+        raise CannotMove(f"{metadata['name']}: {explain(refused.stderr, text)}") from refused
+
+
+def adopt() -> None:
+    """Make every Triton launch of this process run SM120's code on the Hopper it has: ops need not know.
+
+    Call it before the first launch, in a process of its own; it is not undone. ValueError without an sm_90 card.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+
+    card = detect()
+    if card is None or card.arch != "sm90":
+        raise ValueError(f"SM120's code is moved to sm_90a; this process has {card or 'no CUDA card'}")
+    install_stages()
+    driver.active.get_current_target = lambda: GPUTarget("cuda", TARGETS["sm120"], 32)
 
 
 class Launcher:
