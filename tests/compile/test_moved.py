@@ -178,21 +178,20 @@ def test_arguments_are_checked_against_what_was_compiled() -> None:
     assert moving.packed_argument("n", "i64", 2**40).value == 2**40
 
 
-def test_the_compiler_s_own_stages_give_moved_cubins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiler_s_own_stages_give_moved_cubins() -> None:
     from triton import knobs
 
     native = compile_for(probes.build_scale(), "sm120").cubin
-    monkeypatch.setattr(knobs.runtime, "add_stages_inspection_hook", None)
-    moving.install_stages()
-    moved = compile_for(probes.build_scale(), "sm120")
-    assert ".target sm_120a" in moved.ptx  # the stages before the last are those of sm_120
-    assert b"sm_90a" in moved.cubin and b"sm_90a" not in native
-    assert b"sm_90a" not in compile_for(probes.build_scale(), "sm121").cubin
-    with pytest.raises(moving.CannotMove, match="block-scaled"):
-        compile_for(probes.build_block_scaled(), "sm120")
+    with knobs.cache.scope(), knobs.runtime.scope():
+        moving.install_stages()
+        moved = compile_for(probes.build_scale(), "sm120")
+        assert ".target sm_120a" in moved.ptx  # the stages before the last are those of sm_120
+        assert b"sm_90a" in moved.cubin and b"sm_90a" not in native
+        assert b"sm_90a" not in compile_for(probes.build_scale(), "sm121").cubin
+        with pytest.raises(moving.CannotMove, match="block-scaled"):
+            compile_for(probes.build_block_scaled(), "sm120")
     with pytest.raises(moving.CannotMove, match="k: 101377 B"):
         moving.moved_cubin("", {"name": "k", "shared": 101377})
-    monkeypatch.undo()
     assert compile_for(probes.build_scale(), "sm120").cubin == native
 
 

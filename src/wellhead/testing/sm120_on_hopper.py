@@ -188,7 +188,7 @@ def packed_argument(name: str, kind: str, value: Any) -> Any:
 
 
 def install_stages() -> None:
-    """From now on Triton makes cubins for sm_90a of kernels for sm_120, cached under a key of their own."""
+    """From now on Triton makes cubins for sm_90a of kernels for sm_120, in a cache folder of their own."""
     from triton import knobs
 
     def hook(
@@ -201,6 +201,7 @@ def install_stages() -> None:
         return None
 
     knobs.runtime.add_stages_inspection_hook = hook
+    knobs.cache.dir = f"{knobs.cache.dir}-{KEY}"  # Triton 3.6 leaves the hook out of the cache's key
 
 
 def moved_cubin(ptx: str, metadata: dict[str, Any]) -> bytes:
