@@ -58,12 +58,16 @@ def test_column(version: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def jit_functions(folder: Path) -> Iterator[tuple[str, set[str]]]:
-    """(name, names it calls) of every @triton.jit function below a folder."""
+    """("module:name", what it calls, in the same form) of every @triton.jit function below a folder of src."""
     for path in sorted(folder.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        module = ".".join(path.relative_to(folder.parents[1]).with_suffix("").parts)
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        imports = (node for node in tree.body if isinstance(node, ast.ImportFrom))
+        origin = {alias.asname or alias.name: f"{i.module}:{alias.name}" for i in imports for alias in i.names}
+        for node in tree.body:
             if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(d) for d in node.decorator_list):
-                calls = (c.func for c in ast.walk(node) if isinstance(c, ast.Call))
-                yield node.name, {f.id for f in calls if isinstance(f, ast.Name)}
+                called = {c.func.id for c in ast.walk(node) if isinstance(c, ast.Call) and isinstance(c.func, ast.Name)}
+                yield f"{module}:{node.name}", {origin.get(name, f"{module}:{name}") for name in called}
 
 
 def kernels(folder: Path) -> set[str]:
@@ -73,19 +77,26 @@ def kernels(folder: Path) -> set[str]:
 
 
 def test_every_kernel_that_exists_is_built() -> None:
-    built = {row.kernel.split(":")[1] for row in rows_of(tritons.installed())}
+    built = {row.kernel for row in rows_of(tritons.installed())}
     assert len(built) >= 3
     assert built == kernels(OPS)
 
 
 def test_the_scan_finds_kernels_and_not_helpers(tmp_path: Path) -> None:
-    (tmp_path / "kernels.py").write_text(
+    ops = tmp_path / "wellhead" / "ops"
+    (ops / "b").mkdir(parents=True)
+    (ops / "a.py").write_text(
         "@triton.jit\ndef helper(x): return x\n"
         "@triton.jit(do_not_specialize=['n'])\ndef one(n): helper(n)\n"
-        "@jit\ndef two(): other.three()\n"
         "def launcher(): one[(1,)](2)\n"
     )
-    assert kernels(tmp_path) == {"one", "two"}
+    (ops / "b" / "kernels.py").write_text(
+        "from wellhead.ops.a import helper as h\n@jit\ndef two(): h(1)\n@jit\ndef helper(): two.x()\n"
+    )
+    names = {"wellhead.ops.a:one", "wellhead.ops.b.kernels:two", "wellhead.ops.b.kernels:helper"}
+    assert kernels(ops) == names
+    (ops / "c.py").write_text("@triton.jit\ndef dead(): pass\n")
+    assert kernels(ops) == names | {"wellhead.ops.c:dead"}
 
 
 GOOD = Row("op", "b", "m:k", "sm120", "3.7.1", 4, 2, True, "bf16", 64, 101376, 0, ("mma.bf16",))

@@ -178,6 +178,31 @@ def test_arguments_are_checked_against_what_was_compiled() -> None:
     assert moving.packed_argument("n", "i64", 2**40).value == 2**40
 
 
+def test_the_compiler_s_own_stages_give_moved_cubins() -> None:
+    from triton import knobs
+
+    native = compile_for(probes.build_scale(), "sm120").cubin
+    with knobs.cache.scope(), knobs.runtime.scope():
+        moving.install_stages()
+        moved = compile_for(probes.build_scale(), "sm120")
+        assert ".target sm_120a" in moved.ptx  # the stages before the last are those of sm_120
+        assert b"sm_90a" in moved.cubin and b"sm_90a" not in native
+        assert b"sm_90a" not in compile_for(probes.build_scale(), "sm121").cubin
+        with pytest.raises(moving.CannotMove, match="block-scaled"):
+            compile_for(probes.build_block_scaled(), "sm120")
+    with pytest.raises(moving.CannotMove, match="k: 101377 B"):
+        moving.moved_cubin("", {"name": "k", "shared": 101377})
+    assert compile_for(probes.build_scale(), "sm120").cubin == native
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_nothing_is_launched_without_a_hopper() -> None:
+    with pytest.raises(ValueError, match="this process has no CUDA card"):
+        moving.adopt()
+    with pytest.raises(ValueError, match="this process has no CUDA card"):
+        moving.Launcher(moving.Moved("kernel", b"", 4, 0, {}, 2, 0))
+
+
 class Driver:
     """Records cuLaunchKernel and reads the arguments back through the pointers, as the driver does."""
 

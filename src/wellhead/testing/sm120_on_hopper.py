@@ -6,23 +6,26 @@ result changed: packed fp32 arithmetic (`fma.rn.f32x2`) to both halves, arithmet
 a widening and the fp32 operation, `max` and `min` of three to two of two. Block-scaled `mma` has no counterpart and is
 refused, as is whatever else ptxas does not accept for sm_90a, with the line.
 
-`move` needs no GPU. `Launcher` needs an H100 or another sm_90 card and the CUDA driver.
+`move` needs no GPU and gives a cubin to carry; `Launcher` loads it with the CUDA driver on an sm_90 card. `adopt`, on a
+machine with such a card and Triton, makes a whole process run SM120's code, through Triton's own launcher.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wellhead.dispatch import capability
-from wellhead.dispatch.crosscompile import ALIGNMENT, Compiled, assemble, compile_for
+from wellhead.dispatch.capability import detect
+from wellhead.dispatch.crosscompile import ALIGNMENT, TARGETS, Compiled, assemble, compile_for
 from wellhead.dispatch.spec import KernelBuild
 
 SHARED_LIMIT = 101376
+KEY = "sm120-on-hopper"
 HOPPER = 90
 
 _FORM = re.compile(r"^\s*(@!?%\w+\s+)?([a-z]+)((?:\.\w+)*)\s+(%\w+),\s*(.+?);\s*$")
@@ -184,6 +187,49 @@ def packed_argument(name: str, kind: str, value: Any) -> Any:
     return kinds[plain](value)
 
 
+def install_stages() -> None:
+    """From now on Triton makes cubins for sm_90a of kernels for sm_120, in a cache folder of their own."""
+    from triton import knobs
+
+    def hook(
+        backend: Any = None, stages: Any = None, options: Any = None, language: Any = None, capability: Any = None
+    ) -> Any:
+        if stages is None:
+            return KEY, hashlib.sha256(KEY.encode()).hexdigest()
+        if capability == TARGETS["sm120"]:
+            stages["cubin"] = moved_cubin
+        return None
+
+    knobs.runtime.add_stages_inspection_hook = hook
+    knobs.cache.dir = f"{knobs.cache.dir}-{KEY}"  # Triton 3.6 leaves the hook out of the cache's key
+
+
+def moved_cubin(ptx: str, metadata: dict[str, Any]) -> bytes:
+    """The last stage of the compiler: PTX for sm_120 in, cubin for sm_90a out."""
+    if metadata["shared"] > SHARED_LIMIT:
+        raise CannotMove(f"{metadata['name']}: {metadata['shared']} B of shared memory; SM120 has {SHARED_LIMIT}")
+    text = move_ptx(ptx, newest_ptx())[0]
+    try:
+        return assemble(text, HOPPER)[0]
+    except subprocess.CalledProcessError as refused:
+        raise CannotMove(f"{metadata['name']}: {explain(refused.stderr, text)}") from refused
+
+
+def adopt() -> None:
+    """Make every Triton launch of this process run SM120's code on the Hopper it has: ops need not know.
+
+    Call it before the first launch, in a process of its own; it is not undone. ValueError without an sm_90 card.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+
+    card = detect()
+    if card is None or card.arch != "sm90":
+        raise ValueError(f"SM120's code is moved to sm_90a; this process has {card or 'no CUDA card'}")
+    install_stages()
+    driver.active.get_current_target = lambda: GPUTarget("cuda", TARGETS["sm120"], 32)
+
+
 class Launcher:
     """A moved kernel, loaded on the current CUDA device: `launcher((x, y, z), name=value, ...)`.
 
@@ -195,9 +241,9 @@ class Launcher:
     def __init__(self, moved: Moved) -> None:
         import torch
 
-        card = capability.detect()
+        card = detect()
         if card is None or card.arch != "sm90":
-            raise ValueError(f"the cubin is for sm_90a; the card here is {card or 'none'}")
+            raise ValueError(f"the cubin is for sm_90a; this process has {card or 'no CUDA card'}")
         torch.cuda.current_stream().synchronize()  # makes torch's context current in this thread
         self.moved = moved
         self._driver = ctypes.CDLL("libcuda.so.1")
