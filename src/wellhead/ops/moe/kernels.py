@@ -13,11 +13,14 @@ from wellhead.ops.device_formats import power_of_two, round_rows, widen_e2m1
 
 @triton.jit
 def _block_diagonal(half, G: tl.constexpr, KC: tl.constexpr):
-    """E4M3 [G, KC/2] (even or odd inputs) -> [KC/2, G KC/32], block b of token g in column g KC/32 + b."""
-    row = tl.arange(0, KC // 2)[:, None, None] // 16
-    column = tl.arange(0, KC // 32)[None, None, :]
-    spread = tl.where(row == column, tl.trans(half.to(tl.uint8, bitcast=True))[:, :, None], 0)
-    return tl.reshape(spread, (KC // 2, G * (KC // 32))).to(tl.float8e4nv, bitcast=True)
+    """E4M3 [G, KC/2] (even or odd inputs) -> [KC/2, G KC/32], block b of token g in column g KC/32 + b.
+
+    Inputs stay the fast axis in memory: the order in which FP8 instructions load their second operand.
+    """
+    block = tl.arange(0, KC // 32)[None, :, None]
+    place = tl.arange(0, KC // 2)[None, None, :] // 16
+    spread = tl.where(block == place, half.to(tl.uint8, bitcast=True)[:, None, :], 0)
+    return tl.trans(tl.reshape(spread, (G * (KC // 32), KC // 2)).to(tl.float8e4nv, bitcast=True))
 
 
 @triton.jit

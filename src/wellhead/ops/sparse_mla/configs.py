@@ -24,4 +24,4 @@ def choose_config(tokens: int, heads: int, most_records: int) -> Config:
     width = 32 if heads > 16 else 16
     programs = max(1, tokens) * -(-heads // width)
     wanted = min(16, max(1, PROGRAMS // programs), max(1, -(-most_records // RECORDS)))
-    return Config(width, 1 << (wanted.bit_length() - 1), num_warps=8 if width == 32 else 4)
+    return Config(width, 1 << (wanted.bit_length() - 1))
