@@ -1,0 +1,75 @@
+"""SPEC of the rotation."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
+
+DIMS = (512, 128)  # attention heads and index heads
+HEADS = (1, 2, 64)  # every number of heads a program can take
+
+
+def builds() -> tuple[KernelBuild, ...]:
+    from wellhead.ops.rope import kernels
+    from wellhead.ops.rope.api import constants
+
+    found = []
+    for dim in DIMS:
+        for heads in HEADS:
+            for inverse in (False, True):
+                for copy in (False, True):
+                    given = constants(heads, dim, inverse, copy)
+                    signature = {
+                        "x": "*bf16", "out": "*bf16", "positions": "*i64", "freqs": "*fp32", "HEADS": "i32",
+                        **dict.fromkeys(given, "constexpr"),
+                    }  # fmt: skip
+                    kind = f"{'inverse' if inverse else 'forward'}{',copy' if copy else ''}"
+                    name = f"{kind}[d={dim},heads={given['BH']}]"
+                    found.append(KernelBuild(name, kernels.rope_kernel, signature, given))
+    return tuple(found)
+
+
+def supports(sizes: Sizes) -> str | None:
+    from wellhead.ops.rope.api import supports as of
+
+    return of(sizes["heads"], sizes["dim"])
+
+
+def make(tokens: int, heads: int, dim: int, generator: Any, device: Any) -> dict[str, Any]:
+    """x, positions up to a million and the plain frequencies."""
+    import torch
+
+    from wellhead.ops.rope.reference import frequencies
+
+    return {
+        "x": torch.randn(tokens, heads, dim, generator=generator).bfloat16().to(device),
+        "positions": torch.randint(0, 1 << 20, (tokens,), generator=generator).to(device),
+        "freqs": frequencies(64, 10000.0, None).to(device),
+    }
+
+
+def _case(tokens: int, heads: int, dim: int) -> Case:
+    sizes = {"tokens": tokens, "heads": heads, "dim": dim}
+    draw = partial(make, tokens, heads, dim)
+    return Case(f"T={tokens},H={heads},d={dim}", sizes, draw, tokens * heads * 256, tokens * heads * 192)
+
+
+SPEC = OpSpec(
+    name="rope",
+    summary="rotary position embedding and its inverse",
+    impls=(
+        Impl("triton", needs=("kernels",), shared_bytes=101376, builds=builds, supports=supports),
+        Impl(REFERENCE),
+    ),
+    cases=tuple(_case(tokens, heads, 512) for heads in (64, 128, 16) for tokens in (1, 4, 16, 64, 1024)),
+    error=ErrorBudget(
+        2.0**-7,
+        2.0**-18,
+        "cosine and sine within 2^-23 move bf16's last bit at most; the absolute part is for pairs of size up to ten "
+        "that cancel",
+    ),
+    batch_invariant=True,
+    batch_reason="a program is one token's heads; nothing is summed",
+)
