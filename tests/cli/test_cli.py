@@ -14,7 +14,7 @@ import pytest
 
 import wellhead
 from fakes.llm import FakeLLM
-from wellhead.cli import chat, demo, evaluate, main, options
+from wellhead.cli import EXIT_ERROR, chat, demo, evaluate, main, options
 from wellhead.cli.measured import path_taken, stream_answer
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.evals import families
@@ -287,3 +287,23 @@ def test_help_does_not_import_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=variables
     )
     assert done.stdout == "False\n"
+
+
+def test_bench_lists_cases_without_a_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "moe", "--list"]) == 0
+    assert "M=1,d=4096,m=2048" in capsys.readouterr().out
+    assert main(["bench", "mow", "--list"]) == EXIT_ERROR
+    assert "no op 'mow'" in capsys.readouterr().err
+
+
+def test_bench_names_the_cases_when_none_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("triton")
+    assert main(["bench", "moe", "--case", "M=2,"]) == EXIT_ERROR
+    assert "has no case with 'M=2,'" in capsys.readouterr().err
+
+
+def test_bench_needs_a_card(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr("wellhead.testing.bench.detect", lambda: None)
+    assert main(["bench", "linear", "--case", "T=3,"]) == EXIT_ERROR
+    assert "needs a CUDA card" in capsys.readouterr().err

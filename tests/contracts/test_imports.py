@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {*_BELOW_ENGINE, "text", "environment"},
     "server": {*_DOORS, "__init__"},
     "evals": {*_DOORS, "testing"},
-    "cli": {*_DOORS, "evals", "server", "__init__"},
+    "cli": {*_DOORS, "evals", "server", "testing", "__init__"},
     "text": set(),
     "testing": {"formats", "dispatch", "ops", "model"},
     "integrations": {"formats", "ops", "model"},

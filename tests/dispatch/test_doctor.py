@@ -139,6 +139,9 @@ def test_probe_tells_missing_old_and_fitting(monkeypatch: pytest.MonkeyPatch) ->
     assert libraries.probe("triton").problem == "3.5.1 is older than 3.6; upgrade it"
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.10.0+git1"))
     assert libraries.probe("triton").fits
+    assert libraries.python().fits
+    monkeypatch.setattr(libraries.platform, "python_version", lambda: "3.15.0b1")
+    assert libraries.python().problem == "3.15.0b1 is not supported; install one older than 3.15"
 
 
 def test_text_for_sm121(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +185,7 @@ def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_one_file_reads_capability_numbers() -> None:
-    words = ("get_device_capability", "get_device_properties", "current_target", "get_arch_list")
+    words = ("get_device_capability", "get_device_properties", "current_target(", "get_arch_list")
     readers = {
         str(path.relative_to(SOURCE))
         for path in SOURCE.rglob("*.py")

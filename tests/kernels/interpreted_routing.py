@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from wellhead.ops.routing import api, reference
+from wellhead.testing import interpreter
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    interpreter.repair()
+
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}  # SPEC's budget: two orders of one fp32 sum
 
 
@@ -125,7 +129,7 @@ def lists(ids: list[int], experts: int, block: int, first: int) -> tuple[list[in
 @pytest.mark.parametrize(
     ("tokens", "top_k", "experts", "block", "first", "kind"),
     [
-        (1, 6, 256, 16, 0, "random"), (200, 6, 40, 16, 0, "random"), (400, 6, 8, 64, 0, "random"),
+        (1, 6, 40, 16, 0, "random"), (200, 6, 20, 16, 0, "random"), (400, 6, 8, 64, 0, "random"),
         (64, 2, 8, 16, 0, "one expert"), (30, 6, 12, 16, 12, "random"), (9, 6, 5, 8, 0, "nobody"),
         (0, 6, 8, 16, 0, "random"), (64, 6, 3, 1, 0, "random"),
     ],

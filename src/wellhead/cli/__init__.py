@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from wellhead import __version__, environment
-from wellhead.cli import chat, demo, doctor, evaluate, generate
+from wellhead.cli import bench, chat, demo, doctor, evaluate, generate
 
 EXIT_WRONG, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -18,6 +18,7 @@ _EXAMPLES = """examples:
   wellhead chat --model ~/models/V4-Flash
   wellhead eval --tasks sums,recall --json
   wellhead doctor
+  wellhead bench linear
 """
 
 
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"wellhead {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (generate, chat, evaluate, demo, doctor):
+    for command in (generate, chat, evaluate, demo, doctor, bench):
         command.add(commands)
     return top
 

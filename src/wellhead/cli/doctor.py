@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -34,7 +33,6 @@ exit status: 0 healthy, 1 something is broken or an op has nothing that fits, 2 
 class Report:
     """Everything the doctor found. `problems` empty means healthy."""
 
-    python: str
     libraries: list[libraries.Library]
     card: str
     features: Features
@@ -77,12 +75,12 @@ def run(args: argparse.Namespace) -> int:
 
 def examine(simulate: str | None = None, impls: Sequence[str] = ()) -> Report:
     """Look at this machine, or at a simulated card with this machine's libraries. ValueError for a bad `impls`."""
-    torch, triton = libraries.probe("torch"), libraries.probe("triton")
-    problems = [f"{found.name}: {found.problem}" for found in (torch, triton) if found.problem]
+    python, torch, triton = libraries.python(), libraries.probe("torch"), libraries.probe("triton")
+    problems = [f"{found.name}: {found.problem}" for found in (python, torch, triton) if found.problem]
     interpreter = triton.version is not None and libraries.interpreter_on()
     card, said = _card(simulate, torch, problems)
     features = capability.features_of(card, triton.version, interpreter and simulate is None)
-    report = Report(platform.python_version(), [torch, triton], said, features, problems=problems)
+    report = Report([python, torch, triton], said, features, problems=problems)
     specs = _specs(problems)
     forced = parse_forced(impls, specs)
     for spec in specs:
@@ -124,7 +122,7 @@ def _specs(problems: list[str]) -> list[OpSpec]:
 
 
 def as_text(report: Report) -> str:
-    lines = [f"wellhead {__version__}", f"python   {report.python}"]
+    lines = [f"wellhead {__version__}"]
     for library in report.libraries:
         lines.append(f"{library.name:8} {library.version or '-'}{'  ' + library.problem if library.problem else ''}")
     lines += [f"card     {report.card}", "", f"features on {report.features.where}"]
@@ -143,7 +141,6 @@ def as_text(report: Report) -> str:
 def as_json(report: Report) -> dict[str, object]:
     return {
         "wellhead": __version__,
-        "python": report.python,
         "executable": sys.executable,
         "libraries": [asdict(library) for library in report.libraries],
         "card": report.card,

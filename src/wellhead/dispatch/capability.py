@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from wellhead.dispatch.features import Evidence, Feature, Features
 
-SHARED_BYTES = {"sm80": 166912, "sm89": 101376, "sm90": 232448, "sm100": 232448, "sm120": 101376, "sm121": 101376}
+SHARED_BYTES = {
+    "sm80": 166912, "sm86": 101376, "sm89": 101376, "sm90": 232448, "sm100": 232448, "sm120": 101376, "sm121": 101376
+}  # fmt: skip
 """The most shared memory one block may ask for, opt-in limit (CUDA C programming guide, technical specifications)."""
 
 ARCHITECTURES = tuple(SHARED_BYTES)
@@ -26,6 +28,7 @@ _NO_E4M3 = "CompilationError: type fp8e4nv not supported in this architecture"
 _COMPILED: dict[str, dict[str, tuple[bool, str]]] = {
     "fp8_mma": {
         "sm80": (False, _NO_E4M3),
+        "sm86": (False, _NO_E4M3),
         "sm89": (True, _MMA),
         "sm90": (True, "wgmma.mma_async.sync.aligned (e4m3.e4m3)"),
         "sm100": (True, "tcgen05.mma.cta_group::1.kind::f8f6f4"),
@@ -34,6 +37,7 @@ _COMPILED: dict[str, dict[str, tuple[bool, str]]] = {
     },
     "block_scaled_mma": {
         "sm80": (False, _NO_E4M3),
+        "sm86": (False, _NO_E4M3),
         "sm89": (False, f"lowered to {_AS_BF16}"),
         "sm90": (False, "lowered to wgmma of bf16.bf16"),
         "sm100": (True, "tcgen05.mma.cta_group::1.kind::mxf8f6f4.block_scale"),
@@ -42,11 +46,11 @@ _COMPILED: dict[str, dict[str, tuple[bool, str]]] = {
     },
     "fp8e4nv_conversion": {
         "sm80": (False, _NO_E4M3),
-        **{arch: (True, "cvt.rn.f16x2.e4m3x2") for arch in ARCHITECTURES if arch != "sm80"},
+        "sm86": (False, _NO_E4M3),
+        **{arch: (True, "cvt.rn.f16x2.e4m3x2") for arch in ARCHITECTURES[2:]},
     },
     "tma_load": {
-        "sm80": (False, "descriptor loads lowered to plain loads"),
-        "sm89": (False, "descriptor loads lowered to plain loads"),
+        **{arch: (False, "descriptor loads lowered to plain loads") for arch in ("sm80", "sm86", "sm89")},
         **{arch: (True, "cp.async.bulk.tensor.2d") for arch in ("sm90", "sm100", "sm120", "sm121")},
     },
 }

@@ -38,6 +38,7 @@ class Compiled:
     registers: int  # 32-bit registers a thread
     stack_bytes: int  # stack frame of a thread: spills and arrays indexed at run time
     spill_bytes: int  # bytes a thread writes to local memory because registers ran out
+    scratch_bytes: int  # global memory that the launcher must hand over per block
     mma: tuple[str, ...]  # the distinct tensor-core instructions in the PTX, sorted
     ptx: str
     cubin: bytes
@@ -81,6 +82,7 @@ def compile_for(build: KernelBuild, arch: str) -> Compiled:
         registers=registers,
         stack_bytes=stack,
         spill_bytes=spills(ptx, TARGETS[arch]) if stack else 0,
+        scratch_bytes=made.metadata.global_scratch_size + made.metadata.profile_scratch_size,
         mma=tensor_core_instructions(ptx),
         ptx=ptx,
         cubin=cubin,
@@ -137,17 +139,25 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(found[0][0]), int(found[0][1])
 
 
-def spills(ptx: str, number: int) -> int:
-    """Bytes of spill stores that ptxas reports for the PTX, with the options that Triton gives it."""
+def assemble(ptx: str, number: int) -> tuple[bytes, str]:
+    """(cubin, what ptxas said) with the ptxas and the options that Triton uses for sm_<number>.
+
+    Raises subprocess.CalledProcessError, whose stderr names the lines of `ptx` that ptxas refuses.
+    """
     from triton.backends.nvidia.compiler import get_ptxas
 
     suffix = "a" if number >= 90 else ""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.ptx"
+        path, made = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
         path.write_text(ptx, encoding="utf-8")
         command = [get_ptxas(number).path, "-v", "-lineinfo", *_allocation(), f"--gpu-name=sm_{number}{suffix}"]
-        command += [str(path), "-o", str(path.with_suffix(".cubin"))]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        said = subprocess.run([*command, str(path), "-o", str(made)], capture_output=True, text=True, check=True).stderr
+        return made.read_bytes(), said
+
+
+def spills(ptx: str, number: int) -> int:
+    """Bytes of spill stores that ptxas reports for the PTX."""
+    said = assemble(ptx, number)[1]
     return max((max(int(stores), int(loads)) for stores, loads in _SPILL.findall(said)), default=0)
 
 

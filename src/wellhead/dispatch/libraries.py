@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import platform
 from dataclasses import dataclass
 
-SUPPORTED: dict[str, tuple[str, str | None]] = {"torch": ("2.11", None), "triton": ("3.6", None)}
-"""library -> (oldest version that fits, first that does not)."""
+SUPPORTED: dict[str, tuple[str, str | None]] = {
+    "python": ("3.11", "3.15"),
+    "torch": ("2.11", None),
+    "triton": ("3.6", None),
+}
+"""name -> (oldest version that fits, first that does not), as in pyproject.toml."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,12 @@ def probe(name: str) -> Library:
     except BaseException as error:
         return Library(name, None, f"broken: importing it raised {type(error).__name__}: {_first_line(error)}")
     return Library(name, version, _misfit(name, version))
+
+
+def python() -> Library:
+    """The interpreter that runs this."""
+    version = platform.python_version()
+    return Library("python", version, _misfit("python", version))
 
 
 def interpreter_on() -> bool:

@@ -72,7 +72,8 @@ class Impl:
 
     needs are feature names (`dispatch.features`); shared_bytes is the most shared memory one of its kernels
     takes a block, compared with the feature of that name. supports(sizes) returns None or the reason why these
-    sizes cannot run, naming what can; an exception in it is a bug and propagates.
+    sizes cannot run, naming what can; an exception in it is a bug and propagates. prepare(inputs of a case) plans and
+    returns run(), which computes the op's output into a tensor it owns and returns it.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Impl:
     shared_bytes: int = 0
     builds: Callable[[], tuple[KernelBuild, ...]] = no_builds
     supports: Callable[[Sizes], str | None] = every_size
+    prepare: Callable[[Mapping[str, Any]], Callable[[], Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,14 @@
 The projection optionally writes the streams first (post + pre in one pass over them). Its sums are bf16 tensor-core
 products of the bf16 streams with fn split into three bf16 parts, f0 + f1 + f2 = fn to 2^-24 of its size: every
 product is exact in fp32. Every token's sums are taken in one order that depends on d alone: the tiles of 16 tokens
-walk through the same instructions whatever the number of tokens.
+walk through the same instructions whatever the number of tokens. A partial row holds m <= 24 projections, then the sum
+of squares, then padding.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-STREAMS = 4
-TILE = 16  # tokens of one tensor-core product
-CHANNELS = 64  # channels (of each stream) that one program projects
-COLUMNS = 32  # a partial row: m <= 24 projections, then the sum of squares, then padding
 
 
 @triton.jit
@@ -155,7 +151,7 @@ def finish_kernel(
 def post_kernel(
     y_ptr, streams_ptr, post_ptr, comb_ptr, out_ptr, tokens, D: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """X'_k = post_k y + sum_j comb_jk X_j, rounded to bf16. Grid (ceil(tokens / TILE), D / BLOCK); out may be streams."""
+    """X'_k = post_k y + sum_j comb_jk X_j, rounded to bf16. Grid (ceil(tokens / TILE), ceil(D / BLOCK))."""
     rows = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = rows < tokens

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
+from wellhead.ops.hyper_connection import configs
+from wellhead.ops.hyper_connection.configs import PRE_ROWS, STREAMS
 
 WIDTHS = (256, 4096, 7168)  # the embedded checkpoint, V4-Flash, V4-Pro
-STREAMS = 4
-ROWS = STREAMS * (STREAMS + 2)
 BF16_MMA = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
 
 
@@ -19,32 +19,36 @@ def builds() -> tuple[KernelBuild, ...]:
 
 
 def _builds(d: int) -> Iterator[KernelBuild]:
-    from wellhead.ops.hyper_connection import kernels, launch
+    from wellhead.ops.hyper_connection import kernels
 
     mma = dict.fromkeys(("sm80", "sm89", "sm90", "sm120", "sm121"), BF16_MMA)
-    for name, m, mixes in (("project", ROWS, False), ("post_project", ROWS, True), ("head_project", STREAMS, False)):
+    for name, m, mixes in (
+        ("project", PRE_ROWS, False),
+        ("post_project", PRE_ROWS, True),
+        ("head_project", STREAMS, False),
+    ):
         kinds = {"streams_ptr": "*bf16", "fn_ptr": "*fp32", "partial_ptr": "*fp32", "tokens": "i32", "tiles": "i32"}
-        constants: dict[str, Any] = launch.project_constants(d, m, mixes)
+        constants: dict[str, Any] = configs.project_constants(d, m, mixes)
         if mixes:
             kinds |= {"y_ptr": "*bf16", "post_ptr": "*fp32", "comb_ptr": "*fp32", "out_ptr": "*bf16"}
         else:
             constants = {**constants, "y_ptr": None, "post_ptr": None, "comb_ptr": None, "out_ptr": None}
-        yield _build(f"{name}[d={d}]", kernels.project_kernel, kinds, constants, 4, launch.PROJECT_STAGES, mma)
-    for name, m, norm in (("finish_norm", ROWS, True), ("finish", ROWS, False), ("head_finish", STREAMS, True)):
+        yield _build(f"{name}[d={d}]", kernels.project_kernel, kinds, constants, 4, configs.PROJECT_STAGES, mma)
+    for name, m, norm in (("finish_norm", PRE_ROWS, True), ("finish", PRE_ROWS, False), ("head_finish", STREAMS, True)):
         kinds = {"streams_ptr": "*bf16", "partial_ptr": "*fp32", "base_ptr": "*fp32", "scale_ptr": "*fp32"}
         kinds |= {"out_ptr": "*bf16", "norm_eps": "fp32", "hc_eps": "fp32", "iterations": "i32"}
-        constants = launch.finish_constants(d, m, norm)
+        constants = configs.finish_constants(d, m, norm)
         for pointer, kind, present in (
-            ("norm_ptr", "*bf16", norm), ("post_ptr", "*fp32", m == ROWS), ("comb_ptr", "*fp32", m == ROWS)
+            ("norm_ptr", "*bf16", norm), ("post_ptr", "*fp32", m == PRE_ROWS), ("comb_ptr", "*fp32", m == PRE_ROWS)
         ):  # fmt: skip
             if present:
                 kinds[pointer] = kind
             else:
                 constants = {**constants, pointer: None}
-        yield _build(f"{name}[d={d}]", kernels.finish_kernel, kinds, constants, launch.finish_warps(d), 2, {})
+        yield _build(f"{name}[d={d}]", kernels.finish_kernel, kinds, constants, configs.finish_warps(d), 2, {})
     kinds = dict.fromkeys(("y_ptr", "streams_ptr", "out_ptr"), "*bf16")
     kinds |= {"post_ptr": "*fp32", "comb_ptr": "*fp32", "tokens": "i32"}
-    yield _build(f"post[d={d}]", kernels.post_kernel, kinds, dict(launch.post_constants(d)), 4, 2, {})
+    yield _build(f"post[d={d}]", kernels.post_kernel, kinds, dict(configs.post_constants(d)), 4, 2, {})
 
 
 def _build(
@@ -61,9 +65,7 @@ def _build(
 
 def supports(sizes: Sizes) -> str | None:
     """None, or why streams of that number and width cannot run."""
-    from wellhead.ops.hyper_connection import launch
-
-    return launch.why_not(sizes["d"], sizes["n"])
+    return configs.why_not(sizes["d"], sizes["n"])
 
 
 def make(sizes: Sizes) -> Any:
@@ -94,9 +96,9 @@ def make(sizes: Sizes) -> Any:
 def _case(tokens: int, d: int) -> Case:
     sizes = {"tokens": tokens, "n": STREAMS, "d": d}
     # post+pre: streams read, written and read again by the contraction; y, out; fn once
-    moved = tokens * (3 * STREAMS * d + 2 * d) * 2 + ROWS * STREAMS * d * 4
+    moved = tokens * (3 * STREAMS * d + 2 * d) * 2 + PRE_ROWS * STREAMS * d * 4
     return Case(
-        f"post_pre[T={tokens},d={d}]", sizes, make(sizes), moved, 2 * tokens * STREAMS * d * (ROWS + STREAMS + 3)
+        f"post_pre[T={tokens},d={d}]", sizes, make(sizes), moved, 2 * tokens * STREAMS * d * (PRE_ROWS + STREAMS + 3)
     )
 
 
@@ -104,7 +106,7 @@ SPEC = OpSpec(
     name="hyper_connection",
     summary="mixing of the residual streams",
     impls=(
-        Impl("triton", needs=("kernels",), shared_bytes=101376, builds=builds, supports=supports),
+        Impl("triton", needs=("kernels",), shared_bytes=74240, builds=builds, supports=supports),
         Impl(REFERENCE),
     ),
     cases=tuple(_case(t, d) for d in (4096, 7168) for t in (1, 4, 16, 64, 256, 4096)) + (_case(3, 256),),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ def builds() -> tuple[KernelBuild, ...]:
     found = []
     for config in configs:
         for rounds in (False, True):
-            given = constants(config, rounds)
+            given: dict[str, Any] = dict(constants(config, rounds))
             signature = {
                 "x": "*bf16" if rounds else "*u8", "x_scale": "*u8", "w": "*u8", "w_scale": "*u8", "y": "*bf16",
                 "TOKENS": "i32", "N": "i32:16", "K": "i32:16", **dict.fromkeys(given, "constexpr"),
@@ -52,11 +53,39 @@ def make(tokens: int, n: int, k: int, generator: Any, device: Any) -> dict[str, 
 
     from wellhead.formats import block_fp8
 
-    x = torch.randn(tokens, k, generator=generator).bfloat16()
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device=generator.device)
+
+    x = normal(tokens, k).bfloat16()
     codes, x_scale = block_fp8.quantize_rows(x)
-    weight, scale = block_fp8.quantize_weight(torch.randn(n, k, generator=generator) * k**-0.5)
+    weight, scale = block_fp8.quantize_weight(normal(n, k) * k**-0.5)
     made = {"x": x, "codes": codes, "x_scale": x_scale, "weight": weight, "scale": scale}
     return {name: value.to(device) for name, value in made.items()}
+
+
+def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """The kernels over E4M3 rows."""
+    import torch
+
+    from wellhead.ops.linear.api import plan
+
+    n, k = inputs["weight"].shape
+    out = torch.empty(inputs["x"].shape[0], n, dtype=torch.bfloat16, device=inputs["x"].device)
+    product = plan(n, k)
+
+    def run() -> torch.Tensor:
+        product.run(inputs["codes"], inputs["x_scale"], inputs["weight"], inputs["scale"], out)
+        return out
+
+    return run
+
+
+def prepare_reference(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    from wellhead.formats.block_fp8 import dequantize_weight
+    from wellhead.ops.linear import reference
+
+    weight = dequantize_weight(inputs["weight"], inputs["scale"])
+    return lambda: reference.linear(reference.round_input(inputs["x"]), weight)
 
 
 def _case(tokens: int, n: int, k: int) -> Case:
@@ -69,8 +98,15 @@ SPEC = OpSpec(
     name="linear",
     summary="block-FP8 linear layers and the grouped output projection",
     impls=(
-        Impl("triton", needs=("kernels", "fp8_mma"), shared_bytes=101376, builds=builds, supports=supports),
-        Impl(REFERENCE),
+        Impl(
+            "triton",
+            needs=("kernels", "fp8e4nv_conversion"),
+            shared_bytes=101376,
+            builds=builds,
+            supports=supports,
+            prepare=prepare,
+        ),
+        Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(tokens, n, k) for n, k in SHAPES for tokens in (1, 4, 16, 64)) + (_case(3, 200, 384),),
     error=ErrorBudget(2.0**-7, 2.0**-14, "products are exact; fp32 sums in another order move bf16's last bit at most"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
 
+LIMIT = 10.0  # clamp of gate and up
 POOL = 96  # experts that a case draws from uniformly
 SHAPES = ((4096, 2048, 6), (7168, 3072, 6))  # d, m, top-k of V4-Flash and V4-Pro
 _MMA = dict.fromkeys(("sm89", "sm120"), "m16n8k32.row.col.f32.e4m3.e4m3.f32")
@@ -52,23 +55,70 @@ def make(tokens: int, d: int, m: int, experts: int, top_k: int, generator: Any, 
     """Rows, their rounding, ids and weights of each token, packed experts and the shared expert's result."""
     import torch
 
-    from wellhead.formats import block_fp8, mxfp4
-    from wellhead.ops.moe.layout import interleave
+    from wellhead.formats import block_fp8
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator, device=generator.device)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator, device=generator.device).bfloat16()
 
-    x = normal(tokens, d).bfloat16()
+    def byte(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, dtype=torch.uint8, generator=generator, device=generator.device)
+
+    def packed(out: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Uniform codes, and scales near those of a matrix whose products keep their size."""
+        scale = 127 - round(math.log2(3 * width**0.5))
+        return byte(0, 256, experts, out, width // 2), byte(scale - 1, scale + 2, experts, out, width // 32)
+
+    x, weights = normal(tokens, d), uniform(tokens, top_k)
     codes, scale = block_fp8.quantize_rows(x)
-    gate, up, down = (mxfp4.quantize(normal(experts, *size) * size[-1] ** -0.5) for size in ((m, d), (m, d), (d, m)))
-    weights = torch.rand(tokens, top_k, generator=generator)
+    (w13, s13), (w2, s2) = packed(2 * m, d), packed(d, m)
     made = {
         "x": x, "codes": codes, "scale": scale, "weights": weights / weights.sum(-1, keepdim=True) * 1.5,
-        "ids": torch.rand(tokens, experts, generator=generator).topk(top_k).indices.int(),
-        "w13": interleave(gate[0], up[0]), "s13": interleave(gate[1], up[1]), "w2": down[0], "s2": down[1],
-        "shared": normal(tokens, d).bfloat16(),
+        "ids": uniform(tokens, experts).topk(top_k).indices.int(), "shared": normal(tokens, d),
+        "w13": w13, "s13": s13, "w2": w2, "s2": s2,
     }  # fmt: skip
     return {name: value.to(device) for name, value in made.items()}
+
+
+def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """The kernels; the token lists are built by routing before, as in a model."""
+    import torch
+
+    from wellhead.ops.moe.api import PackedWeights, plan
+    from wellhead.ops.routing.api import plan_lists
+
+    (tokens, d), top_k, experts = inputs["x"].shape, inputs["ids"].shape[1], inputs["w2"].shape[0]
+    device = inputs["x"].device
+    layer = plan(tokens, d, inputs["w13"].shape[1] // 2, experts, top_k, LIMIT, device=device)
+    lists = plan_lists(tokens, top_k, experts, layer.config.group, device=device)
+    lists.run(inputs["ids"])
+    packed = PackedWeights(inputs["w13"], inputs["s13"], inputs["w2"], inputs["s2"])
+    out = torch.empty_like(inputs["x"])
+
+    def run() -> torch.Tensor:
+        codes, scale, ids, weights = inputs["codes"], inputs["scale"], inputs["ids"], inputs["weights"]
+        layer.run(codes, scale, ids, weights, lists, packed, inputs["shared"], out)
+        return out
+
+    return run
+
+
+def prepare_reference(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    from wellhead.ops.linear.reference import round_input
+    from wellhead.ops.moe import layout, reference
+
+    (w1, w3), (s1, s3) = layout.separate(inputs["w13"]), layout.separate(inputs["s13"])
+    gate, up = reference.PackedExperts(w1, s1), reference.PackedExperts(w3, s3)
+    down = reference.PackedExperts(inputs["w2"], inputs["s2"])
+
+    def run() -> Any:
+        ids = inputs["ids"].long()
+        y = reference.routed(inputs["x"], ids, inputs["weights"], gate, up, down, LIMIT, round_input)
+        return (y + inputs["shared"].float()).bfloat16()
+
+    return run
 
 
 def _case(tokens: int, d: int, m: int, top_k: int) -> Case:
@@ -83,8 +133,15 @@ SPEC = OpSpec(
     name="moe",
     summary="the chosen experts and the shared one",
     impls=(
-        Impl("triton", needs=("kernels", "fp8_mma"), shared_bytes=101376, builds=builds, supports=supports),
-        Impl(REFERENCE),
+        Impl(
+            "triton",
+            needs=("kernels", "fp8e4nv_conversion"),
+            shared_bytes=101376,
+            builds=builds,
+            supports=supports,
+            prepare=prepare,
+        ),
+        Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(tokens, d, m, k) for d, m, k in SHAPES for tokens in (1, 4, 16, 64)),
     error=ErrorBudget(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wellhead.ops.bf16_dot import bf16_dot
 from wellhead.ops.topk.kernels import ordered_key
 
 SUM_FLOOR = tl.constexpr(1e-20)
@@ -59,7 +58,8 @@ def choose_best(
     store_choice(ids_ptr, weights_ptr, t, live, ids, chosen, scale, K, K_PAD)
 
 
-@triton.jit
+# The number of tokens changes from call to call: no variant of its own for 1 or for a multiple of 16.
+@triton.jit(do_not_specialize=["tokens"])
 def route(
     x_ptr, x_stride, gate_ptr, bias_ptr, scores_ptr, arrived_ptr, ids_ptr, weights_ptr, tokens, scale,
     D: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr,
@@ -79,7 +79,7 @@ def route(
     for first in range(0, D, BLOCK_D):
         x = tl.load(x_row + (first + d)[None, :], mask=(t < tokens)[:, None], other=0.0)
         gate = tl.load(gate_row + (first + d)[:, None], mask=(e < E)[None, :], other=0.0)
-        z = bf16_dot(x, gate, z)
+        z = tl.dot(x, gate, z)
     mask = (t < tokens)[:, None] & (e < E)[None, :]
     tl.store(scores_ptr + t[:, None].to(tl.int64) * E + e[None, :], affinity(z), mask=mask)
 
@@ -121,7 +121,7 @@ def route_by_token(
     store_choice(ids_ptr, weights_ptr, t + one, one == 0, ids[None, :], chosen[None, :], scale, K, K_PAD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["numel"])
 def list_tokens(
     ids_ptr, slots_ptr, counts_ptr, offsets_ptr, block_expert_ptr, numel, capacity, first_expert,
     E: tl.constexpr, E_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,

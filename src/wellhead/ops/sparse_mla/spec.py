@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -52,23 +53,57 @@ def make(tokens: int, heads: int, selected: int, page: int, generator: Any, devi
 
     from wellhead.formats import kv_record
 
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device=generator.device)
+
     def pool(width: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         pages = -(-4 * width // size)
         cache = kv_record.allocate_pages(pages, size)
-        records = torch.randn(pages * size, kv_record.DIM, generator=generator).bfloat16()
-        kv_record.write(cache, torch.arange(pages * size), records)
-        slots = torch.stack([torch.randperm(pages * size, generator=generator)[:width] for _ in range(tokens)])
+        kv_record.write(cache, torch.arange(pages * size), normal(pages * size, kv_record.DIM).bfloat16().cpu())
+        chance = torch.rand(tokens, pages * size, generator=generator, device=generator.device)
+        slots = chance.topk(width).indices
         return cache.to(device), slots.int().to(device)
 
     window, window_slots = pool(WINDOW, 256)
     extra, extra_slots = pool(selected, page)
     return {
-        "q": torch.randn(tokens, heads, kv_record.DIM, generator=generator).bfloat16().to(device),
-        "sink": torch.randn(heads, generator=generator).to(device),
+        "q": normal(tokens, heads, kv_record.DIM).bfloat16().to(device), "sink": normal(heads).to(device),
+        "pages": (256, page),
         "window": window, "window_slots": window_slots, "extra": extra, "extra_slots": extra_slots,
         "window_length": torch.full((tokens,), WINDOW, dtype=torch.int32, device=device),
         "extra_length": torch.full((tokens,), selected, dtype=torch.int32, device=device),
     }  # fmt: skip
+
+
+def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """The kernels over both pools."""
+    import torch
+
+    from wellhead.ops.sparse_mla.api import Pool, plan
+
+    tokens, heads, dim = inputs["q"].shape
+    window, extra = (
+        Pool(inputs[name], size, inputs[f"{name}_slots"], inputs[f"{name}_length"])
+        for name, size in zip(("window", "extra"), inputs["pages"], strict=True)
+    )
+    most = window.slots.shape[1] + extra.slots.shape[1]
+    attention = plan(tokens, heads, most, dim**-0.5, device=inputs["q"].device)
+    out = torch.empty_like(inputs["q"])
+
+    def run() -> torch.Tensor:
+        attention.run(inputs["q"], window, extra, inputs["sink"], out)
+        return out
+
+    return run
+
+
+def prepare_reference(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """On the CPU, where the reference's caches live."""
+    from wellhead.ops.sparse_mla import reference
+
+    pools = [(inputs[name].cpu(), inputs[f"{name}_slots"].cpu().long()) for name in ("window", "extra")]
+    q, sink = inputs["q"].cpu(), inputs["sink"].cpu()
+    return lambda: reference.attend_paged(q, pools, sink, q.shape[-1] ** -0.5)
 
 
 def _case(tokens: int, heads: int, selected: int) -> Case:
@@ -83,8 +118,15 @@ SPEC = OpSpec(
     name="sparse_mla",
     summary="attention over window and selected records with sink",
     impls=(
-        Impl("triton", needs=("kernels", "fp8e4nv_conversion"), shared_bytes=101376, builds=builds, supports=supports),
-        Impl(REFERENCE),
+        Impl(
+            "triton",
+            needs=("kernels", "fp8e4nv_conversion"),
+            shared_bytes=101376,
+            builds=builds,
+            supports=supports,
+            prepare=prepare,
+        ),
+        Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(tokens, heads, k) for heads, k in SHAPES for tokens in (1, 4, 16, 64)),
     error=ErrorBudget(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BLOCK = 2048  # entries that a program looks at together
-MOST_SPLITS = 32  # the histograms of one row, one a split, are read by every program of the next pass
+SPLITS = (32, 8, 1)  # every one is compiled; more histograms of a row would cost more to read than they save
 PROGRAMS = 512  # about as many as fill the largest card
 
 
@@ -19,6 +19,8 @@ class Config:
 
 
 def choose_config(rows: int, columns: int) -> Config:
-    """As many splits as keep PROGRAMS busy, none with less than one block of a full row; a power of two."""
-    wanted = min(MOST_SPLITS, max(1, PROGRAMS // max(rows, 1)), max(1, columns // BLOCK))
-    return Config(splits=1 << (wanted.bit_length() - 1))
+    """The most splits that need no more than PROGRAMS programs and leave each a block of a full row, else one."""
+    for splits in SPLITS:
+        if splits * max(rows, 1) <= PROGRAMS and splits * BLOCK <= columns:
+            return Config(splits)
+    return Config(SPLITS[-1])

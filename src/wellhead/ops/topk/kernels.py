@@ -38,10 +38,10 @@ def row_length(lengths_ptr, row, columns):
 
 @triton.jit
 def digit_of(histogram, wanted):
-    """(d, entries above d): the largest digit d such that at least `wanted` entries have a digit >= d."""
+    """(d, amount above d): the largest digit d such that the digits >= d amount to at least `wanted`."""
     at_least = tl.sum(histogram, 0) - tl.cumsum(histogram, 0) + histogram
     digit = tl.sum((at_least >= wanted).to(tl.int32), 0) - 1
-    bins = tl.arange(0, 256)
+    bins = tl.arange(0, histogram.shape[0])
     return digit, tl.sum(tl.where(bins > digit, histogram, 0), 0)
 
 

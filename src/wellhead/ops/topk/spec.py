@@ -11,14 +11,14 @@ _STATE = {"counts_in_ptr": "*i32", "prefix_ptr": "*i32", "wanted_ptr": "*i32", "
 
 
 def builds() -> tuple[KernelBuild, ...]:
-    """Every pass at the fewest and the most splits."""
-    from wellhead.ops.topk.configs import BLOCK, MOST_SPLITS, Config
+    """Every pass at every number of splits."""
+    from wellhead.ops.topk.configs import BLOCK, SPLITS, Config
     from wellhead.ops.topk.kernels import PASSES, count_digits, write_chosen
 
     row = {"logits_ptr": "*fp32", "logits_stride": "i32", "lengths_ptr": "*i32"}
     warps = Config(1).num_warps
     found = []
-    for splits in (1, MOST_SPLITS):
+    for splits in SPLITS:
         constants = {"SPLITS": splits, "BLOCK": BLOCK}
         for number in range(PASSES):
             given = {"PASS": number, **constants}

@@ -1,4 +1,4 @@
-"""Launchers of the hyper-connection kernels: a plan owns the workspace, run functions only launch.
+"""Hyper-connections by kernels: a plan owns the workspace, run functions only launch.
 
 Source of the mathematics: `reference` in this folder. Nothing here allocates, synchronises or reads a device value
 after `plan`; zero tokens launch nothing. Rows of a buffer past `tokens` are neither read nor written.
@@ -11,12 +11,8 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from wellhead.ops.hyper_connection import kernels
-from wellhead.ops.hyper_connection.kernels import CHANNELS, STREAMS, TILE
-
-PROJECT_STAGES = 3  # tiles of the streams in flight
-PRE_ROWS = STREAMS * (STREAMS + 2)
-MAX_TILES = 8  # tiles of 16 tokens that one program walks through, so that it reads its part of fn once
+from wellhead.ops.hyper_connection import configs, kernels
+from wellhead.ops.hyper_connection.configs import CHANNELS, PRE_ROWS, STREAMS, TILE
 
 
 @dataclass(frozen=True)
@@ -44,15 +40,6 @@ class Plan:
     partial: torch.Tensor  # fp32 [max_tokens, d / 64, 32]
 
 
-def why_not(d: int, n: int) -> str | None:
-    """Why the kernels cannot run n streams of width d, naming what they can; None if they can."""
-    if n != STREAMS:
-        return f"{n} streams; the kernels mix {STREAMS}"
-    if d % CHANNELS or not CHANNELS <= d <= 8192:
-        return f"width {d}; the kernels take multiples of {CHANNELS} up to 8192"
-    return None
-
-
 def plan(
     max_tokens: int,
     d: int,
@@ -64,22 +51,22 @@ def plan(
     device: torch.device | str,
 ) -> Plan:
     """Check the shape and make the workspace of a batch of up to `max_tokens`. ValueError names what is supported."""
-    reason = why_not(d, n)
+    reason = configs.why_not(d, n)
     if reason is not None:
         raise ValueError(f"hyper_connection: {reason}")
     if max_tokens < 0 or iterations < 1 or not hc_eps > 0 or not norm_eps > 0:
         raise ValueError(
-            f"hyper_connection: max_tokens {max_tokens}, iterations {iterations}, hc_eps {hc_eps}, norm_eps {norm_eps}; "
-            "expected at least 0, at least 1, and both eps above 0"
+            f"hyper_connection: max_tokens {max_tokens}, iterations {iterations}, hc_eps {hc_eps}, norm_eps {norm_eps}"
+            "; expected at least 0, at least 1, and both eps above 0"
         )
-    partial = torch.empty(max_tokens, d // CHANNELS, kernels.COLUMNS, dtype=torch.float32, device=device)
+    partial = torch.empty(max_tokens, d // CHANNELS, configs.columns(PRE_ROWS), dtype=torch.float32, device=device)
     return Plan(d, max_tokens, norm_eps, hc_eps, iterations, partial)
 
 
 def pre(
     plan: Plan, streams: torch.Tensor, site: Site, out: torch.Tensor, post_out: torch.Tensor, comb_out: torch.Tensor
 ) -> None:
-    """streams bf16 [T, 4, d] -> out bf16 [T, d] (normed if the site has a weight), post fp32 [T, 4], comb fp32 [T, 4, 4].
+    """streams bf16 [T, 4, d] -> out bf16 [T, d] (normed with a weight), post fp32 [T, 4], comb fp32 [T, 4, 4].
 
     out is sum_j pre_j X_j summed in fp32 and rounded to bf16; the norm is taken of the rounded values and rounded
     once more.
@@ -135,44 +122,16 @@ def post(
     out may be streams.
     """
     tokens, n, d = streams.shape
-    reason = why_not(d, n)
+    reason = configs.why_not(d, n)
     if reason is not None:
         raise ValueError(f"hyper_connection: {reason}")
     _check_tensor("streams", streams, torch.bfloat16, (tokens, n, d))
     _check_post(d, tokens, y, out)
     _check_mixing(tokens, post_weight, comb)
     if tokens:
-        build = post_constants(d)
+        build = configs.post_constants(d)
         grid = (triton.cdiv(tokens, build["TILE"]), triton.cdiv(d, build["BLOCK"]))
         kernels.post_kernel[grid](y, streams, post_weight, comb, out, tokens, **build, num_warps=4)
-
-
-def project_constants(d: int, m: int, mixes: bool) -> dict[str, int | bool]:
-    """Constants of the projection; the same for every number of tokens."""
-    return {"D": d, "M": m, "POST": mixes, "TILE": TILE, "BLOCK": CHANNELS, "COLUMNS": columns(m)}
-
-
-def finish_constants(d: int, m: int, norm: bool) -> dict[str, int | bool]:
-    """Constants of the finish."""
-    splits = d // CHANNELS
-    padded = triton.next_power_of_2(splits)
-    block = triton.next_power_of_2(d)
-    return {"D": d, "M": m, "NORM": norm, "SPLITS": splits, "SPLITS_PADDED": padded, "COLUMNS": columns(m), "BLOCK_D": block}  # fmt: skip
-
-
-def post_constants(d: int) -> dict[str, int]:
-    """Constants of the lone post: one token by up to 1,024 channels, so that a single token fills several programs."""
-    return {"D": d, "TILE": 1, "BLOCK": min(1024, triton.next_power_of_2(d))}
-
-
-def columns(m: int) -> int:
-    """Width of a partial row: m projections and the sum of squares, padded for the tensor core."""
-    return 32 if m == PRE_ROWS else 16
-
-
-def finish_warps(d: int) -> int:
-    """Warps that hold one token's row: at most 16 values of each stream a thread."""
-    return max(1, min(16, triton.next_power_of_2(d) // 512))
 
 
 Mixed = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -180,12 +139,12 @@ Mixed = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 def _project(plan: Plan, tokens: int, streams: torch.Tensor, site: Site, m: int, mixed: Mixed | None = None) -> None:
     """Launch the projection; `mixed` is (y, post, comb, streams_out) if the streams are to be written first."""
-    tiles = min(MAX_TILES, triton.cdiv(tokens, 16 * TILE))
+    tiles = configs.tiles_a_program(tokens)
     grid = (triton.cdiv(tokens, TILE * tiles), plan.d // CHANNELS)
     y, post_weight, comb, out = mixed or (None, None, None, None)
     kernels.project_kernel[grid](
         streams, y, post_weight, comb, out, site.fn, plan.partial, tokens, tiles,
-        **project_constants(plan.d, m, mixed is not None), num_warps=4, num_stages=PROJECT_STAGES,
+        **configs.project_constants(plan.d, m, mixed is not None), num_warps=4, num_stages=configs.PROJECT_STAGES,
     )  # fmt: skip
 
 
@@ -203,7 +162,8 @@ def _finish(
     kernels.finish_kernel[grid](
         streams, plan.partial, site.base, site.scale, site.norm_weight, out, post_out, comb_out,
         plan.norm_eps, plan.hc_eps, plan.iterations,
-        **finish_constants(plan.d, m, site.norm_weight is not None), num_warps=finish_warps(plan.d), num_stages=2,
+        **configs.finish_constants(plan.d, m, site.norm_weight is not None),
+        num_warps=configs.finish_warps(plan.d), num_stages=2,
     )  # fmt: skip
 
 
@@ -242,5 +202,6 @@ def _check_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tu
     if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
         laid = "contiguous" if tensor.is_contiguous() else "strided"
         raise ValueError(
-            f"hyper_connection: {name} is {laid} {tensor.dtype} {tuple(tensor.shape)}; expected contiguous {dtype} {shape}"
+            f"hyper_connection: {name} is {laid} {tensor.dtype} {tuple(tensor.shape)}; "
+            f"expected contiguous {dtype} {shape}"
         )

@@ -1,0 +1,77 @@
+"""One op's cases on a card: correct first, then microseconds, GB/s and the share of the roof."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from wellhead.dispatch.capability import Card, detect
+from wellhead.dispatch.spec import REFERENCE, Case, OpSpec
+from wellhead.testing.timing import Roof, times
+
+ROTATED_BYTES = 1 << 30  # several times any L2
+MOST_SETS = 16
+
+
+class Incorrect(ValueError):
+    """A case whose result is outside its budget; it has no speed."""
+
+
+def measure(spec: OpSpec, case: Case, impl: str, roof: Roof) -> dict[str, Any]:
+    """The record of one case: keys of benchmarks/results/ops.jsonl. Incorrect, naming the error, instead of a speed."""
+    prepare, reference = spec.impl(impl).prepare, spec.impl(REFERENCE).prepare
+    if prepare is None or reference is None:
+        raise ValueError(f"op {spec.name!r}: {impl!r} or the reference cannot be prepared from a case")
+    card = needed_card()
+    sets = max(2, min(MOST_SETS, ROTATED_BYTES // max(case.bytes, 1)))
+    inputs = [case.make(torch.Generator("cuda").manual_seed(seed), "cuda") for seed in range(sets)]
+    runs = [prepare(drawn) for drawn in inputs]
+    found, expected = runs[0]().cpu().float(), reference(inputs[0])().cpu().float()
+    excess = (found - expected).abs() - (spec.error.absolute + spec.error.relative * expected.abs())
+    error = float((found - expected).norm() / expected.norm())
+    if not bool((excess <= 0).all()):
+        raise Incorrect(
+            f"{spec.name} {case.name}: {int((excess > 0).sum())} of {excess.numel()} values outside the budget, "
+            f"relative error {error:.2e}"
+        )
+    took = times(runs)
+    speed = case.bytes / took.median / 1e3
+    return {
+        "op": spec.name, "case": case.name, "impl": impl, "arch": card.arch, "gpu": card.name,
+        "us_median": round(took.median, 2), "us_p20": round(took.p20, 2), "us_p80": round(took.p80, 2),
+        "bytes": case.bytes, "gb_s": round(speed, 1), "roof_gb_s": round(roof.best, 1),
+        "share": round(speed / roof.best, 4), "error": error, "torch": torch.__version__, "triton": triton.__version__,
+        "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }  # fmt: skip
+
+
+def needed_card() -> Card:
+    """The card of this process; ValueError where there is none."""
+    card = detect()
+    if card is None:
+        raise ValueError("the benchmark needs a CUDA card and torch with CUDA; `wellhead doctor` says what is here")
+    return card
+
+
+def selected(spec: OpSpec, wanted: str) -> Iterator[Case]:
+    """The cases whose name contains `wanted`; ValueError names all when none does."""
+    cases = [case for case in spec.cases if wanted in case.name]
+    if not cases:
+        raise ValueError(f"op {spec.name!r} has no case with {wanted!r}; there are {[c.name for c in spec.cases]}")
+    yield from cases
+
+
+def commit() -> str:
+    """The commit that this file was checked out from, "-dirty" if anything tracked differs; "unknown" outside git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
