@@ -1,8 +1,9 @@
 """Rotation of interleaved pairs by position * frequency, with the angle reduced in fp32.
 
-`cos_sin` reduces by three fused multiply-adds with pi/2 in three parts (Cody and Waite 1980): for angles below 2^20,
-a million positions, the first is exact and cosine and sine come out within 2^-23. The compiler's own cosine takes a
-slow path through local memory from an angle of 105,615 on. Polynomials: Moshier's Cephes (sinf, cosf).
+`cos_sin` reduces by two fused multiply-adds with pi/2 in two parts (Cody and Waite 1980): for angles below 2^20, a
+million positions, the first is exact, what the parts lack is 2^-29, and cosine and sine come out within 2^-23. The
+compiler's own cosine takes a slow path through local memory from an angle of 105,615 on. Polynomials: Moshier's
+Cephes (sinf, cosf).
 """
 
 import triton
@@ -32,7 +33,6 @@ def cos_sin(angle):
     quarter, turns = biased.to(tl.int32, bitcast=True), biased - 12582912.0
     r = fused(turns, -1.57079637050628662109375, angle)
     r = fused(turns, 4.37113882867379e-8, r)
-    r = fused(turns, 1.7151245100058e-15, r)
     z = r * r
     s = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * r + r
     c = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * z * z - 0.5 * z + 1.0

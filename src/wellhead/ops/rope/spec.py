@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -43,25 +44,48 @@ def make(tokens: int, heads: int, dim: int, generator: Any, device: Any) -> dict
 
     from wellhead.ops.rope.reference import frequencies
 
+    on = {"generator": generator, "device": generator.device}
     return {
-        "x": torch.randn(tokens, heads, dim, generator=generator).bfloat16().to(device),
-        "positions": torch.randint(0, 1 << 20, (tokens,), generator=generator).to(device),
+        "x": torch.randn(tokens, heads, dim, **on).bfloat16().to(device),
+        "positions": torch.randint(0, 1 << 20, (tokens,), **on).to(device),
         "freqs": frequencies(64, 10000.0, None).to(device),
     }
+
+
+def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """The inverse, into another tensor."""
+    import torch
+
+    from wellhead.ops.rope.api import plan
+
+    _, heads, dim = inputs["x"].shape
+    rope, out = plan(heads, dim, inverse=True), torch.empty_like(inputs["x"])
+
+    def run() -> torch.Tensor:
+        rope.run(inputs["x"], inputs["positions"], inputs["freqs"], out)
+        return out
+
+    return run
+
+
+def prepare_reference(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    from wellhead.ops.rope import reference
+
+    return lambda: reference.apply(inputs["x"], inputs["positions"], inputs["freqs"], inverse=True)
 
 
 def _case(tokens: int, heads: int, dim: int) -> Case:
     sizes = {"tokens": tokens, "heads": heads, "dim": dim}
     draw = partial(make, tokens, heads, dim)
-    return Case(f"T={tokens},H={heads},d={dim}", sizes, draw, tokens * heads * 256, tokens * heads * 192)
+    return Case(f"T={tokens},H={heads},d={dim}", sizes, draw, tokens * heads * dim * 4, tokens * heads * 192)
 
 
 SPEC = OpSpec(
     name="rope",
     summary="rotary position embedding and its inverse",
     impls=(
-        Impl("triton", needs=("kernels",), shared_bytes=101376, builds=builds, supports=supports),
-        Impl(REFERENCE),
+        Impl("triton", needs=("kernels",), shared_bytes=101376, builds=builds, supports=supports, prepare=prepare),
+        Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(tokens, heads, 512) for heads in (64, 128, 16) for tokens in (1, 4, 16, 64, 1024)),
     error=ErrorBudget(
