@@ -9,7 +9,6 @@ import torch
 
 from wellhead.ops.hyper_connection import api, configs, reference
 from wellhead.ops.hyper_connection.spec import SPEC
-from wellhead.testing import interpreter
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS: dict[str, Any] = {"norm_eps": 1e-6, "hc_eps": 1e-6, "iterations": 3}
@@ -18,8 +17,6 @@ SHIPPED = {**EPS, "iterations": 20}  # where the interpreter's time allows
 # in practice; sigmoid and Sinkhorn do not magnify it. Measured at d=4096: 8e-7.
 CLOSE = {"rtol": 0.0, "atol": 4e-6}
 
-if DEVICE == "cpu":
-    interpreter.repair()
 
 
 def draw(tokens: int, d: int, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -6,11 +6,8 @@ import pytest
 import torch
 
 from wellhead.ops.routing import api, reference
-from wellhead.testing import interpreter
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    interpreter.repair()
 
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}  # SPEC's budget: two orders of one fp32 sum
 

@@ -1,13 +1,9 @@
-"""Number formats inside kernels: the device halves of `wellhead.formats`, one helper a conversion.
-
-Triton's interpreter (3.6 to 3.9) has no inline PTX, its cast to E4M3 drops the carry of a mantissa that rounds up to
-the next power of two (31.5 becomes 16) and its cast to bf16 truncates; under it the same values come from integers.
-"""
+"""Number formats inside kernels: the device halves of `wellhead.formats`, one helper a conversion."""
 
 import triton
 import triton.language as tl
 
-from wellhead.ops.bf16_dot import INTERPRETED
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # it has no inline PTX
 
 # four bytes at a time: low codes to the first result, high codes to the second
 _WIDEN = tl.constexpr("""{ .reg .b32 t, u, v, w;
@@ -42,38 +38,11 @@ def scale_exponent(amax):
 
 
 @triton.jit
-def to_e4m3(x):
-    """E4M3 of fp32 |x| <= 448, nearest even."""
-    if not INTERPRETED:
-        codes = x.to(tl.float8e4nv)
-    else:
-        bits = x.to(tl.int32, bitcast=True)
-        magnitude = bits & 0x7FFFFFFF
-        normal = (magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20  # exponent and three mantissa bits, rounded
-        tiny = (magnitude.to(tl.float32, bitcast=True) + 16384.0).to(tl.int32, bitcast=True) & 0xFF  # units of 2^-9
-        byte = tl.where(magnitude >= 0x3C800000, normal - (120 << 3), tiny)
-        codes = (((bits >> 24) & 0x80) | byte).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
-    return codes
-
-
-@triton.jit
-def to_bf16(x):
-    """bf16 of finite fp32, nearest even."""
-    if not INTERPRETED:
-        rounded = x.to(tl.bfloat16)
-    else:
-        bits = x.to(tl.int32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-        rounded = bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
-    return rounded
-
-
-@triton.jit
 def round_groups(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
     """fp32 [ROWS, COLUMNS] -> (E4M3, int32 UE8M0 byte [ROWS, COLUMNS / GROUP]): `formats.block_fp8.quantize_rows`."""
     grouped = tl.reshape(x, (ROWS, COLUMNS // GROUP, GROUP))
     exponent = scale_exponent(tl.max(tl.abs(grouped), axis=2))
-    codes = to_e4m3(grouped * power_of_two(254 - exponent)[:, :, None])
+    codes = (grouped * power_of_two(254 - exponent)[:, :, None]).to(tl.float8e4nv)
     return tl.reshape(codes, (ROWS, COLUMNS)), exponent
 
 

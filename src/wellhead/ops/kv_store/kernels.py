@@ -7,7 +7,7 @@ bytes lie as `formats.kv_record` says.
 import triton
 import triton.language as tl
 
-from wellhead.ops.device_formats import round_groups, to_bf16
+from wellhead.ops.device_formats import round_groups
 from wellhead.ops.rope.kernels import ROTATED, angles, turn
 
 DIM = tl.constexpr(512)
@@ -27,7 +27,8 @@ def _norm_and_turn(x, weight, place, inside, eps, cos, sin, ROWS: tl.constexpr):
     row, tail = row * factor, tail * factor
     if weight is not None:
         row, tail = row * tl.load(weight + column).to(tl.float32), tail * tl.load(weight + last).to(tl.float32)
-    return to_bf16(row), to_bf16(turn(to_bf16(tail).to(tl.float32), cos, sin, ROWS))
+    turned = turn(tail.to(tl.bfloat16).to(tl.float32), cos, sin, ROWS)
+    return row.to(tl.bfloat16), turned.to(tl.bfloat16)
 
 
 @triton.jit

@@ -75,10 +75,10 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     out = torch.empty((heads + 1) * tokens, dim, dtype=torch.bfloat16, device=kv.device)
     q_out, kv_out = out[: heads * tokens].view(tokens, heads, dim) if heads else None, out[heads * tokens :]
     store = plan(heads, inputs["page"], EPS)
-    rest = [inputs[name] for name in ("weight", "cache", "slots", "positions", "freqs")]
+    weight, cache, slots = inputs["weight"], inputs["cache"], inputs["slots"]
 
     def run() -> torch.Tensor:
-        store.run(q, kv, *rest, q_out, kv_out)
+        store.run(q, kv, weight, cache, slots, inputs["positions"], inputs["freqs"], q_out, kv_out)
         return out
 
     return run
@@ -126,8 +126,8 @@ SPEC = OpSpec(
     error=ErrorBudget(
         2.0**-6,
         2.0**-5,
-        "bf16 rows: another order of the fp32 sum can move the norm's last bf16 bit, 2^-6 of values up to four, twice in "
-        "a pair that the turn may cancel, and the turn rounds once more; a record's bytes are exactly those of its row",
+        "bf16 rows: another order of the fp32 sum can move the norm's last bf16 bit, 2^-6 of values up to four, twice "
+        "in a pair that the turn cancels, and the turn rounds once more; a record's bytes are exactly those of its row",
     ),
     batch_invariant=True,
     batch_reason="one program a record or four heads, each row summed in one order",

@@ -8,7 +8,7 @@ Both take E4M3 rows with their scales, or bf16 rows that they round on the way i
 import triton
 import triton.language as tl
 
-from wellhead.ops.device_formats import power_of_two, round_rows, to_bf16
+from wellhead.ops.device_formats import power_of_two, round_rows
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def gemv_kernel(
         scale = scale * power_of_two(tl.load(scale_row + at // 128 + block))[None, :]
         a = tl.reshape(tl.reshape(codes.to(tl.float32), (M, KC // 128, 128)) * scale[:, :, None], (M, KC))
         acc += tile.to(tl.float8e4nv, bitcast=True).to(tl.float32)[None, :, :] * a[:, None, :]
-    out = to_bf16(tl.sum(acc, axis=2))
+    out = tl.sum(acc, axis=2).to(tl.bfloat16)
     tl.store(y + token[:, None] * N + rows[None, :], out, mask=used[:, None] & (rows < N)[None, :])
 
 
@@ -81,4 +81,4 @@ def small_kernel(
         acc += product * (scale * power_of_two(tl.load(scale_row + at // 128)))
     out = tl.max(tl.reshape(acc, (BN, COPIES, M)), axis=1)
     place = token.to(tl.int64)[None, :] * N + rows[:, None]
-    tl.store(y + place, to_bf16(out), mask=(rows < N)[:, None] & used[None, :])
+    tl.store(y + place, out.to(tl.bfloat16), mask=(rows < N)[:, None] & used[None, :])

@@ -8,7 +8,7 @@ block, after the sum. E2M1 widens to E4M3 in registers: code seem -> byte s00eem
 import triton
 import triton.language as tl
 
-from wellhead.ops.device_formats import power_of_two, round_rows, to_bf16, widen_e2m1
+from wellhead.ops.device_formats import power_of_two, round_rows, widen_e2m1
 
 
 @triton.jit
@@ -69,14 +69,14 @@ def gate_up_kernel(
         )  # fmt: skip
         codes = codes.to(tl.float8e4nv, bitcast=True)
         acc = _accumulate(acc, packed, scale, codes, power_of_two(act), R, G, KC)
-    both = to_bf16(tl.reshape(tl.trans(tl.sum(acc, axis=2)), (G, BN, 2))).to(tl.float32)
+    both = (tl.reshape(tl.trans(tl.sum(acc, axis=2)), (G, BN, 2))).to(tl.bfloat16).to(tl.float32)
     gate, up = tl.split(both)
     gate = tl.minimum(gate, limit)
     hidden = gate / (1.0 + tl.exp(-gate)) * tl.minimum(tl.maximum(up, -limit), limit)
     hidden = hidden * tl.load(slot_weight + slots, mask=used, other=0.0)[:, None]
     channel = tl.program_id(1) * BN + tl.arange(0, BN)
     place = tl.maximum(slots, 0).to(tl.int64)[:, None] * M_INTER + channel[None, :]
-    tl.store(h + place, to_bf16(hidden), mask=used[:, None])
+    tl.store(h + place, hidden.to(tl.bfloat16), mask=used[:, None])
 
 
 @triton.jit
@@ -107,7 +107,7 @@ def down_kernel(
         codes, act = round_rows(values.to(tl.float32), G, KC)
         act = tl.reshape(tl.broadcast_to(act[:, :, None], (G, KC // 128, 4)), (G, KC // 32))
         acc = _accumulate(acc, packed, scale, codes, act, R, G, KC)
-    out = to_bf16(tl.trans(tl.sum(acc, axis=2)))
+    out = tl.trans(tl.sum(acc, axis=2)).to(tl.bfloat16)
     channel = tl.program_id(1) * R + tl.arange(0, R)
     tl.store(y + slot[:, None] * D + channel[None, :], out, mask=used[:, None])
 
@@ -128,4 +128,4 @@ def combine_kernel(y, ids, shared, out, D, TOP_K: tl.constexpr, FIRST, EXPERTS, 
         row = tl.load(y + (token * TOP_K + place) * D + column, mask=inside & mine, other=0.0)
         total += row.to(tl.float32)
     total += tl.load(shared + token * D + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + token * D + column, to_bf16(total), mask=inside)
+    tl.store(out + token * D + column, total.to(tl.bfloat16), mask=inside)

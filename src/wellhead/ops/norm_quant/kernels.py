@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from wellhead.ops.device_formats import round_groups, to_bf16
+from wellhead.ops.device_formats import round_groups
 
 
 @triton.jit
@@ -21,7 +21,8 @@ def norm_quant_kernel(
     value = tl.load(x + row * X_STRIDE + column, mask=inside, other=0.0).to(tl.float32)
     if weight is not None:
         value *= tl.rsqrt(tl.sum(value * value, axis=0) / D + eps)
-        rounded = to_bf16(value * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32))
+        value *= tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+        rounded = value.to(tl.bfloat16)
         if normed is not None:
             tl.store(normed + row * D + column, rounded, mask=inside)
         value = rounded.to(tl.float32)

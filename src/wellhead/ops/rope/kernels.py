@@ -9,30 +9,17 @@ Cephes (sinf, cosf).
 import triton
 import triton.language as tl
 
-from wellhead.ops.bf16_dot import INTERPRETED
-from wellhead.ops.device_formats import to_bf16
-
 PAIRS = tl.constexpr(32)
 ROTATED = tl.constexpr(64)
 
 
 @triton.jit
-def fused(a, b, c):
-    """a b + c rounded once; the interpreter's fma rounds the product too, so it goes through fp64 there."""
-    if INTERPRETED:
-        result = (a.to(tl.float64) * b + c).to(tl.float32)
-    else:
-        result = tl.fma(a, b, c)
-    return result
-
-
-@triton.jit
 def cos_sin(angle):
     """fp32 (cos, sin) of fp32 0 <= angle < 2^20."""
-    biased = fused(angle, 0.636619772367581343, 12582912.0)  # 1.5 * 2^23: the nearest integer is in the low bits
+    biased = tl.fma(angle, 0.636619772367581343, 12582912.0)  # 1.5 * 2^23: the nearest integer is in the low bits
     quarter, turns = biased.to(tl.int32, bitcast=True), biased - 12582912.0
-    r = fused(turns, -1.57079637050628662109375, angle)
-    r = fused(turns, 4.37113882867379e-8, r)
+    r = tl.fma(turns, -1.57079637050628662109375, angle)
+    r = tl.fma(turns, 4.37113882867379e-8, r)
     z = r * r
     s = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * r + r
     c = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * z * z - 0.5 * z + 1.0
@@ -74,4 +61,4 @@ def rope_kernel(
         column = tl.arange(0, D)[None, :]
         kept = inside & (column < D - ROTATED)
         tl.store(out + place + column, tl.load(x + place + column, mask=kept, other=0.0), mask=kept)
-    tl.store(out + place + last, to_bf16(turn(tail, cos, sin, BH)), mask=inside)
+    tl.store(out + place + last, turn(tail, cos, sin, BH).to(tl.bfloat16), mask=inside)

@@ -9,8 +9,7 @@ offset, its 8 scale bytes behind the page's data (formats.kv_record).
 import triton
 import triton.language as tl
 
-from wellhead.ops.bf16_dot import bf16_dot
-from wellhead.ops.device_formats import power_of_two, to_bf16
+from wellhead.ops.device_formats import power_of_two
 
 DIM = tl.constexpr(512)
 QUARTER = tl.constexpr(128)  # a tile is unpacked, and the sums are kept, a quarter at a time: fewer live registers
@@ -26,7 +25,7 @@ def _quarter(
     group = START // 64 + tl.arange(0, 2)[None, :]
     scale = power_of_two(tl.load((cache + tail)[:, None] + group, mask=known & (group < 7), other=0))
     values = tl.reshape(codes.to(tl.float8e4nv, bitcast=True).to(tl.float32), (BT, 2, 64)) * scale[:, :, None]
-    nope = to_bf16(tl.reshape(values, (BT, QUARTER)))
+    nope = tl.reshape(values, (BT, QUARTER)).to(tl.bfloat16)
     if START == 384:  # the last 64 dims are rotary, stored as bf16
         pointer = (cache + data + 448).to(tl.pointer_type(tl.bfloat16))[:, None] + (column - 64)
         nope = tl.where(column < 64, nope, tl.load(pointer, mask=known & (column >= 64), other=0.0))
@@ -50,22 +49,22 @@ def _attend_tile(
     kv2 = _quarter(cache, data, tail, known, 256, BT)
     kv3 = _quarter(cache, data, tail, known, 384, BT)
     scores = tl.zeros((q0.shape[0], BT), dtype=tl.float32)
-    scores = bf16_dot(q0, tl.trans(kv0), scores)
-    scores = bf16_dot(q1, tl.trans(kv1), scores)
-    scores = bf16_dot(q2, tl.trans(kv2), scores)
-    scores = bf16_dot(q3, tl.trans(kv3), scores) * scale
+    scores = tl.dot(q0, tl.trans(kv0), scores)
+    scores = tl.dot(q1, tl.trans(kv1), scores)
+    scores = tl.dot(q2, tl.trans(kv2), scores)
+    scores = tl.dot(q3, tl.trans(kv3), scores) * scale
     scores = tl.where(valid[None, :], scores, float("-inf"))
     higher = tl.maximum(peak, tl.max(scores, axis=1))
     anchor = tl.where(higher == float("-inf"), 0.0, higher)  # nothing valid yet: avoid inf - inf
     exact = tl.exp(scores - anchor[:, None])
-    p = to_bf16(exact)
+    p = exact.to(tl.bfloat16)
     fade = tl.exp(peak - anchor)
     total = total * fade + tl.sum(exact, axis=1)
     fade = fade[:, None]
-    acc0 = bf16_dot(p, kv0, acc0 * fade)
-    acc1 = bf16_dot(p, kv1, acc1 * fade)
-    acc2 = bf16_dot(p, kv2, acc2 * fade)
-    acc3 = bf16_dot(p, kv3, acc3 * fade)
+    acc0 = tl.dot(p, kv0, acc0 * fade)
+    acc1 = tl.dot(p, kv1, acc1 * fade)
+    acc2 = tl.dot(p, kv2, acc2 * fade)
+    acc3 = tl.dot(p, kv3, acc3 * fade)
     return higher, total, acc0, acc1, acc2, acc3
 
 
@@ -115,10 +114,10 @@ def attend_kernel(
         anchor = tl.where(peak == float("-inf"), 0.0, peak)
         weight = total + tl.exp(tl.load(sink + head, mask=head < HEADS, other=0.0) - anchor)
         share = (1.0 / weight)[:, None]
-        tl.store(out + place, to_bf16(acc0 * share), mask=inside)
-        tl.store(out + place + 128, to_bf16(acc1 * share), mask=inside)
-        tl.store(out + place + 256, to_bf16(acc2 * share), mask=inside)
-        tl.store(out + place + 384, to_bf16(acc3 * share), mask=inside)
+        tl.store(out + place, (acc0 * share).to(tl.bfloat16), mask=inside)
+        tl.store(out + place + 128, (acc1 * share).to(tl.bfloat16), mask=inside)
+        tl.store(out + place + 256, (acc2 * share).to(tl.bfloat16), mask=inside)
+        tl.store(out + place + 384, (acc3 * share).to(tl.bfloat16), mask=inside)
     else:
         row = (token * SPLITS + split) * HEADS + head
         place = row[:, None] * DIM + column[None, :]
@@ -146,4 +145,4 @@ def merge_kernel(part, part_stat, sink, out, HEADS, SPLITS: tl.constexpr):
         fade = tl.exp(tl.load(part_stat + row * 2) - anchor)
         weight += tl.load(part_stat + row * 2 + 1) * fade
         acc += tl.load(part + row * DIM + column) * fade
-    tl.store(out + (token * HEADS + head) * DIM + column, to_bf16(acc / weight))
+    tl.store(out + (token * HEADS + head) * DIM + column, (acc / weight).to(tl.bfloat16))
