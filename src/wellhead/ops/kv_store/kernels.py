@@ -33,7 +33,7 @@ def _norm_and_turn(x, weight, place, inside, eps, cos, sin, ROWS: tl.constexpr):
 
 @triton.jit
 def _write_record(cache, slot, row, tail, PAGE: tl.constexpr, STRIDE: tl.constexpr):
-    """The 584 bytes of one record, bf16 [1, 512] without its last 64, which are `tail`; nothing for slot < 0."""
+    """The 584 bytes of one record, bf16 [1, 512] but the last 64, which are `tail`; nothing if slot i64 [1, 1] < 0."""
     column, group, last = tl.arange(0, DIM)[None, :], tl.arange(0, 8)[None, :], tl.arange(0, ROTATED)[None, :]
     known = slot >= 0
     page, offset = tl.maximum(slot, 0) // PAGE * STRIDE, tl.maximum(slot, 0) % PAGE
@@ -55,9 +55,9 @@ def kv_store_kernel(
     column, last = tl.arange(0, DIM)[None, :], NOPE + tl.arange(0, ROTATED)[None, :]
     cos, sin = angles(positions, freqs, token)
     if tl.program_id(1) == 0:
-        one = tl.zeros((1, 1), dtype=tl.int64)
-        row, tail = _norm_and_turn(kv, weight, token * KV_STRIDE + one, one == 0, eps, cos, sin, 1)
-        _write_record(cache, tl.load(slots + token).to(tl.int64), row, tail, PAGE, STRIDE)
+        here = token + tl.zeros((1, 1), dtype=tl.int64)
+        row, tail = _norm_and_turn(kv, weight, here * KV_STRIDE, here >= 0, eps, cos, sin, 1)
+        _write_record(cache, tl.load(slots + here), row, tail, PAGE, STRIDE)
         if kv_out is not None:
             tl.store(kv_out + token * DIM + column, row, mask=column < NOPE)
             tl.store(kv_out + token * DIM + last, tail)

@@ -114,7 +114,7 @@ SPEC = OpSpec(
         Impl(
             "triton",
             needs=("kernels", "fp8e4nv_conversion"),
-            shared_bytes=101376,
+            shared_bytes=1024,
             builds=builds,
             supports=supports,
             prepare=prepare,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.ops.checks import expect
-from wellhead.ops.rope.configs import heads_of
+from wellhead.ops.rope.configs import HEADS, WARPS
 
 ROTATED = 64
 MOST_HEADS = 65535
@@ -35,14 +35,14 @@ class Rope:
         expect("positions", positions, (tokens,), torch.int64)
         expect("freqs", freqs, (ROTATED // 2,), torch.float32)
         if tokens:
-            given = constants(self.heads, self.dim, self.inverse, x.data_ptr() != out.data_ptr())
-            grid = (tokens, -(-self.heads // int(given["BH"])))
-            kernels.rope_kernel[grid](x, out, positions, freqs, self.heads, **given, num_warps=4)
+            given = constants(self.dim, self.inverse, x.data_ptr() != out.data_ptr())
+            grid = (tokens, -(-self.heads // HEADS))
+            kernels.rope_kernel[grid](x, out, positions, freqs, self.heads, **given, num_warps=WARPS)
 
 
-def constants(heads: int, dim: int, inverse: bool, copy: bool) -> dict[str, int | bool]:
+def constants(dim: int, inverse: bool, copy: bool) -> dict[str, int | bool]:
     """The constexpr arguments."""
-    return {"D": dim, "BH": heads_of(heads), "INVERSE": inverse, "COPY": copy}
+    return {"D": dim, "BH": HEADS, "INVERSE": inverse, "COPY": copy}
 
 
 def supports(heads: int, dim: int) -> str | None:

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import product
 from typing import Any
 
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
 
 DIMS = (512, 128)  # attention heads and index heads
-HEADS = (1, 2, 64)  # every number of heads a program can take
 
 
 def builds() -> tuple[KernelBuild, ...]:
     from wellhead.ops.rope import kernels
     from wellhead.ops.rope.api import constants
+    from wellhead.ops.rope.configs import WARPS
 
     found = []
-    for dim in DIMS:
-        for heads in HEADS:
-            for inverse in (False, True):
-                for copy in (False, True):
-                    given = constants(heads, dim, inverse, copy)
-                    signature = {
-                        "x": "*bf16", "out": "*bf16", "positions": "*i64", "freqs": "*fp32", "HEADS": "i32",
-                        **dict.fromkeys(given, "constexpr"),
-                    }  # fmt: skip
-                    kind = f"{'inverse' if inverse else 'forward'}{',copy' if copy else ''}"
-                    name = f"{kind}[d={dim},heads={given['BH']}]"
-                    found.append(KernelBuild(name, kernels.rope_kernel, signature, given))
+    for dim, inverse, copy in product(DIMS, (False, True), (False, True)):
+        given = constants(dim, inverse, copy)
+        signature = {
+            "x": "*bf16", "out": "*bf16", "positions": "*i64", "freqs": "*fp32", "HEADS": "i32",
+            **dict.fromkeys(given, "constexpr"),
+        }  # fmt: skip
+        name = f"{'inverse' if inverse else 'forward'}[d={dim}{',copy' if copy else ''}]"
+        found.append(KernelBuild(name, kernels.rope_kernel, signature, given, WARPS))
     return tuple(found)
 
 
@@ -84,7 +81,7 @@ SPEC = OpSpec(
     name="rope",
     summary="rotary position embedding and its inverse",
     impls=(
-        Impl("triton", needs=("kernels",), shared_bytes=101376, builds=builds, supports=supports, prepare=prepare),
+        Impl("triton", needs=("kernels",), builds=builds, supports=supports, prepare=prepare),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(tokens, heads, 512) for heads in (64, 128, 16) for tokens in (1, 4, 16, 64, 1024)),
