@@ -26,8 +26,7 @@ class Store:
     | kv_out | None, or bf16 [T, 512] that receives the bf16 row before it becomes a record |
     | weight | bf16 [512] |
     | cache | packed pages [pages, stride] of uint8, float8_e4m3fn or int8: the same bytes |
-    | slots | i64 [T], distinct, page * page_size + offset below the cache's end; negative: no record, nothing read of
-    its kv reaches the cache |
+    | slots | i64 [T], distinct, page * page_size + offset below the cache's end; negative: no record |
     | positions, freqs | i64 [T] with angles from 0 up to 2^20; fp32 [32] |
 
     Offsets are 64-bit. T may be 0. A row's bits depend on that row alone; one that has a slot must be finite.
