@@ -13,3 +13,23 @@ def expect(name: str, value: torch.Tensor, shape: tuple[int, ...], *dtypes: torc
             f"{name} is {value.dtype} {tuple(value.shape)} with stride {value.stride()}; expected contiguous "
             f"{wanted} {shape}"
         )
+
+
+def row_stride(name: str, value: torch.Tensor, width: int, *dtypes: torch.dtype) -> int:
+    """Elements from one row of `value` [rows, width] to the next: a slice of wider rows is welcome.
+
+    ValueError unless rows are dense, start a multiple of 16 elements apart and 16 bytes aligned.
+    """
+    if value.dim() != 2 or value.shape[1] != width or value.dtype not in dtypes or value.stride(1) != 1:
+        wanted = " or ".join(map(str, dtypes))
+        raise ValueError(
+            f"{name} is {value.dtype} {tuple(value.shape)} with stride {value.stride()}; expected {wanted} "
+            f"[rows, {width}] with dense rows"
+        )
+    stride = value.stride(0) if value.shape[0] > 1 else width
+    if stride < width or stride % 16 or value.data_ptr() % 16:
+        raise ValueError(
+            f"{name}: rows {stride} elements apart from address {value.data_ptr() % 16} modulo 16; expected at least "
+            f"{width}, a multiple of 16, and 0"
+        )
+    return stride

@@ -38,9 +38,16 @@ def scale_exponent(amax):
 
 
 @triton.jit
-def round_rows(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """fp32 [ROWS, COLUMNS] -> (E4M3, fp32 scale [ROWS, COLUMNS / 128]): the rounding of activations."""
-    grouped = tl.reshape(x, (ROWS, COLUMNS // 128, 128))
+def round_groups(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
+    """fp32 [ROWS, COLUMNS] -> (E4M3, int32 UE8M0 byte [ROWS, COLUMNS / GROUP]): `formats.block_fp8.quantize_rows`."""
+    grouped = tl.reshape(x, (ROWS, COLUMNS // GROUP, GROUP))
     exponent = scale_exponent(tl.max(tl.abs(grouped), axis=2))
     codes = (grouped * power_of_two(254 - exponent)[:, :, None]).to(tl.float8e4nv)
-    return tl.reshape(codes, (ROWS, COLUMNS)), power_of_two(exponent)
+    return tl.reshape(codes, (ROWS, COLUMNS)), exponent
+
+
+@triton.jit
+def round_rows(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """fp32 [ROWS, COLUMNS] -> (E4M3, fp32 scale [ROWS, COLUMNS / 128]): the rounding of activations."""
+    codes, exponent = round_groups(x, ROWS, COLUMNS, 128)
+    return codes, power_of_two(exponent)

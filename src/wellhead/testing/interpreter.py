@@ -1,9 +1,9 @@
-"""Triton's interpreter with the card's rounding: three of its operations give other numbers than a GPU does.
+"""Triton's interpreter with the card's rounding: four of its operations give other numbers than a GPU does.
 
 In Triton 3.6 to 3.9 the interpreter multiplies the *bit patterns* of bf16 operands in `tl.dot`, truncates fp32 to bf16
-instead of rounding to nearest even, and rounds fp32 to e4m3 without a carry. `repair` replaces these three, so that a
-kernel that runs on the CPU rounds where and how it does on the card. It changes Triton for the whole process: tests
-call it, nothing else does.
+instead of rounding to nearest even, rounds fp32 to e4m3 without a carry, and rounds the product inside `tl.fma`.
+`repair` replaces these four, so that a kernel that runs on the CPU rounds where and how it does on the card. It changes
+Triton for the whole process: tests call it, nothing else does.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ def round_e4m3(values: np.ndarray) -> np.ndarray:
     """fp32 -> uint8 codes of e4m3fn, to nearest even, finite values beyond 448 saturate (cvt.rn.satfinite)."""
     wide = torch.from_numpy(np.ascontiguousarray(values)).clamp(-E4M3_MAX, E4M3_MAX)
     return wide.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+
+
+def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """fp32 a b + c through fp64: the product is exact, and the sum's second rounding matters once in 2^29."""
+    return (a.astype(np.float64) * b + c).astype(np.float32)
 
 
 def repair() -> None:
@@ -68,6 +73,14 @@ def repair() -> None:
         found = rounded(source, kind)
         return convert(self, source, kind, mode) if found is None else found
 
+    multiply_add = builder.create_fma
+
+    def create_fma(self: Any, a: Any, b: Any, c: Any) -> Any:
+        if a.dtype.scalar != tl.float32:
+            return multiply_add(self, a, b, c)
+        return handle(fused(a.data, b.data, c.data), a.dtype.scalar)
+
+    builder.create_fma = create_fma
     builder.create_dot, builder.cast_impl, builder.create_fp_to_fp = create_dot, cast_impl, create_fp_to_fp
     for name in ("create_fp_ext", "create_fp_trunc", "create_si_to_fp", "create_ui_to_fp"):
         setattr(builder, name, cast_impl)

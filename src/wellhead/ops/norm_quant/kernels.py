@@ -1,0 +1,32 @@
+"""RMS norm and rounding to E4M3 of whole rows, one program a row: the sum of squares is taken once, in one order."""
+
+import triton
+import triton.language as tl
+
+from wellhead.ops.device_formats import round_groups
+
+
+@triton.jit
+def norm_quant_kernel(
+    x, weight, normed, codes, scale, eps,
+    X_STRIDE,
+    D: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """codes E4M3 [T, D] and scale u8 [T, D / 128] of x bf16 rows, X_STRIDE apart; BLOCK is D or the next power of two.
+
+    With `weight` (bf16 [D]) the row is normed and rounded to bf16 first, and stored so where `normed` is given.
+    """
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    inside = column < D
+    value = tl.load(x + row * X_STRIDE + column, mask=inside, other=0.0).to(tl.float32)
+    if weight is not None:
+        value *= tl.rsqrt(tl.sum(value * value, axis=0) / D + eps)
+        value *= tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+        rounded = value.to(tl.bfloat16)
+        if normed is not None:
+            tl.store(normed + row * D + column, rounded, mask=inside)
+        value = rounded.to(tl.float32)
+    found, exponent = round_groups(tl.reshape(value, (1, BLOCK)), 1, BLOCK, 128)
+    place, group = row * D + column[None, :], tl.arange(0, BLOCK // 128)[None, :]
+    tl.store(codes + place, found.to(tl.uint8, bitcast=True), mask=inside[None, :])
+    tl.store(scale + row * (D // 128) + group, exponent.to(tl.uint8), mask=group < D // 128)
