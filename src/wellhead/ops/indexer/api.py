@@ -129,7 +129,7 @@ def write_keys(
     pages = _pages(layout, cache)
     if count:
         rounding.write_keys_kernel[(-(-count // VECTORS),)](
-            keys, slots, pages, count, cache.stride(0), **rounding_constants(layout, rotate), num_warps=4
+            keys, slots, pages, count, cache.stride(0), **rounding_constants(layout, rotate), num_warps=4, num_stages=2
         )
 
 
@@ -161,7 +161,14 @@ def round_query(
     count = tokens * heads
     if count:
         rounding.round_query_kernel[(-(-count // VECTORS),)](
-            q, weights, codes.view(torch.uint8), tail, count, **rounding_constants(layout, rotate), num_warps=4
+            q,
+            weights,
+            codes.view(torch.uint8),
+            tail,
+            count,
+            **rounding_constants(layout, rotate),
+            num_warps=4,
+            num_stages=2,
         )
 
 

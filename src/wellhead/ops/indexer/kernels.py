@@ -16,9 +16,7 @@ PAGE = tl.constexpr(64)
 
 
 @triton.jit
-def _group(
-    rows, lengths, TOKENS, COLUMNS, G: tl.constexpr
-):
+def _group(rows, lengths, TOKENS, COLUMNS, G: tl.constexpr):
     """(leads, request, lengths [G]) of the program's token and the next ones of its aligned group of G.
 
     A token leads if the one before it is in another group or of another request; lengths of tokens that it does not
@@ -36,9 +34,7 @@ def _group(
 
 
 @triton.jit
-def _head_rows(
-    length, HEADS, G: tl.constexpr, BH: tl.constexpr
-):
+def _head_rows(length, HEADS, G: tl.constexpr, BH: tl.constexpr):
     """(row of [T, H] int64 [G BH], whether it is one): heads padded to BH, tokens without entries left out."""
     row = tl.arange(0, G * BH)
     token, head = tl.program_id(0) + row // BH, row % BH
@@ -47,9 +43,7 @@ def _head_rows(
 
 
 @triton.jit
-def _store_logits(
-    logits, score, weight, scale, known, at, length, COLUMNS, G: tl.constexpr, BH: tl.constexpr
-):
+def _store_logits(logits, score, weight, scale, known, at, length, COLUMNS, G: tl.constexpr, BH: tl.constexpr):
     """Logits of entries at PAGE .. of G tokens: sum over heads of relu(score) weight, times the keys' scale."""
     weighted = tl.maximum(score, 0.0) * weight[:, None]
     total = tl.sum(tl.reshape(weighted, (G, BH, PAGE)), axis=1) * scale[None, :]
@@ -91,9 +85,7 @@ def logits_fp8_kernel(
 
 
 @triton.jit
-def _widened(
-    packed, ROWS: tl.constexpr
-):
+def _widened(packed, ROWS: tl.constexpr):
     """E4M3 [ROWS, 32] = 2^-6 of the values of 16 bytes a row, in their order."""
     low, high = widen_e2m1(packed)
     both = tl.join(low.to(tl.uint8, bitcast=True), high.to(tl.uint8, bitcast=True))
@@ -101,9 +93,7 @@ def _widened(
 
 
 @triton.jit
-def _query_block(
-    q, q_scale, row, wanted, B: tl.constexpr, ROWS: tl.constexpr
-):
+def _query_block(q, q_scale, row, wanted, B: tl.constexpr, ROWS: tl.constexpr):
     """(E4M3 [ROWS, 32], fp32 [ROWS]) of dims 32 B .. 32 B + 31; the scale undoes both operands' 2^-6."""
     byte = tl.arange(0, 16)
     packed = tl.load(q + row[:, None] * 64 + (B * 16 + byte)[None, :], mask=wanted[:, None], other=0)
@@ -112,9 +102,7 @@ def _query_block(
 
 
 @triton.jit
-def _add_block(
-    score, codes, scale, base, known, B: tl.constexpr
-):
+def _add_block(score, codes, scale, base, known, B: tl.constexpr):
     """score [G BH, 64] += block B of 32 dims: an E4M3 product, then both scales."""
     byte, key = tl.arange(0, 16), tl.arange(0, PAGE)
     packed = tl.load(base + key[:, None] * 64 + (B * 16 + byte)[None, :], mask=known, other=0)

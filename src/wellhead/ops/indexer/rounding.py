@@ -17,9 +17,7 @@ FLOOR = tl.constexpr(7.052966104933725e-38)  # 6 * 2^-126
 
 
 @triton.jit
-def _vectors(
-    x, row, inside, BN: tl.constexpr, ROTATE: tl.constexpr
-):
+def _vectors(x, row, inside, BN: tl.constexpr, ROTATE: tl.constexpr):
     """fp32 [BN, 128] of rows of x bf16 [N, 128]."""
     column = tl.arange(0, DIM)
     vectors = tl.load(x + row[:, None] * DIM + column[None, :], mask=inside[:, None], other=0.0)
@@ -42,9 +40,7 @@ def _fp8(vectors):
 
 
 @triton.jit
-def _fp4(
-    vectors, BN: tl.constexpr
-):
+def _fp4(vectors, BN: tl.constexpr):
     """(uint8 [BN, 64], even dim in the low nibble, UE8M0 int32 [BN, 4])."""
     blocks = tl.reshape(vectors, (BN, 4, 32))
     bits = (tl.maximum(tl.max(tl.abs(blocks), axis=2), FLOOR) * SIXTH).to(tl.int32, bitcast=True)
@@ -60,9 +56,7 @@ def _fp4(
 
 
 @triton.jit
-def write_keys_kernel(
-    keys, slots, cache, COUNT, STRIDE, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr
-):
+def write_keys_kernel(keys, slots, cache, COUNT, STRIDE, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr):
     """Record of keys[n] bf16 [N, 128] at slots[n] int64 (page * 64 + offset, -1: none) of cache u8, pages of STRIDE."""
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     slot = tl.load(slots + row, mask=row < COUNT, other=-1)
@@ -83,9 +77,7 @@ def write_keys_kernel(
 
 
 @triton.jit
-def round_query_kernel(
-    q, weights, codes, tail, COUNT, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr
-):
+def round_query_kernel(q, weights, codes, tail, COUNT, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr):
     """q bf16 [N, 128], N = T H. FP8: codes E4M3 [N, 128] and tail fp32 [N] = weights fp32 [N] times q's scale.
 
     FP4: codes u8 [N, 64] and tail u8 [N, 4], its scales; weights is not read.
