@@ -103,14 +103,16 @@ def supports(heads: int, columns: int) -> str | None:
 def plan(tokens: int, heads: int, columns: int, layout: PagedLayout, *, chunked: bool = False) -> IndexLogits:
     """Plan for at most `tokens` tokens and `columns` entries of one of index_key's layouts; needs no workspace.
 
-    `chunked` says that requests bring several tokens each (prefill): up to four of 64 heads then share each key tile.
+    `chunked` says that requests bring several tokens each (prefill): up to four of 64 heads (two with FP4 keys) then
+    share each key tile.
     """
     why = supports(heads, columns)
     if why is None and layout not in LAYOUTS.values():
         why = f"layout={layout.name!r}: one of {', '.join(known.name for known in LAYOUTS.values())}"
     if why is not None:
         raise ValueError(f"index logits cannot be planned: {why}")
-    return IndexLogits(tokens, heads, columns, layout, choose_config(tokens, heads, columns, chunked=chunked))
+    name = "fp8" if layout is index_key.FP8 else "fp4"
+    return IndexLogits(tokens, heads, columns, layout, choose_config(tokens, heads, columns, name, chunked=chunked))
 
 
 def write_keys(

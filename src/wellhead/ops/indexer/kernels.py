@@ -93,22 +93,36 @@ def _widened(packed, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _query_block(q, q_scale, row, wanted, B: tl.constexpr, ROWS: tl.constexpr):
-    """(E4M3 [ROWS, 32], fp32 [ROWS]) of dims 32 B .. 32 B + 31; the scale undoes both operands' 2^-6."""
-    byte = tl.arange(0, 16)
-    packed = tl.load(q + row[:, None] * 64 + (B * 16 + byte)[None, :], mask=wanted[:, None], other=0)
-    scale = power_of_two(tl.load(q_scale + row * 4 + B, mask=wanted, other=0)) * 4096.0
-    return _widened(packed, ROWS), scale
+def _block_scale(word, B: tl.constexpr):
+    """fp32 scales of block B from the four scale bytes of a row, read as one int32."""
+    return power_of_two((word >> (8 * B)) & 255)
 
 
 @triton.jit
-def _add_block(score, codes, scale, base, known, B: tl.constexpr):
+def _query_block(q, word, row, wanted, B: tl.constexpr, ROWS: tl.constexpr):
+    """(E4M3 [ROWS, 32], fp32 [ROWS]) of dims 32 B .. 32 B + 31; the scale undoes both operands' 2^-6."""
+    byte = B * 16 + tl.arange(0, 16)
+    packed = tl.load(q + row[:, None] * 64 + byte[None, :], mask=wanted[:, None], other=0)
+    return _widened(packed, ROWS), _block_scale(word, B) * 4096.0
+
+
+@triton.jit
+def _packed_keys(cache, page, STRIDE):
+    """Codes of the four blocks u8 [64, 16] and the scale words int32 [64] of a page; zeros for page -1."""
+    base, known = cache + page.to(tl.int64) * STRIDE, page >= 0
+    key = tl.arange(0, PAGE)
+    place = base + key[:, None] * 64 + tl.arange(0, 16)[None, :]
+    k0, k1 = tl.load(place, mask=known, other=0), tl.load(place + 16, mask=known, other=0)
+    k2, k3 = tl.load(place + 32, mask=known, other=0), tl.load(place + 48, mask=known, other=0)
+    word = tl.load((base + PAGE * 64).to(tl.pointer_type(tl.int32)) + key, mask=known, other=0)
+    return k0, k1, k2, k3, word
+
+
+@triton.jit
+def _add_block(score, codes, scale, packed, word, B: tl.constexpr):
     """score [G BH, 64] += block B of 32 dims: an E4M3 product, then both scales."""
-    byte, key = tl.arange(0, 16), tl.arange(0, PAGE)
-    packed = tl.load(base + key[:, None] * 64 + (B * 16 + byte)[None, :], mask=known, other=0)
-    key_scale = power_of_two(tl.load(base + PAGE * 64 + key * 4 + B, mask=known, other=0))
     product = tl.dot(codes, tl.trans(_widened(packed, PAGE)))
-    return score + product * scale[:, None] * key_scale[None, :]
+    return score + product * scale[:, None] * _block_scale(word, B)[None, :]
 
 
 @triton.jit
@@ -123,20 +137,24 @@ def logits_fp4_kernel(
     if (not leads) | (tl.program_id(1) * PAGE >= longest):
         return
     row, wanted = _head_rows(length, HEADS, G, BH)
-    q0, s0 = _query_block(q, q_scale, row, wanted, 0, G * BH)
-    q1, s1 = _query_block(q, q_scale, row, wanted, 1, G * BH)
-    q2, s2 = _query_block(q, q_scale, row, wanted, 2, G * BH)
-    q3, s3 = _query_block(q, q_scale, row, wanted, 3, G * BH)
+    word = tl.load(q_scale.to(tl.pointer_type(tl.int32)) + row, mask=wanted, other=0)
+    q0, s0 = _query_block(q, word, row, wanted, 0, G * BH)
+    q1, s1 = _query_block(q, word, row, wanted, 1, G * BH)
+    q2, s2 = _query_block(q, word, row, wanted, 2, G * BH)
+    q3, s3 = _query_block(q, word, row, wanted, 3, G * BH)
     weight = tl.load(weights + row, mask=wanted, other=0.0)
     one = tl.full((PAGE,), 1.0, dtype=tl.float32)
-    pages = table + request.to(tl.int64) * TABLE_WIDTH
-    for at in range(tl.program_id(1), tl.cdiv(longest, PAGE), tl.num_programs(1)):
-        page = tl.load(pages + at)
-        known = page >= 0
-        base = cache + page.to(tl.int64) * STRIDE
+    pages, count = table + request.to(tl.int64) * TABLE_WIDTH, tl.cdiv(longest, PAGE)
+    page = tl.load(pages + tl.program_id(1))
+    k0, k1, k2, k3, word = _packed_keys(cache, page, STRIDE)
+    for at in range(tl.program_id(1), count, tl.num_programs(1)):
+        later = at + tl.num_programs(1)
+        next_page = tl.load(pages + later, mask=later < count, other=-1)
+        n0, n1, n2, n3, next_word = _packed_keys(cache, next_page, STRIDE)  # on their way during the products
         score = tl.zeros((G * BH, PAGE), dtype=tl.float32)
-        score = _add_block(score, q0, s0, base, known, 0)
-        score = _add_block(score, q1, s1, base, known, 1)
-        score = _add_block(score, q2, s2, base, known, 2)
-        score = _add_block(score, q3, s3, base, known, 3)
-        _store_logits(logits, score, weight, one, known, at, length, COLUMNS, G, BH)
+        score = _add_block(score, q0, s0, k0, word, 0)
+        score = _add_block(score, q1, s1, k1, word, 1)
+        score = _add_block(score, q2, s2, k2, word, 2)
+        score = _add_block(score, q3, s3, k3, word, 3)
+        _store_logits(logits, score, weight, one, page >= 0, at, length, COLUMNS, G, BH)
+        page, k0, k1, k2, k3, word = next_page, n0, n1, n2, n3, next_word

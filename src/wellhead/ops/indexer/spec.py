@@ -28,14 +28,14 @@ def builds() -> tuple[KernelBuild, ...]:
     for name, layout in LAYOUTS.items():
         kernel = getattr(kernels, f"logits_{name}_kernel")
         query = {"q": "*u8"} if name == "fp8" else {"q": "*u8", "q_scale": "*u8"}
-        for heads in HEADS:
-            for chunked in (False, True):
-                config = choose_config(1, heads, 65536, chunked=chunked)
-                given = constants(config)
-                signature = {**query, **tensors, **sizes, **dict.fromkeys(given, "constexpr")}
-                title = f"logits[{name},group={config.group},heads={config.heads}]"
-                tile = config.num_warps, config.num_stages, _MMA
-                found.append(KernelBuild(title, kernel, signature, given, *tile, hot=not chunked))
+        for heads, chunked in ((64, False), (32, False), (16, False), (64, True), (32, True), (16, True), (8, True)):
+            config = choose_config(1, heads, 65536, name, chunked=chunked)
+            given = constants(config)
+            signature = {**query, **tensors, **sizes, **dict.fromkeys(given, "constexpr")}
+            title = f"logits[{name},group={config.group},heads={config.heads}]"
+            found.append(
+                KernelBuild(title, kernel, signature, given, config.num_warps, config.num_stages, _MMA, not chunked)
+            )
         for rotate in (False, True):
             given = rounding_constants(layout, rotate)
             kinds = dict.fromkeys(given, "constexpr")
