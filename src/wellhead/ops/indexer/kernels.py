@@ -47,7 +47,7 @@ def _store_logits(logits, score, weight, scale, known, at, length, COLUMNS, G: t
     """Logits of entries at PAGE .. of G tokens: sum over heads of relu(score) weight, times the keys' scale."""
     weighted = tl.maximum(score, 0.0) * weight[:, None]
     total = tl.sum(tl.reshape(weighted, (G, BH, PAGE)), axis=1) * scale[None, :]
-    total = tl.where(known, total, float("-inf"))
+    total = tl.where(known[None, :], total, float("-inf"))
     entry = at * PAGE + tl.arange(0, PAGE)
     token = (tl.program_id(0) + tl.arange(0, G)).to(tl.int64)
     place = token[:, None] * COLUMNS + entry[None, :]
@@ -76,9 +76,9 @@ def logits_fp8_kernel(
     pages = table + request.to(tl.int64) * TABLE_WIDTH
     for at in range(tl.program_id(1), tl.cdiv(longest, PAGE), tl.num_programs(1)):
         page = tl.load(pages + at)
-        known = page >= 0
+        known = page + tl.zeros_like(key) >= 0  # a block: 3.9's interpreter takes no scalar mask
         base = cache + page.to(tl.int64) * STRIDE
-        keys = tl.load(base + key[None, :] * DIM + column[:, None], mask=known, other=0)
+        keys = tl.load(base + key[None, :] * DIM + column[:, None], mask=known[None, :], other=0)
         scale = tl.load((base + PAGE * DIM).to(tl.pointer_type(tl.float32)) + key, mask=known, other=0.0)
         score = tl.dot(codes, keys.to(tl.float8e4nv, bitcast=True))
         _store_logits(logits, score, weight, scale, known, at, length, COLUMNS, G, BH)
@@ -109,11 +109,12 @@ def _query_block(q, word, row, wanted, B: tl.constexpr, ROWS: tl.constexpr):
 @triton.jit
 def _packed_keys(cache, page, STRIDE):
     """Codes of the four blocks u8 [64, 16] and the scale words int32 [64] of a page; zeros for page -1."""
-    base, known = cache + page.to(tl.int64) * STRIDE, page >= 0
-    key = tl.arange(0, PAGE)
+    base, key = cache + page.to(tl.int64) * STRIDE, tl.arange(0, PAGE)
+    known = page + tl.zeros_like(key) >= 0  # a block: 3.9's interpreter takes no scalar mask
+    rows = known[:, None]
     place = base + key[:, None] * 64 + tl.arange(0, 16)[None, :]
-    k0, k1 = tl.load(place, mask=known, other=0), tl.load(place + 16, mask=known, other=0)
-    k2, k3 = tl.load(place + 32, mask=known, other=0), tl.load(place + 48, mask=known, other=0)
+    k0, k1 = tl.load(place, mask=rows, other=0), tl.load(place + 16, mask=rows, other=0)
+    k2, k3 = tl.load(place + 32, mask=rows, other=0), tl.load(place + 48, mask=rows, other=0)
     word = tl.load((base + PAGE * 64).to(tl.pointer_type(tl.int32)) + key, mask=known, other=0)
     return k0, k1, k2, k3, word
 
@@ -156,5 +157,5 @@ def logits_fp4_kernel(
         score = _add_block(score, q1, s1, k1, word, 1)
         score = _add_block(score, q2, s2, k2, word, 2)
         score = _add_block(score, q3, s3, k3, word, 3)
-        _store_logits(logits, score, weight, one, page >= 0, at, length, COLUMNS, G, BH)
+        _store_logits(logits, score, weight, one, tl.broadcast_to(page >= 0, (PAGE,)), at, length, COLUMNS, G, BH)
         page, k0, k1, k2, k3, word = next_page, n0, n1, n2, n3, next_word
