@@ -1,0 +1,105 @@
+"""The compressor's decode step as a plan: one launch for the running state, the entry and its record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from wellhead.formats import kv_record
+from wellhead.ops.checks import expect
+from wellhead.ops.compressor.configs import Config, choose_config
+from wellhead.ops.compressor.reference import overlap, ring_rows
+
+CACHE_DTYPES = (torch.uint8, torch.float8_e4m3fn, torch.int8)
+
+
+@dataclass(frozen=True)
+class Decode:
+    """`reference.advance`, RMS norm and rotation for at most one token a request.
+
+    run(projected fp32 [T, 2W], ape fp32 [ratio, W], positions int32 or int64 [T], state_slots int32 or int64 [T], state
+    fp32 [slots, ring, 2W], norm bf16 or fp32 [D], cos, sin fp32 [T, 32], slots int64 [T], out). W = overlap * D; a row
+    of `projected` is (wkv x, wgate x), the position's ape is added here. state_slots are distinct; -1 leaves a token
+    out (padding). cos and sin belong to the block's first position. A token that ends no block only leaves its row.
+
+    page_size 0: out bf16 [T, D], rows of other tokens not written, slots not read. Else out is the packed cache [pages,
+    stride] and the entry goes to slots[t] (-1: nowhere) as `kv_record.write` rounds it. The pooled entry is rounded to
+    bf16, the normed one again, the rotated one again. Allocates, synchronises and reads nothing of the device.
+    """
+
+    ratio: int
+    dim: int
+    eps: float
+    page_size: int
+    config: Config
+
+    def run(
+        self,
+        projected: torch.Tensor,
+        ape: torch.Tensor,
+        positions: torch.Tensor,
+        state_slots: torch.Tensor,
+        state: torch.Tensor,
+        norm: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        slots: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        from wellhead.ops.compressor.kernels import advance_kernel
+
+        tokens, width = projected.shape[0], overlap(self.ratio) * self.dim
+        expect("projected", projected, (tokens, 2 * width), torch.float32)
+        expect("ape", ape, (self.ratio, width), torch.float32)
+        expect("positions", positions, (tokens,), torch.int32, torch.int64)
+        expect("state_slots", state_slots, (tokens,), torch.int32, torch.int64)
+        expect("state", state, (state.shape[0], ring_rows(self.ratio), 2 * width), torch.float32)
+        expect("norm", norm, (self.dim,), torch.bfloat16, torch.float32)
+        expect("cos", cos, (tokens, 32), torch.float32)
+        expect("sin", sin, (tokens, 32), torch.float32)
+        expect("slots", slots, (tokens,), torch.int64)
+        if self.page_size:
+            _check_cache(out, self.page_size)
+            out = out.view(torch.uint8)
+        else:
+            expect("out", out, (tokens, self.dim), torch.bfloat16)
+        if not tokens:
+            return
+        advance_kernel[(tokens,)](
+            projected, ape, positions, state_slots, state, norm, cos, sin, slots, out, self.eps, out.stride(0),
+            **constants(self.ratio, self.dim, self.page_size, self.config), num_warps=self.config.num_warps,
+            num_stages=self.config.num_stages,
+        )  # fmt: skip
+
+
+def constants(ratio: int, dim: int, page_size: int, config: Config) -> dict[str, int]:
+    return {"D": dim, "RATIO": ratio, "OVERLAP": overlap(ratio), "ROWS": config.rows, "PAGE": page_size}
+
+
+def supports(ratio: int, dim: int) -> str | None:
+    """None, or why these sizes cannot run."""
+    if ratio not in (4, 128):
+        return f"ratio={ratio}: 4 or 128"
+    return None if dim in (128, kv_record.DIM) else f"dim={dim}: 128 or {kv_record.DIM}"
+
+
+def plan_decode(ratio: int, dim: int, eps: float, *, page_size: int = 0) -> Decode:
+    """Plan for any number of requests; needs no workspace. page_size 0 gives bf16 entries instead of records."""
+    why = supports(ratio, dim)
+    if why is None and page_size and (dim != kv_record.DIM or page_size < 1 or page_size & (page_size - 1)):
+        why = f"page_size={page_size}, dim={dim}: 0, or a power of two with entries of {kv_record.DIM}"
+    if why is not None:
+        raise ValueError(f"the compressor cannot be planned: {why}")
+    return Decode(ratio, dim, eps, page_size, choose_config(ratio, dim))
+
+
+def _check_cache(cache: torch.Tensor, page_size: int) -> None:
+    width = kv_record.page_stride(page_size)
+    if cache.dim() != 2 or cache.dtype not in CACHE_DTYPES or cache.stride(1) != 1 or cache.shape[1] < width:
+        raise ValueError(
+            f"out is {cache.dtype} {tuple(cache.shape)} with stride {cache.stride()}; expected packed pages of "
+            f"{page_size} records [pages, {width}]"
+        )
+    if cache.stride(0) % 16 or cache.data_ptr() % 16:
+        raise ValueError(f"out: pages are {cache.stride(0)} bytes apart; expected a multiple of 16, aligned to 16")

@@ -1,0 +1,111 @@
+"""The compressor's decode step: keep one token's row, and where it ends a block pool, norm, rotate and store the entry.
+
+One program a token. The softmax runs per channel over the ring's rows, ROWS at a time, with the token's own row taken
+from the projection instead of the ring: a row is never read in the launch that writes it.
+"""
+
+import triton
+import triton.language as tl
+
+from wellhead.ops.device_formats import power_of_two, scale_exponent
+
+ROTATED = tl.constexpr(64)  # the last dims of an entry
+NOPE = tl.constexpr(448)  # dims of a packed record that are E4M3
+RECORD = tl.constexpr(576)  # its data bytes
+
+
+@triton.jit
+def _pooled(
+    ring, own_value, own_score, position,
+    D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """fp32 [D] of the block that ends at `position`; ring rows are (kv [W], score [W]), W = OVERLAP D.
+
+    The own row is among the last ROWS, the only ones if OVERLAP is 2; with one half a block's rows all exist. So no
+    maximum is -inf.
+    """
+    WIDTH: tl.constexpr = OVERLAP * D
+    RING: tl.constexpr = OVERLAP * RATIO
+    channel = tl.arange(0, D)
+    peak = tl.full((D,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((D,), dtype=tl.float32)
+    acc = tl.zeros((D,), dtype=tl.float32)
+    for at in range(0, RING, ROWS):
+        row = at + tl.arange(0, ROWS)
+        before = position - (RING - 1) + row
+        half = tl.where(row >= RATIO, WIDTH - D, 0)  # the block before gives half A, the block itself half B
+        place = tl.maximum(before, 0) % RING * (2 * WIDTH) + half
+        there = ((before >= 0) & (row < RING - 1))[:, None]
+        value = tl.load(ring + place[:, None] + channel[None, :], mask=there, other=0.0)
+        score = tl.load(ring + WIDTH + place[:, None] + channel[None, :], mask=there, other=float("-inf"))
+        mine = (row == RING - 1)[:, None]
+        value = tl.where(mine, own_value[None, :], value)
+        score = tl.where(mine, own_score[None, :], score)
+        higher = tl.maximum(peak, tl.max(score, axis=0))
+        weight, fade = tl.exp(score - higher[None, :]), tl.exp(peak - higher)
+        total = total * fade + tl.sum(weight, axis=0)
+        acc = acc * fade + tl.sum(weight * value, axis=0)
+        peak = higher
+    return acc / total
+
+
+@triton.jit
+def _normed_and_rotated(
+    pooled, norm, eps, cos, sin, token, D: tl.constexpr
+):  # fmt: skip
+    """bf16 [D]: RMS norm of bf16(pooled), rounded, then pairs of the last 64 dims turned, rounded."""
+    wide = pooled.to(tl.bfloat16).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / D + eps)
+    normed = (wide * scale * tl.load(norm + tl.arange(0, D)).to(tl.float32)).to(tl.bfloat16).to(tl.float32)
+    a, b = tl.split(tl.reshape(normed, (D // 2, 2)))
+    pair = tl.arange(0, D // 2) - (D - ROTATED) // 2
+    c = tl.load(cos + token * (ROTATED // 2) + pair, mask=pair >= 0, other=1.0)
+    s = tl.load(sin + token * (ROTATED // 2) + pair, mask=pair >= 0, other=0.0)
+    return tl.reshape(tl.join(a * c - b * s, a * s + b * c), (D,)).to(tl.bfloat16)
+
+
+@triton.jit
+def advance_kernel(
+    projected, ape, positions, state_slots, state, norm, cos, sin, slots, out, eps, STRIDE,
+    D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, ROWS: tl.constexpr, PAGE: tl.constexpr,
+):  # fmt: skip
+    """state[state_slots[t], positions[t] mod ring] = (kv, gate + ape); the entry of a block that ends there to `out`.
+
+    projected fp32 [T, 2W] (kv, gate), ape fp32 [RATIO, W], state fp32 [slots, OVERLAP RATIO, 2W], norm [D], cos and sin
+    fp32 [T, 32] of the block's first position. PAGE 0: out bf16 [T, D]. Else D is 512 and out u8 are pages of PAGE
+    packed records (formats.kv_record), STRIDE bytes apart; slots int64 [T], -1 none.
+    """
+    WIDTH: tl.constexpr = OVERLAP * D
+    token = tl.program_id(0).to(tl.int64)
+    request = tl.load(state_slots + token).to(tl.int64)
+    if request < 0:
+        return
+    position = tl.load(positions + token)
+    ring = state + request * (OVERLAP * RATIO * 2 * WIDTH)
+    own, bias = projected + token * (2 * WIDTH), ape + position % RATIO * WIDTH
+    channel = tl.arange(0, WIDTH)
+    row = ring + position % (OVERLAP * RATIO) * (2 * WIDTH) + channel
+    tl.store(row, tl.load(own + channel))
+    tl.store(row + WIDTH, tl.load(own + WIDTH + channel) + tl.load(bias + channel))
+    if (position + 1) % RATIO != 0:
+        return
+    column = tl.arange(0, D)
+    last = WIDTH - D + column  # half B where there are two
+    own_score = tl.load(own + WIDTH + last) + tl.load(bias + last)
+    pooled = _pooled(ring, tl.load(own + last), own_score, position, D, RATIO, OVERLAP, ROWS)
+    entry = _normed_and_rotated(pooled, norm, eps, cos, sin, token, D)
+    if PAGE == 0:
+        tl.store(out + token * D + column, entry)
+    else:
+        slot = tl.load(slots + token)
+        if slot >= 0:
+            page, offset = out + slot // PAGE * STRIDE, slot % PAGE
+            data, tail = page + offset * RECORD, page + PAGE * RECORD + offset * 8
+            group = tl.arange(0, 8)
+            values = tl.reshape(entry.to(tl.float32), (8, 64))
+            exponent = scale_exponent(tl.max(tl.abs(values), axis=1))
+            codes = (values * power_of_two(254 - exponent)[:, None]).to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+            place = group[:, None] * 64 + tl.arange(0, 64)[None, :]
+            tl.store(data + place, codes, mask=(group < 7)[:, None])
+            tl.store(data.to(tl.pointer_type(tl.bfloat16)) + (column - NOPE // 2), entry, mask=column >= NOPE)
+            tl.store(tail + group, tl.where(group < 7, exponent, 0).to(tl.uint8))

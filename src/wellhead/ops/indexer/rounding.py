@@ -1,0 +1,96 @@
+"""Keys and queries of the indexer on their way to FP8 or FP4: turned by the Hadamard matrix, rounded, stored.
+
+A program takes BN vectors of 128 bf16. ROTATE turns them first: a product with the signs, the sum in fp32, times
+128^-1/2, rounded to bf16. FP8: scale max(amax, 1e-4) / 448 in fp32; FP4: the rule of formats.mxfp4.
+"""
+
+import triton
+import triton.language as tl
+
+from wellhead.ops.device_formats import power_of_two
+
+DIM = tl.constexpr(128)
+PAGE = tl.constexpr(64)
+SIXTH = tl.constexpr(0.1666666716337204)  # fp32(1 / 6)
+FLOOR = tl.constexpr(7.052966104933725e-38)  # 6 * 2^-126
+
+
+@triton.jit
+def _vectors(x, row, inside, BN: tl.constexpr, ROTATE: tl.constexpr):
+    """fp32 [BN, 128] of rows of x bf16 [N, 128]."""
+    column = tl.arange(0, DIM)
+    vectors = tl.load(x + row[:, None] * DIM + column[None, :], mask=inside[:, None], other=0.0)
+    if ROTATE:
+        common = column[:, None] & column[None, :]  # Sylvester: the sign is the parity of the common bits
+        common = common ^ (common >> 4)
+        common = common ^ (common >> 2)
+        common = common ^ (common >> 1)
+        signs = (1 - 2 * (common & 1)).to(tl.float32).to(tl.bfloat16)
+        turned = tl.dot(vectors, signs, tl.zeros((BN, DIM), dtype=tl.float32))
+        vectors = (turned * 0.08838834764831845).to(tl.bfloat16)
+    return vectors.to(tl.float32)
+
+
+@triton.jit
+def _fp8(vectors):
+    """(E4M3 [BN, 128], fp32 scale [BN]); both divisions as IEEE rounds them."""
+    scale = tl.div_rn(tl.maximum(tl.max(tl.abs(vectors), axis=1), 1e-4), 448.0)
+    return tl.div_rn(vectors, tl.broadcast_to(scale[:, None], vectors.shape)).to(tl.float8e4nv), scale
+
+
+@triton.jit
+def _fp4(vectors, BN: tl.constexpr):
+    """(uint8 [BN, 64], even dim in the low nibble, UE8M0 int32 [BN, 4])."""
+    blocks = tl.reshape(vectors, (BN, 4, 32))
+    bits = (tl.maximum(tl.max(tl.abs(blocks), axis=2), FLOOR) * SIXTH).to(tl.int32, bitcast=True)
+    exponent = (bits >> 23) + ((bits & 0x7FFFFF) != 0).to(tl.int32)
+    scaled = tl.reshape(blocks * power_of_two(254 - exponent)[:, :, None], (BN, 128))
+    m = tl.abs(scaled)
+    # halfway goes to the even code: the midpoint above an odd code belongs to the next one
+    code = (m > 0.25).to(tl.int32) + (m >= 0.75).to(tl.int32) + (m > 1.25).to(tl.int32) + (m >= 1.75).to(tl.int32)
+    code += (m > 2.5).to(tl.int32) + (m >= 3.5).to(tl.int32) + (m > 5.0).to(tl.int32)
+    code |= (scaled.to(tl.int32, bitcast=True) >> 28) & 8
+    even, odd = tl.split(tl.reshape(code, (BN, 64, 2)))
+    return (even | (odd << 4)).to(tl.uint8), exponent
+
+
+@triton.jit
+def write_keys_kernel(keys, slots, cache, COUNT, STRIDE, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr):
+    """Record of keys[n] bf16 [N, 128] at slots[n] int64 (page * 64 + offset, -1: none) of cache u8, pages of STRIDE."""
+    row = tl.program_id(0) * BN + tl.arange(0, BN)
+    slot = tl.load(slots + row, mask=row < COUNT, other=-1)
+    known = slot >= 0
+    slot = tl.maximum(slot, 0).to(tl.int64)
+    page, offset = cache + slot // PAGE * STRIDE, slot % PAGE
+    vectors = _vectors(keys, row.to(tl.int64), known, BN, ROTATE)
+    if FP4:
+        codes, exponent = _fp4(vectors, BN)
+        tl.store((page + offset * 64)[:, None] + tl.arange(0, 64)[None, :], codes, mask=known[:, None])
+        tail = (page + PAGE * 64 + offset * 4)[:, None] + tl.arange(0, 4)[None, :]
+        tl.store(tail, exponent.to(tl.uint8), mask=known[:, None])
+    else:
+        codes, scale = _fp8(vectors)
+        place = (page + offset * DIM)[:, None] + tl.arange(0, DIM)[None, :]
+        tl.store(place, codes.to(tl.uint8, bitcast=True), mask=known[:, None])
+        tl.store((page + PAGE * DIM + offset * 4).to(tl.pointer_type(tl.float32)), scale, mask=known)
+
+
+@triton.jit
+def round_query_kernel(q, weights, codes, tail, COUNT, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr):
+    """q bf16 [N, 128], N = T H. FP8: codes E4M3 [N, 128] and tail fp32 [N] = weights fp32 [N] times q's scale.
+
+    FP4: codes u8 [N, 64] and tail u8 [N, 4], its scales; weights is not read.
+    """
+    row = tl.program_id(0) * BN + tl.arange(0, BN)
+    inside = row < COUNT
+    wide = row.to(tl.int64)
+    vectors = _vectors(q, wide, inside, BN, ROTATE)
+    if FP4:
+        packed, exponent = _fp4(vectors, BN)
+        tl.store(codes + wide[:, None] * 64 + tl.arange(0, 64)[None, :], packed, mask=inside[:, None])
+        tl.store(tail + wide[:, None] * 4 + tl.arange(0, 4)[None, :], exponent.to(tl.uint8), mask=inside[:, None])
+    else:
+        rounded, scale = _fp8(vectors)
+        place = codes + wide[:, None] * DIM + tl.arange(0, DIM)[None, :]
+        tl.store(place, rounded.to(tl.uint8, bitcast=True), mask=inside[:, None])
+        tl.store(tail + row, tl.load(weights + row, mask=inside, other=0.0) * scale, mask=inside)

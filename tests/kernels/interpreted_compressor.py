@@ -1,0 +1,155 @@
+"""The compressor's decode step against the reference. Run by test_interpreter.py, or natively on a card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from wellhead.formats import kv_record
+from wellhead.ops.compressor import api, reference
+from wellhead.ops.compressor.spec import EPS, FORMS, SPEC, make, prepare, prepare_reference
+from wellhead.ops.norm_quant.reference import rms_norm
+from wellhead.ops.rope.reference import rotate
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EACH_FORM = pytest.mark.parametrize("form", FORMS)
+
+
+def agree(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Within the budget, and all but a few roundings alike."""
+    left, right = left.cpu().float(), right.cpu().float()
+    bound = SPEC.error.absolute + SPEC.error.relative * right.abs()
+    return bool(((left - right).abs() <= bound).all()) and float((left != right).float().mean()) < 0.01
+
+
+def rotations(tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    angle = torch.randn(tokens, 32, generator=torch.Generator().manual_seed(seed)) * 3
+    return angle.cos(), angle.sin()
+
+
+@EACH_FORM
+def test_cases_agree_with_their_reference(form: str) -> None:
+    inputs = make(3, *FORMS[form], torch.Generator(DEVICE).manual_seed(2), DEVICE)
+    states = [inputs["state"].clone() for _ in range(2)]
+    result = prepare({**inputs, "state": states[0]})()
+    wanted = prepare_reference({**inputs, "state": states[1]})()
+    assert float(wanted.float().abs().max()) > 1 and agree(result, wanted)
+    assert torch.equal(*states) and not torch.equal(states[0], inputs["state"])
+
+
+@EACH_FORM
+def test_requests_grow_from_nothing_in_slots_full_of_nan(form: str) -> None:
+    """Three requests out of step, over two or more blocks: what was never written is never read."""
+    ratio, dim, _ = FORMS[form]
+    width, generator = reference.overlap(ratio) * dim, torch.Generator().manual_seed(4)
+    slots, first = torch.tensor([4, 0, 2]), torch.tensor([0, 1, ratio - 1])
+    if ratio == 128:  # only the neighbourhood of two block ends
+        first = torch.tensor([126, 127, 254])
+    state = torch.full((5, reference.ring_rows(ratio), 2 * width), torch.nan)
+    ape, norm = torch.randn(ratio, width, generator=generator), torch.rand(dim, generator=generator).bfloat16()
+    for slot, position in zip(slots.tolist(), first.tolist(), strict=True):
+        written = torch.arange(max(0, position - reference.ring_rows(ratio)), position)
+        rows = torch.randn(len(written), 2 * width, generator=generator)
+        state[slot, written % reference.ring_rows(ratio)] = rows
+    mine = state.clone().to(DEVICE)
+    decode, ended = api.plan_decode(ratio, dim, EPS), 0
+    starts = torch.arange(4)
+    for step in range(10 if ratio == 4 else 4):
+        positions, projected = first + step, torch.randn(3, 2 * width, generator=generator)
+        cos, sin = rotations(3, step)
+        blocks = reference.completed_blocks(ratio, positions, starts[:3], starts, slots)
+        score = projected[:, width:] + ape[positions % ratio]
+        pooled = reference.advance(state, projected[:, :width].contiguous(), score, blocks).bfloat16()
+        wanted = torch.full((3, dim), 7.0).bfloat16()
+        wanted[blocks.token] = rotate(rms_norm(pooled, norm, EPS), cos[blocks.token], sin[blocks.token])
+        out = torch.full((3, dim), 7.0).bfloat16().to(DEVICE)
+        given = (projected, ape, positions.int(), slots.int())
+        rest = (norm, cos, sin, torch.full((3,), -1))
+        decode.run(*(x.to(DEVICE) for x in given), mine, *(x.to(DEVICE) for x in rest), out)
+        assert bool(out.isfinite().all()) and agree(out, wanted)
+        assert torch.equal(mine.cpu().nan_to_num(99.0), state.nan_to_num(99.0))
+        ended += len(blocks.token)
+    assert ended >= 3
+
+
+def ended_step(tokens: int, form: str = "c4") -> dict[str, Any]:
+    return make(tokens, *FORMS[form], torch.Generator(DEVICE).manual_seed(6), DEVICE)
+
+
+def run(inputs: dict[str, Any], form: str = "c4") -> None:
+    ratio, dim, page = FORMS[form]
+    api.plan_decode(ratio, dim, EPS, page_size=page).run(**inputs)
+
+
+@pytest.mark.parametrize("form", ["c4", "c128"])
+def test_records_are_the_formats_bytes_of_the_entries(form: str) -> None:
+    """Both outputs of the same kernel: rounding an entry on the card or in torch gives the same page."""
+    inputs = ended_step(4, form)
+    inputs["slots"][1] = -1
+    ratio, dim, _ = FORMS[form]
+    entries = torch.zeros(4, dim, dtype=torch.bfloat16, device=DEVICE)
+    plain = {**inputs, "out": entries, "state": inputs["state"].clone()}
+    api.plan_decode(ratio, dim, EPS).run(**plain)
+    wanted = torch.full_like(inputs["out"], 9).cpu()
+    inputs["out"].fill_(9)
+    kv_record.write(wanted, inputs["slots"].cpu(), entries.cpu())
+    run(inputs, form)
+    assert torch.equal(inputs["out"].cpu(), wanted) and bool((wanted != 9).any())
+    assert torch.equal(inputs["state"], plain["state"])
+
+
+def test_padding_changes_nothing_and_a_token_inside_a_block_stores_no_entry() -> None:
+    inputs = ended_step(3)
+    inputs["state_slots"][0] = -1
+    inputs["positions"][1] -= 1
+    inputs["slots"][2] = -1
+    before = inputs["state"].clone()
+    run(inputs)
+    assert not bool(inputs["out"].any())
+    changed = (inputs["state"] != before).any(-1).nonzero().tolist()
+    rows = [[int(inputs["state_slots"][t]), int(inputs["positions"][t]) % 8] for t in (1, 2)]
+    assert changed == sorted(rows)
+    run({name: x[:0] if name not in ("state", "ape", "norm", "out") else x for name, x in inputs.items()})
+
+
+def test_neighbours_and_integer_widths_do_not_change_a_bit() -> None:
+    inputs = ended_step(5)
+    alone = {**inputs, "state": inputs["state"].clone(), "out": inputs["out"].clone()}
+    run(inputs)
+    for token in range(5):
+        one = {
+            name: x[token : token + 1].contiguous() if name not in ("state", "ape", "norm", "out") else x
+            for name, x in alone.items()
+        }
+        run({**one, "positions": one["positions"].long(), "state_slots": one["state_slots"].long()})
+    assert torch.equal(alone["out"], inputs["out"]) and torch.equal(alone["state"], inputs["state"])
+
+
+def test_slots_past_two_gigabytes() -> None:
+    """Record slots and state slots whose byte offsets need 64 bits; only what is named is touched."""
+    inputs = ended_step(1)
+    far_page, far_slot = 2**31 // inputs["out"].shape[1] + 2, 2**29 // (8 * 2048) + 2
+    out = torch.empty(far_page + 1, inputs["out"].shape[1], dtype=torch.uint8, device=DEVICE)
+    state = torch.empty(far_slot + 1, 8, 2048, device=DEVICE)
+    state[far_slot] = inputs["state"][inputs["state_slots"][0]]
+    slot = inputs["slots"] % 64 + far_page * 64
+    run({**inputs, "out": out, "state": state, "slots": slot, "state_slots": torch.full_like(slot, far_slot)})
+    run(inputs)
+    assert torch.equal(
+        kv_record.read(out[far_page:], slot - far_page * 64), kv_record.read(inputs["out"], inputs["slots"])
+    )
+    assert torch.equal(state[far_slot], inputs["state"][inputs["state_slots"][0]])
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match=r"ratio=8: 4 or 128"):
+        api.plan_decode(8, 512, EPS)
+    with pytest.raises(ValueError, match=r"page_size=64, dim=128: 0, or a power of two with entries of 512"):
+        api.plan_decode(4, 128, EPS, page_size=64)
+    inputs = ended_step(1)
+    with pytest.raises(ValueError, match=r"expected packed pages of 64 records \[pages, 37440\]"):
+        run({**inputs, "out": inputs["out"][:, :4352].contiguous()})
+    with pytest.raises(ValueError, match=r"projected is .* expected contiguous torch.float32 \(1, 2048\)"):
+        run({**inputs, "projected": inputs["projected"].bfloat16()})
