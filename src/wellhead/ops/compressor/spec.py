@@ -125,8 +125,15 @@ SPEC = OpSpec(
     name="compressor",
     summary="compressed key-value entries with their running state",
     impls=(
-        Impl("triton", needs=("kernels", "fp8e4nv_conversion"), shared_bytes=101376, builds=builds, supports=supports),
-        Impl(REFERENCE),
+        Impl(
+            "triton",
+            needs=("kernels", "fp8e4nv_conversion"),
+            shared_bytes=101376,
+            builds=builds,
+            supports=supports,
+            prepare=prepare,
+        ),
+        Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(name, tokens) for name in FORMS for tokens in (1, 4, 16, 64)),
     error=ErrorBudget(

@@ -139,8 +139,15 @@ SPEC = OpSpec(
     name="indexer",
     summary="index logits over paged keys",
     impls=(
-        Impl("triton", needs=("kernels", "fp8e4nv_conversion"), shared_bytes=101376, builds=builds, supports=supports),
-        Impl(REFERENCE),
+        Impl(
+            "triton",
+            needs=("kernels", "fp8e4nv_conversion"),
+            shared_bytes=101376,
+            builds=builds,
+            supports=supports,
+            prepare=prepare,
+        ),
+        Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=(
         *(_case(name, tokens, tokens, heads, n) for name in RECORD for heads in HEADS for tokens, n in DECODE),
