@@ -1,67 +1,9 @@
-"""The shape of the embedded checkpoint, as a published `config.json`."""
+"""The shape of the embedded checkpoint, as a published `config.json`: the tests' small shape with its own vocabulary."""
 
 from __future__ import annotations
 
 from typing import Any
 
-CONFIG: dict[str, Any] = {
-    "architectures": ["DeepseekV4ForCausalLM"],
-    "model_type": "deepseek_v4",
-    "hidden_size": 256,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
-    "head_dim": 512,
-    "qk_rope_head_dim": 64,
-    "q_lora_rank": 256,
-    "o_groups": 2,
-    "o_lora_rank": 128,
-    "index_n_heads": 8,
-    "index_head_dim": 128,
-    "index_topk": 64,
-    "sliding_window": 128,
-    "compress_ratios": [0, 4, 128, 4, 0, 0],
-    "compress_rope_theta": 160000,
-    "rope_theta": 10000,
-    "rope_scaling": {
-        "type": "yarn",
-        "factor": 16,
-        "original_max_position_embeddings": 65536,
-        "beta_fast": 32,
-        "beta_slow": 1,
-    },
-    "max_position_embeddings": 1048576,
-    "hc_mult": 4,
-    "hc_eps": 1e-6,
-    "hc_sinkhorn_iters": 20,
-    "moe_intermediate_size": 256,
-    "n_routed_experts": 8,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 2,
-    "scoring_func": "sqrtsoftplus",
-    "topk_method": "noaux_tc",
-    "norm_topk_prob": True,
-    "routed_scaling_factor": 1.5,
-    "swiglu_limit": 10.0,
-    "num_hash_layers": 2,
-    "num_nextn_predict_layers": 1,
-    "vocab_size": 3072,
-    "tie_word_embeddings": False,
-    "rms_norm_eps": 1e-6,
-    "hidden_act": "silu",
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "initializer_range": 0.02,
-    "use_cache": True,
-    "torch_dtype": "bfloat16",
-    "expert_dtype": "fp4",
-    "quantization_config": {
-        "activation_scheme": "dynamic",
-        "fmt": "e4m3",
-        "quant_method": "fp8",
-        "scale_fmt": "ue8m0",
-        "weight_block_size": [128, 128],
-    },
-}
+from wellhead.testing.checkpoints import tiny_config_dict
+
+CONFIG: dict[str, Any] = tiny_config_dict(vocab_size=3072)
