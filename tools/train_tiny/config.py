@@ -1,4 +1,4 @@
-"""The shape of the embedded checkpoint, as a published `config.json`: the tests' small shape with its own vocabulary."""
+"""The shape of the embedded checkpoint, as a published `config.json`: the tests' small shape, its own vocabulary."""
 
 from __future__ import annotations
 
