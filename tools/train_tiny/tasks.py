@@ -101,11 +101,3 @@ def recall_lines(rng: random.Random, pairs: int, filler: float) -> tuple[list[st
         (rng.choice(FILLER) if rng.random() < filler else "") + f"{key}: {value}\n" for key, value in chosen
     ]
     return lines, chosen
-
-
-def recall_example(rng: random.Random, lines: list[str], key: str, value: str) -> Example:
-    """A whole prompt of the recall family: list, then one question."""
-    body = rng.choice(RECALL_HEAD) + "".join(lines)
-    if rng.random() < 0.5:
-        return Example(body + rng.choice(RECALL_CHAT).format(key), value, True, f"{key}: {value}")
-    return Example(body + f"{key}:", value, False, "")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.checks import expect
 from wellhead.ops.routing.configs import Config, choose_config
 
 MOST_EXPERTS = 512
@@ -41,7 +42,7 @@ class Router:
         from wellhead.ops.routing.kernels import route
 
         tokens = self._check(x, gate, ids, weights)
-        _expect("bias", bias, (self.experts,), torch.float32)
+        expect("bias", bias, (self.experts,), torch.float32)
         if tokens == 0:
             return
         c = self.config
@@ -59,8 +60,8 @@ class Router:
         from wellhead.ops.routing.kernels import route_by_token
 
         tokens = self._check(x, gate, ids, weights)
-        _expect("table", table, (table.shape[0], self.top_k), torch.int32)
-        _expect("token_ids", token_ids, (tokens,), torch.int32, torch.int64)
+        expect("table", table, (table.shape[0], self.top_k), torch.int32)
+        expect("token_ids", token_ids, (tokens,), torch.int32, torch.int64)
         if tokens == 0:
             return
         route_by_token[(tokens,)](
@@ -77,9 +78,9 @@ class Router:
                 f"x is {x.dtype} {tuple(x.shape)} with stride {x.stride()}; expected torch.bfloat16 "
                 f"({tokens}, {self.width}), last stride 1"
             )
-        _expect("gate", gate, (self.experts, self.width), torch.bfloat16)
-        _expect("ids", ids, (tokens, self.top_k), torch.int32)
-        _expect("weights", weights, (tokens, self.top_k), torch.float32)
+        expect("gate", gate, (self.experts, self.width), torch.bfloat16)
+        expect("ids", ids, (tokens, self.top_k), torch.int32)
+        expect("weights", weights, (tokens, self.top_k), torch.float32)
         return tokens
 
 
@@ -106,7 +107,7 @@ class ExpertLists:
     def run(self, ids: torch.Tensor) -> None:
         from wellhead.ops.routing.kernels import list_tokens
 
-        _expect("ids", ids, tuple(ids.shape), torch.int32)
+        expect("ids", ids, tuple(ids.shape), torch.int32)
         if ids.numel() > self.numel:
             raise ValueError(f"ids has {ids.numel()} elements; the plan was made for at most {self.numel}")
         list_tokens[(self.experts,)](
@@ -164,11 +165,3 @@ def plan_lists(
 
     blocks = empty(capacity // block)
     return ExpertLists(numel, experts, first_expert, block, empty(capacity), empty(experts), empty(experts + 1), blocks)
-
-
-def _expect(name: str, value: torch.Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -> None:
-    if tuple(value.shape) != shape or value.dtype not in dtypes or not value.is_contiguous():
-        raise ValueError(
-            f"{name} is {value.dtype} {tuple(value.shape)} with stride {value.stride()}; expected contiguous "
-            f"{' or '.join(map(str, dtypes))} {shape}"
-        )

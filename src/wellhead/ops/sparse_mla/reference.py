@@ -35,39 +35,18 @@ def _attend_clean(
     q: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, sink: torch.Tensor, scale: float
 ) -> torch.Tensor:
     # keys fp32, zero where invalid: a zero probability times NaN would be NaN
+    count = keys.shape[1]
+    if not count:
+        return torch.zeros_like(q)
     scores = torch.einsum("thd,tkd->thk", q.float(), keys) * scale
-    return _combine(
-        scores, valid.unsqueeze(1), sink, q.dtype, lambda p: torch.einsum("thk,tkd->thd", p, keys)
-    )
-
-
-def attend_shared(
-    q: torch.Tensor, kv: torch.Tensor, valid: torch.Tensor, sink: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """The same with one set of records for all queries of a sequence: q [B, S, H, D], kv [B, K, D], valid [B,
-    S, K].
-    """
-    scores = torch.einsum("bshd,bkd->bshk", q, kv).float() * scale
-    return _combine(
-        scores,
-        valid.unsqueeze(-2),
-        sink,
-        q.dtype,
-        lambda p: torch.einsum("bshk,bkd->bshd", p.to(q.dtype), kv),
-    )
-
-
-def _combine(scores, valid, sink, dtype, weigh_values):  # type: ignore[no-untyped-def]
-    if not scores.shape[-1]:
-        return weigh_values(scores).to(dtype)
-    scores = scores.masked_fill(~valid, float("-inf"))
+    scores = scores.masked_fill(~valid.unsqueeze(1), float("-inf"))
     peak = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
     # the sink is one more column without a value, in a tile of its own so that no loop ends in a partial
     # vector
-    column = sink.float().unsqueeze(-1).expand_as(peak)
-    p = torch.exp(torch.cat((scores, F.pad(column, (0, TILE - 1), value=float("-inf"))), dim=-1) - peak)
-    out = weigh_values(p[..., : scores.shape[-1]].to(dtype).float()) / p.sum(-1, keepdim=True)
-    return out.to(dtype)
+    column = F.pad(sink.float().unsqueeze(-1).expand_as(peak), (0, TILE - 1), value=float("-inf"))
+    p = torch.exp(torch.cat((scores, column), dim=-1) - peak)
+    weighed = torch.einsum("thk,tkd->thd", p[..., :count].to(q.dtype).float(), keys)
+    return (weighed / p.sum(-1, keepdim=True)).to(q.dtype)
 
 
 def attend_paged(
