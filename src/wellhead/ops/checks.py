@@ -33,3 +33,12 @@ def row_stride(name: str, value: torch.Tensor, width: int, *dtypes: torch.dtype)
             f"{width}, a multiple of 16, and 0"
         )
     return stride
+
+
+def expect_rows(name: str, value: torch.Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -> None:
+    """As `expect`, for rows that may lie at any stride as long as the elements of each are neighbours."""
+    if tuple(value.shape) != shape or value.dtype not in dtypes or (value.numel() and value.stride(-1) != 1):
+        raise ValueError(
+            f"{name} is {value.dtype} {tuple(value.shape)} with stride {value.stride()}; expected "
+            f"{' or '.join(map(str, dtypes))} {shape}, last stride 1"
+        )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.checks import expect_rows
 from wellhead.ops.sampling.configs import Config, choose_config
 
 
@@ -78,9 +79,9 @@ class Sampler:
         from wellhead.ops.sampling import kernels
 
         rows = logits.shape[0]
-        _expect("logits", logits, (rows, self.columns), torch.float32)
-        _expect("position", position, (rows,), torch.int64)
-        _expect("out", out, (rows,), torch.int64, torch.int32)
+        expect_rows("logits", logits, (rows, self.columns), torch.float32)
+        expect_rows("position", position, (rows,), torch.int64)
+        expect_rows("out", out, (rows,), torch.int64, torch.int32)
         if rows > self.rows:
             raise ValueError(f"logits has {rows} rows; the plan was made for at most {self.rows}")
         if rows == 0:
@@ -139,11 +140,3 @@ def plan(
         p=zeros(rows, dtype=torch.float32) + 1, seed=zeros(rows),
         best=zeros(2, rows, config.splits), sums=zeros(5, rows, config.splits, 16), state=zeros(rows, 2, 9, 2),
     )  # fmt: skip
-
-
-def _expect(name: str, value: torch.Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -> None:
-    if tuple(value.shape) != shape or value.dtype not in dtypes or (value.numel() and value.stride(-1) != 1):
-        raise ValueError(
-            f"{name} is {value.dtype} {tuple(value.shape)} with stride {value.stride()}; expected "
-            f"{' or '.join(map(str, dtypes))} {shape}, last stride 1"
-        )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.checks import expect_rows
 from wellhead.ops.topk.configs import Config, choose_config
 
 PAGE = 64  # entries of one index page
@@ -39,15 +40,15 @@ class TopK:
         from wellhead.ops.topk.kernels import launch
 
         rows = logits.shape[0]
-        _expect("logits", logits, (rows, self.columns), (torch.float32,))
+        expect_rows("logits", logits, (rows, self.columns), torch.float32)
         if rows > self.rows:
             raise ValueError(f"logits has {rows} rows; the plan was made for at most {self.rows}")
-        _expect("lengths", lengths, (rows,), (torch.int32,))
-        _expect("out", out, (rows, self.k), (torch.int64, torch.int32))
+        expect_rows("lengths", lengths, (rows,), torch.int32)
+        expect_rows("out", out, (rows, self.k), torch.int64, torch.int32)
         if self.page:
             if table is None:
                 raise ValueError(f"table is None; a plan with page={self.page} needs it, page=0 writes entries")
-            _expect("table", table, (rows, table.shape[-1]), (torch.int32,))
+            expect_rows("table", table, (rows, table.shape[-1]), torch.int32)
             if table.shape[1] * self.page < self.columns:
                 raise ValueError(f"table has {table.shape[1]} pages of {self.page}; {self.columns} columns need more")
         launch(
@@ -82,11 +83,3 @@ def plan(rows: int, columns: int, k: int, *, page: int = PAGE, device: torch.dev
 
     counts, above = empty(2, rows, config.splits, 256), empty(rows, 4, config.splits)
     return TopK(rows, columns, k, page, config, counts, empty(2, rows, 5), above)
-
-
-def _expect(name: str, value: torch.Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
-    if tuple(value.shape) != shape or value.dtype not in dtypes or (value.numel() and value.stride(-1) != 1):
-        raise ValueError(
-            f"{name} is {value.dtype} {tuple(value.shape)} with stride {value.stride()}; expected "
-            f"{' or '.join(map(str, dtypes))} {shape}, last stride 1"
-        )
