@@ -10,6 +10,7 @@ import torch
 from wellhead.formats import kv_record
 from wellhead.ops.compressor import api, reference
 from wellhead.ops.compressor.spec import EPS, FORMS, SPEC, make, prepare, prepare_reference
+from wellhead.testing.agreement import results
 from wellhead.ops.norm_quant.reference import rms_norm
 from wellhead.ops.rope.reference import rotate
 
@@ -33,8 +34,8 @@ def rotations(tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_cases_agree_with_their_reference(form: str) -> None:
     inputs = make(3, *FORMS[form], torch.Generator(DEVICE).manual_seed(2), DEVICE)
     states = [inputs["state"].clone() for _ in range(2)]
-    result = prepare({**inputs, "state": states[0]})()
-    wanted = prepare_reference({**inputs, "state": states[1]})()
+    (result,) = results(prepare({**inputs, "state": states[0]}))
+    (wanted,) = results(prepare_reference({**inputs, "state": states[1]}))
     assert float(wanted.float().abs().max()) > 1 and agree(result, wanted)
     assert torch.equal(*states) and not torch.equal(states[0], inputs["state"])
 

@@ -94,8 +94,10 @@ def test_post_pre_is_post_then_pre(tokens: int, d: int) -> None:
 
     run_outputs = run["streams"], run["out"], run["post"], run["comb"]
     api.post_pre(run.plan, data["y"], data["streams"], *mixing, here, *run_outputs)
-    for name in run.all:
-        assert torch.equal(run[name], apart[name]), name
+    assert torch.equal(run["streams"], apart["streams"])
+    torch.testing.assert_close(run["post"], apart["post"], **CLOSE)
+    torch.testing.assert_close(run["comb"], apart["comb"], **CLOSE)
+    check_bf16(run["out"], apart["out"])
     run.check_guards()
     apart.check_guards()
 

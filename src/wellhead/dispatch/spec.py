@@ -73,7 +73,8 @@ class Impl:
     needs are feature names (`dispatch.features`); shared_bytes is the most shared memory one of its kernels
     takes a block, compared with the feature of that name. supports(sizes) returns None or the reason why these
     sizes cannot run, naming what can; an exception in it is a bug and propagates. prepare(inputs of a case) plans and
-    returns run(), which computes the op's output into a tensor it owns and returns it.
+    returns run(), which computes the op's output into tensors it owns and returns them, one or a tuple; or a function
+    that reads them where the output is packed, so that run() itself is nothing but the op.
     """
 
     name: str

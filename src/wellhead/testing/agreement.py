@@ -12,10 +12,13 @@ from wellhead.dispatch.spec import ErrorBudget
 
 @dataclass(frozen=True)
 class Agreement:
-    """outside of total values lie outside the budget; error is the largest relative error of a result, in norm."""
+    """outside of total values lie outside the budget; largest is the largest difference of two values, error the
+    largest relative error of a result, in norm.
+    """
 
     outside: int
     total: int
+    largest: float
     error: float
 
     def __bool__(self) -> bool:
@@ -23,15 +26,16 @@ class Agreement:
 
 
 def results(run: Any) -> tuple[torch.Tensor, ...]:
-    """What run() returns, one tensor or several, copied to the CPU."""
+    """What run() computed (dispatch.spec.Impl), copied to the CPU."""
     made = run()
+    made = made() if callable(made) else made
     return tuple(value.cpu().clone() for value in (made if isinstance(made, tuple) else (made,)))
 
 
 def compare(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...], budget: ErrorBudget) -> Agreement:
     """NaN agrees with nothing; infinities of one sign agree; integers are compared exactly where the budget is 0."""
     outside = total = 0
-    error = 0.0
+    error = largest = 0.0
     for left, right in zip(found, expected, strict=True):
         if left.shape != right.shape:
             raise ValueError(f"shapes {tuple(left.shape)} and {tuple(right.shape)} differ")
@@ -41,5 +45,6 @@ def compare(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...],
         inside = same | (apart <= budget.absolute + budget.relative * b.abs())
         outside, total = outside + int((~inside).sum()), total + inside.numel()
         finite = b.isfinite()
+        largest = max(largest, float(apart.nan_to_num(torch.inf).max())) if apart.numel() else largest
         error = max(error, float(apart[finite].norm() / b[finite].norm().clamp_min(1e-30)))
-    return Agreement(outside, total, error)
+    return Agreement(outside, total, largest, error)

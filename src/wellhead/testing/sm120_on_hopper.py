@@ -23,6 +23,7 @@ from typing import Any
 from wellhead.dispatch.capability import detect
 from wellhead.dispatch.crosscompile import ALIGNMENT, TARGETS, Compiled, assemble, compile_for
 from wellhead.dispatch.spec import KernelBuild
+from wellhead.ops import overlap
 
 SHARED_LIMIT = 101376
 KEY = "sm120-on-hopper"
@@ -227,6 +228,7 @@ def adopt() -> None:
     if card is None or card.arch != "sm90":
         raise ValueError(f"SM120's code is moved to sm_90a; this process has {card or 'no CUDA card'}")
     install_stages()
+    overlap.pdl = lambda: False  # as on SM120
     driver.active.get_current_target = lambda: GPUTarget("cuda", TARGETS["sm120"], 32)
 
 

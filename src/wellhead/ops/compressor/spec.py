@@ -76,9 +76,12 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     page = kv_record.LAYOUT.page_size(out) if out.dtype == torch.uint8 else 0
     decode, given = plan_decode(ratio, dim, EPS, page_size=page), {**inputs, "out": out}
 
-    def run() -> torch.Tensor:
+    def run() -> Any:
         decode.run(**given)
-        return kv_record.read(out, inputs["slots"]) if page else out
+        return read if page else out
+
+    def read() -> torch.Tensor:
+        return kv_record.read(out, inputs["slots"])
 
     return run
 

@@ -13,6 +13,7 @@ import triton
 
 from wellhead.ops.hyper_connection import configs, kernels
 from wellhead.ops.hyper_connection.configs import CHANNELS, PRE_ROWS, STREAMS, TILE
+from wellhead.ops.overlap import launch
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ def post_pre(
     post_out: torch.Tensor,
     comb_out: torch.Tensor,
 ) -> None:
-    """`post` into streams_out, then `pre` of those streams at `site`, in two launches; the bits are those of the two.
+    """`post` into streams_out, then `pre` of those streams at `site`, in two launches.
+
+    The streams have the bits that `post` gives; the rest is that of `pre` up to the order of one fp32 sum.
 
     streams_out may be streams, post_out may be post_weight and comb_out may be comb.
     """
@@ -131,7 +134,7 @@ def post(
     if tokens:
         build = configs.post_constants(d)
         grid = (triton.cdiv(tokens, build["TILE"]), triton.cdiv(d, build["BLOCK"]))
-        kernels.post_kernel[grid](y, streams, post_weight, comb, out, tokens, **build, num_warps=4)
+        kernels.post_kernel[grid](y, streams, post_weight, comb, out, tokens, **build, num_warps=4, **launch())
 
 
 Mixed = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -145,6 +148,7 @@ def _project(plan: Plan, tokens: int, streams: torch.Tensor, site: Site, m: int,
     kernels.project_kernel[grid](
         streams, y, post_weight, comb, out, site.fn, plan.partial, tokens, tiles,
         **configs.project_constants(plan.d, m, mixed is not None), num_warps=4, num_stages=configs.PROJECT_STAGES,
+        **launch(),
     )  # fmt: skip
 
 
@@ -163,7 +167,7 @@ def _finish(
         streams, plan.partial, site.base, site.scale, site.norm_weight, out, post_out, comb_out,
         plan.norm_eps, plan.hc_eps, plan.iterations,
         **configs.finish_constants(plan.d, m, site.norm_weight is not None),
-        num_warps=configs.finish_warps(plan.d), num_stages=2,
+        num_warps=configs.finish_warps(plan.d), num_stages=2, **launch(),
     )  # fmt: skip
 
 

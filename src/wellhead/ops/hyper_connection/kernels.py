@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from wellhead.ops.overlap import after_producers
+
 
 @triton.jit
 def mixed_stream(y, x0, x1, x2, x3, post_ptr, comb_ptr, rows, valid, k: tl.constexpr):
@@ -39,7 +41,7 @@ def fn_parts(fn_ptr, column, channel, D: tl.constexpr, M: tl.constexpr):
 def project_kernel(
     streams_ptr, y_ptr, post_ptr, comb_ptr, out_ptr, fn_ptr, partial_ptr, tokens, tiles,
     D: tl.constexpr, M: tl.constexpr, POST: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    COLUMNS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """partial[t, split] = (fn . x, sum x^2) over channels [split*BLOCK, (split+1)*BLOCK) of all four streams.
 
@@ -55,6 +57,7 @@ def project_kernel(
         fn_parts(fn_ptr + 2 * D, column, channel, D, M),
         fn_parts(fn_ptr + 3 * D, column, channel, D, M),
     )
+    after_producers(PDL)
     for tile in range(tiles):
         rows = (tl.program_id(0) * tiles + tile).to(tl.int64) * TILE + tl.arange(0, TILE)
         valid = rows < tokens
@@ -107,7 +110,7 @@ def pick(values, index, wanted):
 def finish_kernel(
     streams_ptr, partial_ptr, base_ptr, scale_ptr, norm_ptr, out_ptr, post_ptr, comb_ptr, norm_eps, hc_eps, iterations,
     D: tl.constexpr, M: tl.constexpr, NORM: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr,
-    COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One token: role 0 contracts its streams (and norms them), role 1 derives post and comb. Grid (tokens, roles).
 
@@ -118,13 +121,14 @@ def finish_kernel(
     row, column = tl.arange(0, COLUMNS // 4), tl.arange(0, 4)
     index = row[:, None] * 4 + column[None, :]
     split = tl.arange(0, SPLITS_PADDED)
+    base = tl.load(base_ptr + index, mask=index < M, other=0.0)
+    after_producers(PDL)
     partial = tl.load(
         partial_ptr + (token * SPLITS + split[:, None, None]) * COLUMNS + index[None, :, :],
         mask=split[:, None, None] < SPLITS, other=0.0,
     )  # fmt: skip
     z = tl.sum(partial, 0)
     z *= tl.rsqrt(pick(z, index, M) / (4 * D) + norm_eps)
-    base = tl.load(base_ptr + index, mask=index < M, other=0.0)
     if tl.program_id(1) == 0:
         weight = tl.sigmoid(z * tl.load(scale_ptr) + base) + hc_eps
         channel = tl.arange(0, BLOCK_D)
@@ -149,13 +153,15 @@ def finish_kernel(
 
 @triton.jit(do_not_specialize=["tokens"])
 def post_kernel(
-    y_ptr, streams_ptr, post_ptr, comb_ptr, out_ptr, tokens, D: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr
-):
+    y_ptr, streams_ptr, post_ptr, comb_ptr, out_ptr, tokens,
+    D: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """X'_k = post_k y + sum_j comb_jk X_j, rounded to bf16. Grid (ceil(tokens / TILE), ceil(D / BLOCK))."""
     rows = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = rows < tokens
     inside = valid[:, None] & (channel < D)[None, :]
+    after_producers(PDL)
     offset = rows[:, None] * (4 * D) + channel[None, :]
     y = tl.load(y_ptr + rows[:, None] * D + channel[None, :], mask=inside, other=0.0).to(tl.float32)
     x0 = tl.load(streams_ptr + offset, mask=inside, other=0.0).to(tl.float32)

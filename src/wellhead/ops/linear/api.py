@@ -8,6 +8,7 @@ import torch
 
 from wellhead.ops.checks import expect
 from wellhead.ops.linear.configs import Config, choose_config
+from wellhead.ops.overlap import launch
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,24 @@ class BlockFp8Linear:
         expect("out", out, (tokens, self.n), torch.bfloat16)
         if not tokens:
             return
-        config = choose_config(tokens, self.n, self.k)
+        config = choose_config(tokens, self.n, self.k, rounds=x_scale is None)
         codes = x if x_scale is None else x.view(torch.uint8)
-        grid = (-(-self.n // config.rows), 1 if config.gemv else -(-tokens // config.tokens))
-        kernel = kernels.gemv_kernel if config.gemv else kernels.small_kernel
-        kernel[grid](
-            codes, x_scale, weight.view(torch.uint8), scale, out, tokens, self.n, self.k,
-            **constants(config, x_scale is None), num_warps=config.num_warps, num_stages=config.num_stages,
-        )  # fmt: skip
+        given = (codes, x_scale, weight.view(torch.uint8), scale, out)
+        shape = constants(config, x_scale is None)
+        blocks = -(-self.n // config.rows)
+        if config.gemv:
+            kernels.gemv_kernel[(blocks,)](*given, self.n, self.k, **shape, num_warps=config.num_warps, **launch())
+        else:
+            kernels.few_kernel[(blocks, -(-tokens // config.tokens))](
+                *given, tokens, self.n, self.k, **shape, num_warps=config.num_warps, **launch()
+            )
 
 
 def constants(config: Config, rounds: bool) -> dict[str, int | bool]:
     """The constexpr arguments of a configuration's kernel."""
     if config.gemv:
-        return {"M": config.tokens, "BN": config.rows, "KC": config.inputs, "ROUND": rounds}
-    return {"M": config.tokens, "COLUMNS": max(16, config.tokens), "BN": config.rows, "ROUND": rounds}
+        return {"BN": config.rows, "KC": config.inputs, "ROUND": rounds}
+    return {"M": config.tokens, "BN": config.rows, "ROUND": rounds, "STAGES": config.num_stages}
 
 
 def supports(n: int, k: int) -> str | None:

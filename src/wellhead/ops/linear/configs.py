@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-GEMV_TOKENS = 4  # one multiply-add a token and weight: beyond this the CUDA cores are the limit, not the memory
-
 
 @dataclass(frozen=True)
 class Config:
-    """`tokens` rows a program (a power of two), `rows` weight rows, `inputs` a step; gemv or tensor cores."""
+    """`tokens` rows a program (a power of two), `rows` weight rows, `inputs` a step; CUDA cores (gemv) or tensor cores."""
 
     gemv: bool
     tokens: int
@@ -19,11 +17,20 @@ class Config:
     num_stages: int
 
 
-def choose_config(tokens: int, n: int, k: int) -> Config:
-    """The same for every number of tokens up to the next power of two."""
+def choose_config(tokens: int, n: int, k: int, *, rounds: bool = False) -> Config:
+    """The same for every number of tokens up to the next power of two; tiles measured on an H100 (docs/log.md).
+
+    Rows enough for two programs a multiprocessor go through tensor cores even for one token. One token on fewer rows
+    is a matrix-vector product, whose many small programs fill the card.
+    """
     padded = min(64, 1 << max(0, tokens - 1).bit_length())
-    if padded <= GEMV_TOKENS:
-        widest = 512 if padded == 4 else 1024
-        inputs = next(step for step in (1024, 512, 256, 128) if k % step == 0 and step <= widest)
-        return Config(True, padded, 8 if padded == 1 else 4, inputs, 4, 3)
-    return Config(False, padded, 128 if padded == 64 else 64, 128, 8 if padded == 64 else 4, 3 if padded == 64 else 4)
+    many = n >= 16384
+    if padded == 1 and not many:
+        if k % 2048 == 0:
+            return Config(True, 1, 4, 2048, 4, 1)
+        inputs = next(step for step in (512, 256, 128) if k % step == 0)
+        return Config(True, 1, 4, inputs, 2, 1)
+    if padded == 64:
+        # rows that are rounded on the way in need registers of their own
+        return Config(False, 64, 64 if rounds else 128, 128, 4, 3) if many else Config(False, 64, 32, 128, 4, 5)
+    return Config(False, max(16, padded), 64, 128, 2, 3) if many else Config(False, max(16, padded), 16, 128, 2, 6)

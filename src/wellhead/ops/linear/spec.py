@@ -22,22 +22,22 @@ def builds() -> tuple[KernelBuild, ...]:
     from wellhead.ops.linear.api import constants
     from wellhead.ops.linear.configs import choose_config
 
-    configs = {choose_config(tokens, n, k): None for n, k in SHAPES for tokens in TOKENS}
     found = []
-    for config in configs:
-        for rounds in (False, True):
-            given: dict[str, Any] = dict(constants(config, rounds))
+    for rounds in (False, True):
+        configs = {choose_config(tokens, n, k, rounds=rounds): None for n, k in SHAPES for tokens in TOKENS}
+        for config in configs:
+            given: dict[str, Any] = {**constants(config, rounds), "PDL": False}
             signature = {
                 "x": "*bf16" if rounds else "*u8", "x_scale": "*u8", "w": "*u8", "w_scale": "*u8", "y": "*bf16",
-                "TOKENS": "i32", "N": "i32:16", "K": "i32:16", **dict.fromkeys(given, "constexpr"),
+                **({} if config.gemv else {"TOKENS": "i32"}), "N": "i32:16", "K": "i32:16",
+                **dict.fromkeys(given, "constexpr"),
             }  # fmt: skip
             if rounds:
                 given, signature = {**given, "x_scale": None}, {**signature, "x_scale": "constexpr"}
-            kind = f"gemv[{config.tokens},{config.inputs}" if config.gemv else f"small[{config.tokens}"
-            name = f"{kind},{'bf16' if rounds else 'e4m3'}]"
-            kernel = kernels.gemv_kernel if config.gemv else kernels.small_kernel
-            mma = {} if config.gemv else _MMA
-            found.append(KernelBuild(name, kernel, signature, given, config.num_warps, config.num_stages, mma))
+            tile = f"{config.tokens}x{config.rows}x{config.inputs}"
+            name = f"{'gemv' if config.gemv else 'few'}[{tile},{'bf16' if rounds else 'e4m3'}]"
+            kernel = kernels.gemv_kernel if config.gemv else kernels.few_kernel
+            found.append(KernelBuild(name, kernel, signature, given, config.num_warps, 3, {} if config.gemv else _MMA))
     return tuple(found)
 
 
@@ -109,8 +109,13 @@ SPEC = OpSpec(
         Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(tokens, n, k) for n, k in SHAPES for tokens in (1, 4, 16, 64)) + (_case(3, 200, 384),),
-    error=ErrorBudget(2.0**-7, 2.0**-14, "products are exact; fp32 sums in another order move bf16's last bit at most"),
+    error=ErrorBudget(
+        2.0**-7,
+        2.0**-7,
+        "bf16's last bit; and Hopper's E4M3 products keep 13 bits below the largest of a sum (DeepSeek-V3 report, "
+        "section 3.5.2), which a result that cancels shows: 7e-4 of the typical size, in norm",
+    ),
     batch_invariant=False,
-    batch_reason="up to 4 tokens are summed on CUDA cores, more on tensor cores, in different orders; within one "
-    "power of two of tokens a row's bits do not depend on the others",
+    batch_reason="the tile, and for one token the kernel, follow the number of tokens: sums are taken in other orders; "
+    "within one power of two of tokens a row's bits do not depend on the others",
 )

@@ -8,6 +8,7 @@ import torch
 
 from wellhead.ops.checks import expect
 from wellhead.ops.moe.configs import Config, choose_config
+from wellhead.ops.overlap import launch
 from wellhead.ops.routing.api import ExpertLists
 
 
@@ -76,26 +77,25 @@ class Mxfp4Experts:
         if not tokens:
             return
         groups = lists.block_expert.shape[0]
-        launch = {"num_warps": c.num_warps, "num_stages": c.num_stages}
         kernels.gate_up_kernel[(groups, 2 * m // c.rows)](
             codes.view(torch.uint8), scale, packed.w13, packed.s13, lists.block_expert, lists.slots, weights,
-            self.hidden, d, m, self.top_k, self.limit, **gate_up_constants(c), **launch,
+            self.hidden, d, m, self.top_k, self.limit, **gate_up_constants(c), num_warps=c.num_warps, **launch(),
         )  # fmt: skip
-        kernels.down_kernel[(groups, d // c.rows)](
+        kernels.down_kernel[(groups, d // c.down_rows)](
             self.hidden, packed.w2, packed.s2, lists.block_expert, lists.slots, self.each,
-            d, m, **down_constants(c), **launch,
+            d, m, **down_constants(c), num_warps=c.down_warps, **launch(),
         )  # fmt: skip
         kernels.combine_kernel[(tokens, -(-d // 1024))](
-            self.each, ids, shared, out, d, self.top_k, lists.first_expert, e, BLOCK=1024, num_warps=4
+            self.each, ids, shared, out, d, self.top_k, lists.first_expert, e, BLOCK=1024, num_warps=4, **launch()
         )
 
 
 def gate_up_constants(config: Config) -> dict[str, int]:
-    return {"G": config.group, "BN": config.rows // 2, "KC": config.inputs}
+    return {"G": config.group, "BN": config.rows // 2, "KC": config.inputs, "STAGES": config.num_stages}
 
 
 def down_constants(config: Config) -> dict[str, int]:
-    return {"G": config.group, "R": config.rows, "KC": config.down_inputs}
+    return {"G": config.group, "R": config.down_rows, "KC": config.down_inputs, "STAGES": config.num_stages}
 
 
 def supports(d: int, m: int) -> str | None:

@@ -10,16 +10,23 @@ class Config:
     """`group` tokens of one expert share a program's weights; `rows` weight rows and `inputs` inputs a step."""
 
     group: int
-    rows: int = 64
-    inputs: int = 256
-    down_inputs: int = 256
+    rows: int
+    down_rows: int
+    inputs: int
+    down_inputs: int
+    num_stages: int
     num_warps: int = 4
-    num_stages: int = 3
+    down_warps: int = 4
 
 
 def choose_config(tokens: int, top_k: int, experts: int) -> Config:
-    """Groups as large as an expert is likely to be shared: tokens * top_k / experts, up to four."""
-    sharing = tokens * top_k / experts
+    """Groups as large as an expert is likely to be shared: tokens * top_k / experts, up to four.
+
+    Tiles measured on an H100 (docs/log.md).
+    """
     if tokens == 1:
-        return Config(group=1)
-    return Config(group=2) if sharing <= 1 else Config(group=4, down_inputs=128, num_warps=8)
+        return Config(1, 64, 64, 256, 256, 3)
+    sharing = tokens * top_k / experts
+    if sharing <= 0.5:
+        return Config(1, 64, 128, 256, 256, 2)
+    return Config(2, 128, 128, 256, 128, 3) if sharing <= 1.5 else Config(4, 128, 256, 256, 128, 3)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.device_formats import power_of_two, round_rows, widen_e2m1
+from wellhead.ops.overlap import after_producers
 
 
 @triton.jit
@@ -44,7 +45,7 @@ def _accumulate(
 def gate_up_kernel(
     x, x_scale, w13, s13, group_expert, group_slots, slot_weight, h,
     D, M_INTER, TOP_K, limit,
-    G: tl.constexpr, BN: tl.constexpr, KC: tl.constexpr,
+    G: tl.constexpr, BN: tl.constexpr, KC: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """h[slot] = bf16(weight * silu(min(gate, limit)) * clamp(up)): one program per (group, BN hidden channels).
 
@@ -52,6 +53,7 @@ def gate_up_kernel(
     group_expert i32 [groups] (-1: no group), group_slots i32 [groups, G] (slot = token * TOP_K + place, -1 none).
     """
     R: tl.constexpr = 2 * BN
+    after_producers(PDL)
     group = tl.program_id(0)
     expert = tl.load(group_expert + group)
     if expert < 0:
@@ -62,7 +64,7 @@ def gate_up_kernel(
     rows = expert.to(tl.int64) * (2 * M_INTER) + tl.program_id(1) * R + tl.arange(0, R)
     byte, block, k = tl.arange(0, KC // 2), tl.arange(0, KC // 32), tl.arange(0, KC)
     acc = tl.zeros((R, G, KC // 32), dtype=tl.float32)
-    for at in range(0, D, KC):
+    for at in tl.range(0, D, KC, num_stages=STAGES):
         packed = tl.load(w13 + rows[:, None] * (D // 2) + (at // 2 + byte)[None, :])
         scale = tl.load(s13 + rows[:, None] * (D // 32) + (at // 32 + block)[None, :])
         codes = tl.load(x + token[:, None] * D + (at + k)[None, :], mask=used[:, None], other=0)
@@ -86,24 +88,25 @@ def gate_up_kernel(
 def down_kernel(
     h, w2, s2, group_expert, group_slots, y,
     D, M_INTER,
-    G: tl.constexpr, R: tl.constexpr, KC: tl.constexpr,
+    G: tl.constexpr, R: tl.constexpr, KC: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """y[slot] = bf16(w2 round(h[slot])): one program per (group, R output channels).
 
     h bf16 [slots, m] as `gate_up_kernel` wrote it; w2 u8 [E, D, m/2], s2 u8 [E, D, m/32]; y bf16 [slots, D]. Rows of
-    slots that no group lists are not written.
+    slots that no group lists are not written. The lists are older than `gate_up_kernel`, which is the one in front.
     """
     group = tl.program_id(0)
     expert = tl.load(group_expert + group)
+    slots = tl.load(group_slots + group * G + tl.arange(0, G))
+    after_producers(PDL)
     if expert < 0:
         return
-    slots = tl.load(group_slots + group * G + tl.arange(0, G))
     used = slots >= 0
     slot = tl.maximum(slots, 0).to(tl.int64)
     rows = expert.to(tl.int64) * D + tl.program_id(1) * R + tl.arange(0, R)
     byte, block, k = tl.arange(0, KC // 2), tl.arange(0, KC // 32), tl.arange(0, KC)
     acc = tl.zeros((R, G, KC // 32), dtype=tl.float32)
-    for at in range(0, M_INTER, KC):
+    for at in tl.range(0, M_INTER, KC, num_stages=STAGES):
         packed = tl.load(w2 + rows[:, None] * (M_INTER // 2) + (at // 2 + byte)[None, :])
         scale = tl.load(s2 + rows[:, None] * (M_INTER // 32) + (at // 32 + block)[None, :])
         values = tl.load(h + slot[:, None] * M_INTER + (at + k)[None, :], mask=used[:, None], other=0.0)
@@ -116,7 +119,9 @@ def down_kernel(
 
 
 @triton.jit
-def combine_kernel(y, ids, shared, out, D, TOP_K: tl.constexpr, FIRST, EXPERTS, BLOCK: tl.constexpr):
+def combine_kernel(
+    y, ids, shared, out, D, TOP_K: tl.constexpr, FIRST, EXPERTS, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
     """out bf16 [T, D] = sum over a token's experts, in order and in fp32, of y bf16 [T * TOP_K, D], plus shared bf16.
 
     An id outside FIRST .. FIRST + EXPERTS - 1, -1 included, adds nothing: its row of y is not read.
@@ -124,6 +129,7 @@ def combine_kernel(y, ids, shared, out, D, TOP_K: tl.constexpr, FIRST, EXPERTS, 
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < D
+    after_producers(PDL)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for place in tl.static_range(TOP_K):
         expert = tl.load(ids + token * TOP_K + place)

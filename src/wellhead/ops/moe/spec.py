@@ -24,19 +24,20 @@ def builds() -> tuple[KernelBuild, ...]:
     lists = {"group_expert": "*i32", "group_slots": "*i32"}
     sizes = {"D": "i32:16", "M_INTER": "i32:16"}
     for config in {choose_config(tokens, 6, POOL): None for tokens in (1, 4, 16, 64)}:
-        given = gate_up_constants(config)
+        given = {**gate_up_constants(config), "PDL": False}
         signature = {
             "x": "*u8", "x_scale": "*u8", "w13": "*u8", "s13": "*u8", **lists, "slot_weight": "*fp32", "h": "*bf16",
             **sizes, "TOP_K": "i32", "limit": "fp32", **dict.fromkeys(given, "constexpr"),
         }  # fmt: skip
         tile = config.num_warps, config.num_stages, _MMA
-        found.append(KernelBuild(f"gate_up[{config.group}]", kernels.gate_up_kernel, signature, given, *tile))
-        given = down_constants(config)
+        shape = f"{config.group},{config.rows},{config.down_rows}"
+        found.append(KernelBuild(f"gate_up[{shape}]", kernels.gate_up_kernel, signature, given, *tile))
+        given = {**down_constants(config), "PDL": False}
         signature = {
             "h": "*bf16", "w2": "*u8", "s2": "*u8", **lists, "y": "*bf16", **sizes, **dict.fromkeys(given, "constexpr")
         }  # fmt: skip
-        found.append(KernelBuild(f"down[{config.group}]", kernels.down_kernel, signature, given, *tile))
-    given = {"TOP_K": 6, "BLOCK": 1024}
+        found.append(KernelBuild(f"down[{shape}]", kernels.down_kernel, signature, given, config.down_warps, *tile[1:]))
+    given = {"TOP_K": 6, "BLOCK": 1024, "PDL": False}
     signature = {
         "y": "*bf16", "ids": "*i32", "shared": "*bf16", "out": "*bf16", "D": "i32:16", "FIRST": "i32", "EXPERTS": "i32",
         **dict.fromkeys(given, "constexpr"),
@@ -146,7 +147,7 @@ SPEC = OpSpec(
     cases=tuple(_case(tokens, d, m, k) for d, m, k in SHAPES for tokens in (1, 4, 16, 64)),
     error=ErrorBudget(
         2.0**-6,
-        2.0**-8,
+        2.0**-5,
         "products are exact; an fp32 sum in another order can move a bf16 g or u by its last bit, and with it an E4M3 "
         "code of the hidden vector by one step; the absolute part is for sums that cancel",
     ),

@@ -8,6 +8,7 @@ import torch
 
 from wellhead.formats import kv_record
 from wellhead.ops.checks import expect
+from wellhead.ops.overlap import launch
 from wellhead.ops.sparse_mla.configs import Config, choose_config
 
 CACHE_DTYPES = (torch.uint8, torch.float8_e4m3fn, torch.int8)
@@ -60,11 +61,11 @@ class SparseMla:
             selected.slots, selected.length, sink, out, self.part, self.part_stat, self.scale,
             self.heads, window.slots.shape[1], selected.slots.shape[1],
             **constants(c, window.page_size, window.cache.stride(0), selected.page_size, selected.cache.stride(0)),
-            num_warps=c.num_warps, num_stages=c.num_stages,
+            num_warps=c.num_warps, num_stages=c.num_stages, **launch(),
         )  # fmt: skip
         if c.splits > 1:
             kernels.merge_kernel[(tokens, self.heads)](
-                self.part, self.part_stat, sink, out, self.heads, SPLITS=c.splits, num_warps=4
+                self.part, self.part_stat, sink, out, self.heads, SPLITS=c.splits, num_warps=4, **launch()
             )
 
 
@@ -72,7 +73,7 @@ def constants(config: Config, page: int, stride: int, other_page: int, other_str
     """The constexpr arguments: pages and strides are constants so that a slot is split without a division."""
     return {
         "WINDOW_PAGE": page, "WINDOW_STRIDE": stride, "EXTRA_PAGE": other_page, "EXTRA_STRIDE": other_stride,
-        "BH": config.heads, "BT": config.records, "SPLITS": config.splits,
+        "BH": config.heads, "BT": config.records, "SPLITS": config.splits, "CHAINS": config.chains,
     }  # fmt: skip
 
 

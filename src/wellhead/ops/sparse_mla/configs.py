@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PROGRAMS = 256  # about two for every multiprocessor of the cards this serves
-RECORDS = 16  # a tile; with 32 the registers of 32 heads no longer suffice on SM120
+PROGRAMS = 128  # about one for every multiprocessor of the cards this serves: each holds a whole record tile
 
 
 @dataclass(frozen=True)
@@ -14,14 +13,20 @@ class Config:
 
     heads: int
     splits: int
-    records: int = RECORDS
-    num_warps: int = 8
+    records: int  # a tile
+    num_warps: int
     num_stages: int = 1
+    chains: int = 1
 
 
 def choose_config(tokens: int, heads: int, most_records: int) -> Config:
-    """As many parts as fill the card, none shorter than a tile; a power of two up to 16."""
-    width = 32 if heads > 16 else 16
+    """As many parts as fill the card, none shorter than a tile; a power of two up to 16.
+
+    32 heads and 32 records are the most that SM120's registers and shared memory hold; few tokens take 16 and 16, which
+    is quicker to the end and fills more multiprocessors.
+    """
+    few = max(1, tokens) * -(-heads // 16) <= 16 or heads <= 16
+    width, records, warps = (16, 16, 4) if few else (32, 32, 8)
     programs = max(1, tokens) * -(-heads // width)
-    wanted = min(16, max(1, PROGRAMS // programs), max(1, -(-most_records // RECORDS)))
-    return Config(width, 1 << (wanted.bit_length() - 1))
+    wanted = min(16, max(1, PROGRAMS // programs), max(1, -(-most_records // records)))
+    return Config(width, 1 << (wanted.bit_length() - 1), records, warps)

@@ -29,15 +29,16 @@ def builds() -> tuple[KernelBuild, ...]:
     found = []
     for config in configs:
         for kind, page in LAYOUTS.items():
-            given = constants(config, 256, page_stride(256), page, page_stride(page))
+            given = {**constants(config, 256, page_stride(256), page, page_stride(page)), "PDL": False}
             signature = {**tensors, **dict.fromkeys(given, "constexpr")}
             name = f"attend[{kind},heads={config.heads},splits={config.splits}]"
             tile = config.num_warps, config.num_stages, _MMA
             found.append(KernelBuild(name, kernels.attend_kernel, signature, given, *tile))
     for splits in sorted({config.splits for config in configs if config.splits > 1}):
         signature = dict.fromkeys(("part", "part_stat", "sink"), "*fp32")
-        signature |= {"out": "*bf16", "HEADS": "i32", "SPLITS": "constexpr"}
-        found.append(KernelBuild(f"merge[splits={splits}]", kernels.merge_kernel, signature, {"SPLITS": splits}))
+        signature |= {"out": "*bf16", "HEADS": "i32", "SPLITS": "constexpr", "PDL": "constexpr"}
+        given = {"SPLITS": splits, "PDL": False}
+        found.append(KernelBuild(f"merge[splits={splits}]", kernels.merge_kernel, signature, given))
     return tuple(found)
 
 
