@@ -1,4 +1,4 @@
-"""MXFP4 experts as a plan: three launches over token lists that routing built on the device."""
+"""MXFP4 experts as a plan: four launches over token lists that routing built on the device."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 
 from wellhead.ops.checks import expect
 from wellhead.ops.moe.configs import Config, choose_config
+from wellhead.ops.norm_quant import api as norm_quant
+from wellhead.ops.norm_quant.api import NormQuant
 from wellhead.ops.overlap import launch
 from wellhead.ops.routing.api import ExpertLists
 
@@ -28,7 +30,7 @@ class PackedWeights:
 class Mxfp4Experts:
     """out = bf16(sum over a token's experts of w2 round(weight * silu(min(g, limit)) * clamp(u)) + shared).
 
-    run(codes E4M3 [T, d], scale u8 [T, d/128], ids i32 [T, K], weights fp32 [T, K], lists, packed, shared bf16 [T, d],
+    run(codes E4M3 [T, d] in halves order (`layout.halves`, which norm_quant writes), scale u8 [T, d/128], ids i32 [T, K], weights fp32 [T, K], lists, packed, shared bf16 [T, d],
     out bf16 [T, d]). `lists` are ExpertLists in blocks of `config.group`, of the same ids; an id that no list holds
     (-1, or another rank's) adds nothing and its expert is not read. g, u, the hidden vector and each expert's result
     are rounded to bf16; the hidden vector to E4M3 per 128 in front of w2. T may be 0. Allocates, synchronises nothing.
@@ -41,7 +43,10 @@ class Mxfp4Experts:
     top_k: int
     limit: float
     config: Config
+    rounding: NormQuant
     hidden: torch.Tensor  # bf16 [tokens * K, m]
+    hidden_codes: torch.Tensor  # E4M3 [tokens * K, m], halves order
+    hidden_scale: torch.Tensor  # u8 [tokens * K, m / 128]
     each: torch.Tensor  # bf16 [tokens * K, d]
 
     def run(
@@ -81,8 +86,11 @@ class Mxfp4Experts:
             codes.view(torch.uint8), scale, packed.w13, packed.s13, lists.block_expert, lists.slots, weights,
             self.hidden, d, m, self.top_k, self.limit, **gate_up_constants(c), num_warps=c.num_warps, **launch(),
         )  # fmt: skip
+        used = tokens * self.top_k
+        hidden, halves, hidden_scale = self.hidden[:used], self.hidden_codes[:used], self.hidden_scale[:used]
+        self.rounding.run(hidden, None, None, hidden_scale, halves=halves)
         kernels.down_kernel[(groups, d // c.down_rows)](
-            self.hidden, packed.w2, packed.s2, lists.block_expert, lists.slots, self.each,
+            halves.view(torch.uint8), hidden_scale, packed.w2, packed.s2, lists.block_expert, lists.slots, self.each,
             d, m, **down_constants(c), num_warps=c.down_warps, **launch(),
         )  # fmt: skip
         kernels.combine_kernel[(tokens, -(-d // 1024))](
@@ -114,5 +122,8 @@ def plan(
     if why is not None:
         raise ValueError(f"MXFP4 experts cannot be planned: {why}")
     hidden = torch.empty(tokens * top_k, m, dtype=torch.bfloat16, device=device)
+    codes = torch.empty(tokens * top_k, m, dtype=torch.float8_e4m3fn, device=device)
+    scale = torch.empty(tokens * top_k, m // 128, dtype=torch.uint8, device=device)
     each = torch.empty(tokens * top_k, d, dtype=torch.bfloat16, device=device)
-    return Mxfp4Experts(tokens, d, m, experts, top_k, limit, choose_config(tokens, top_k, experts), hidden, each)
+    config, rounding = choose_config(tokens, top_k, experts), norm_quant.plan(m, 0.0)
+    return Mxfp4Experts(tokens, d, m, experts, top_k, limit, config, rounding, hidden, codes, scale, each)

@@ -2,43 +2,56 @@
 
 KC inputs of a weight row meet a block-diagonal matrix: column (g, b) holds the 32 activations of block b of token g and
 zero elsewhere, so one FP8 product keeps the KC / 32 blocks of a row apart and the MXFP4 scales are applied once per
-block, after the sum. E2M1 widens to E4M3 in registers: code seem -> byte s00eem00 is exactly value * 2^-6.
+block, after the sum. E2M1 widens to E4M3 in registers: code seem -> byte s00eem00 is exactly value * 2^-6. Activations
+come with the even inputs of each 32 in front of the odd ones, as the low and the high nibbles of a weight row have
+them: so the matrix is loaded as it is, by copies that write zeros off the diagonal.
 """
 
 import triton
 import triton.language as tl
 
-from wellhead.ops.device_formats import power_of_two, round_rows, widen_e2m1
+from wellhead.ops.device_formats import power_of_two, widen_e2m1
 from wellhead.ops.overlap import after_producers
 
 
 @triton.jit
-def _block_diagonal(half, G: tl.constexpr, KC: tl.constexpr):
-    """E4M3 [G, KC/2] (even or odd inputs) -> [KC/2, G KC/32], block b of token g in column g KC/32 + b.
-
-    Inputs stay the fast axis in memory: the order in which FP8 instructions load their second operand.
-    """
-    block = tl.arange(0, KC // 32)[None, :, None]
-    place = tl.arange(0, KC // 2)[None, None, :] // 16
-    spread = tl.where(block == place, half.to(tl.uint8, bitcast=True)[:, None, :], 0)
-    return tl.trans(tl.reshape(spread, (G * (KC // 32), KC // 2)).to(tl.float8e4nv, bitcast=True))
+def _block_scales(scales, at, NB: tl.constexpr):
+    """The NB scale bytes of a row's inputs at .. at + 32 NB - 1 as one integer; loads want whole words."""
+    kind: tl.constexpr = tl.int64 if NB == 8 else tl.int32
+    return tl.load((scales + at // 32).to(tl.pointer_type(kind)))
 
 
 @triton.jit
-def _accumulate(
-    acc, packed, scale, codes, act_scale, R: tl.constexpr, G: tl.constexpr, KC: tl.constexpr
-):
-    """acc fp32 [R, G, B] += (W x) per block, B = KC/32; packed [R, KC/2], scale [R, B], codes [G, KC], act_scale [G, B]
+def _product(
+    x, x_scale, row, used, w, s, out_row, K,
+    R: tl.constexpr, G: tl.constexpr, KC: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """fp32 [R, G] = (weight rows out_row [R]) (x rows row [G])^T over K inputs, scales of both included.
 
-    (scales: bytes of the weight, fp32 of the activations).
+    w u8 [.., K/2], s u8 [.., K/32]; x E4M3 [.., K] in halves order, x_scale u8 [.., K/128]; row, used [G].
     """
-    low, high = widen_e2m1(packed)
-    even, odd = tl.split(tl.reshape(codes.to(tl.uint8, bitcast=True), (G, KC // 2, 2)))
-    even, odd = even.to(tl.float8e4nv, bitcast=True), odd.to(tl.float8e4nv, bitcast=True)
-    product = tl.dot(low, _block_diagonal(even, G, KC))
-    product = tl.dot(high, _block_diagonal(odd, G, KC), product)
-    product = tl.reshape(product, (R, G, KC // 32))
-    return acc + product * (power_of_two(scale) * 64.0)[:, None, :] * act_scale[None, :, :]
+    NB: tl.constexpr = KC // 32
+    byte, block = tl.arange(0, KC // 2), tl.arange(0, NB)
+    column = tl.arange(0, G * NB)  # (g, b)
+    wide_row = tl.reshape(tl.broadcast_to(row[:, None], (G, NB)), (G * NB,))
+    wide_used = tl.reshape(tl.broadcast_to(used[:, None], (G, NB)), (G * NB,))
+    diagonal = wide_used[:, None] & ((column % NB)[:, None] == byte[None, :] // 16)
+    place = x + wide_row[:, None] * K + (byte // 16 * 32 + byte % 16)[None, :]
+    weights, scales = w + out_row[:, None] * (K // 2) + byte[None, :], s + out_row * (K // 32)
+    word = _block_scales(scales, 0, NB)
+    acc = tl.zeros((R, G, NB), dtype=tl.float32)
+    for at in tl.range(0, K, KC, num_stages=STAGES):
+        low, high = widen_e2m1(tl.load(weights + at // 2))
+        even = tl.load(place + at, mask=diagonal, other=0).to(tl.float8e4nv, bitcast=True)
+        odd = tl.load(place + at + 16, mask=diagonal, other=0).to(tl.float8e4nv, bitcast=True)
+        product = tl.dot(high, tl.trans(odd), tl.dot(low, tl.trans(even)))
+        act = tl.load(
+            x_scale + row[:, None] * (K // 128) + (at // 128 + block // 4)[None, :], mask=used[:, None], other=0
+        )  # fmt: skip
+        scale = power_of_two((word[:, None] >> (8 * block)[None, :]) & 255) * 64.0
+        word = _block_scales(scales, tl.minimum(at + KC, K - KC), NB)  # of the next step: too narrow to copy ahead
+        acc += tl.reshape(product, (R, G, NB)) * scale[:, None, :] * power_of_two(act)[None, :, :]
+    return tl.sum(acc, axis=2)
 
 
 @triton.jit
@@ -60,40 +73,27 @@ def gate_up_kernel(
         return
     slots = tl.load(group_slots + group * G + tl.arange(0, G))
     used = slots >= 0
-    token = (tl.maximum(slots, 0) // TOP_K).to(tl.int64)
+    slot = tl.maximum(slots, 0).to(tl.int64)
     rows = expert.to(tl.int64) * (2 * M_INTER) + tl.program_id(1) * R + tl.arange(0, R)
-    byte, block, k = tl.arange(0, KC // 2), tl.arange(0, KC // 32), tl.arange(0, KC)
-    acc = tl.zeros((R, G, KC // 32), dtype=tl.float32)
-    for at in tl.range(0, D, KC, num_stages=STAGES):
-        packed = tl.load(w13 + rows[:, None] * (D // 2) + (at // 2 + byte)[None, :])
-        scale = tl.load(s13 + rows[:, None] * (D // 32) + (at // 32 + block)[None, :])
-        codes = tl.load(x + token[:, None] * D + (at + k)[None, :], mask=used[:, None], other=0)
-        act = tl.load(
-            x_scale + token[:, None] * (D // 128) + (at // 128 + block // 4)[None, :],
-            mask=used[:, None], other=0,
-        )  # fmt: skip
-        codes = codes.to(tl.float8e4nv, bitcast=True)
-        acc = _accumulate(acc, packed, scale, codes, power_of_two(act), R, G, KC)
-    both = (tl.reshape(tl.trans(tl.sum(acc, axis=2)), (G, BN, 2))).to(tl.bfloat16).to(tl.float32)
-    gate, up = tl.split(both)
+    sums = _product(x, x_scale, slot // TOP_K, used, w13, s13, rows, D, R, G, KC, STAGES)
+    gate, up = tl.split(tl.reshape(tl.trans(sums), (G, BN, 2)).to(tl.bfloat16).to(tl.float32))
     gate = tl.minimum(gate, limit)
     hidden = gate / (1.0 + tl.exp(-gate)) * tl.minimum(tl.maximum(up, -limit), limit)
     hidden = hidden * tl.load(slot_weight + slots, mask=used, other=0.0)[:, None]
     channel = tl.program_id(1) * BN + tl.arange(0, BN)
-    place = tl.maximum(slots, 0).to(tl.int64)[:, None] * M_INTER + channel[None, :]
-    tl.store(h + place, hidden.to(tl.bfloat16), mask=used[:, None])
+    tl.store(h + slot[:, None] * M_INTER + channel[None, :], hidden.to(tl.bfloat16), mask=used[:, None])
 
 
 @triton.jit
 def down_kernel(
-    h, w2, s2, group_expert, group_slots, y,
+    h, h_scale, w2, s2, group_expert, group_slots, y,
     D, M_INTER,
     G: tl.constexpr, R: tl.constexpr, KC: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """y[slot] = bf16(w2 round(h[slot])): one program per (group, R output channels).
+    """y[slot] = bf16(w2 h[slot]): one program per (group, R output channels).
 
-    h bf16 [slots, m] as `gate_up_kernel` wrote it; w2 u8 [E, D, m/2], s2 u8 [E, D, m/32]; y bf16 [slots, D]. Rows of
-    slots that no group lists are not written. The lists are older than `gate_up_kernel`, which is the one in front.
+    h E4M3 [slots, m] in halves order with h_scale u8 [slots, m/128]; w2 u8 [E, D, m/2], s2 u8 [E, D, m/32]; y bf16
+    [slots, D]. Rows of slots that no group lists are not written. The lists are older than the kernel in front.
     """
     group = tl.program_id(0)
     expert = tl.load(group_expert + group)
@@ -103,19 +103,10 @@ def down_kernel(
         return
     used = slots >= 0
     slot = tl.maximum(slots, 0).to(tl.int64)
-    rows = expert.to(tl.int64) * D + tl.program_id(1) * R + tl.arange(0, R)
-    byte, block, k = tl.arange(0, KC // 2), tl.arange(0, KC // 32), tl.arange(0, KC)
-    acc = tl.zeros((R, G, KC // 32), dtype=tl.float32)
-    for at in tl.range(0, M_INTER, KC, num_stages=STAGES):
-        packed = tl.load(w2 + rows[:, None] * (M_INTER // 2) + (at // 2 + byte)[None, :])
-        scale = tl.load(s2 + rows[:, None] * (M_INTER // 32) + (at // 32 + block)[None, :])
-        values = tl.load(h + slot[:, None] * M_INTER + (at + k)[None, :], mask=used[:, None], other=0.0)
-        codes, act = round_rows(values.to(tl.float32), G, KC)
-        act = tl.reshape(tl.broadcast_to(act[:, :, None], (G, KC // 128, 4)), (G, KC // 32))
-        acc = _accumulate(acc, packed, scale, codes, act, R, G, KC)
-    out = tl.trans(tl.sum(acc, axis=2)).to(tl.bfloat16)
     channel = tl.program_id(1) * R + tl.arange(0, R)
-    tl.store(y + slot[:, None] * D + channel[None, :], out, mask=used[:, None])
+    rows = expert.to(tl.int64) * D + channel
+    sums = _product(h, h_scale, slot, used, w2, s2, rows, M_INTER, R, G, KC, STAGES)
+    tl.store(y + slot[:, None] * D + channel[None, :], tl.trans(sums).to(tl.bfloat16), mask=used[:, None])
 
 
 @triton.jit

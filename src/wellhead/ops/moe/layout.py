@@ -1,4 +1,6 @@
-"""The order in which the expert kernels read gate and up weights: their rows in turn, so that one tile holds both."""
+"""The orders in which the expert kernels read: gate and up rows in turn, so that one tile holds both; and activations
+with the even inputs of each 32 in front of the odd ones, as the low and the high nibbles of 16 bytes of MXFP4 have them.
+"""
 
 from __future__ import annotations
 
@@ -18,3 +20,9 @@ def separate(w13: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError(f"w13 has {w13.shape[-2]} rows, expected an even number")
     w1, w3 = w13.unflatten(-2, (-1, 2)).unbind(-2)
     return w1.contiguous(), w3.contiguous()
+
+
+def halves(codes: torch.Tensor) -> torch.Tensor:
+    """[..., k] of one-byte elements -> the same with inputs 0, 2, .. 30, 1, 3, .. 31 of each 32; k a multiple of 32."""
+    split = codes.view(torch.uint8).unflatten(-1, (-1, 16, 2)).transpose(-1, -2)
+    return split.reshape(codes.shape).view(codes.dtype)

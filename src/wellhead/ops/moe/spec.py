@@ -34,7 +34,7 @@ def builds() -> tuple[KernelBuild, ...]:
         found.append(KernelBuild(f"gate_up[{shape}]", kernels.gate_up_kernel, signature, given, *tile))
         given = {**down_constants(config), "PDL": False}
         signature = {
-            "h": "*bf16", "w2": "*u8", "s2": "*u8", **lists, "y": "*bf16", **sizes, **dict.fromkeys(given, "constexpr")
+            "h": "*u8", "h_scale": "*u8", "w2": "*u8", "s2": "*u8", **lists, "y": "*bf16", **sizes, **dict.fromkeys(given, "constexpr")
         }  # fmt: skip
         found.append(KernelBuild(f"down[{shape}]", kernels.down_kernel, signature, given, config.down_warps, *tile[1:]))
     given = {"TOP_K": 6, "BLOCK": 1024, "PDL": False}
@@ -57,6 +57,7 @@ def make(tokens: int, d: int, m: int, experts: int, top_k: int, generator: Any, 
     import torch
 
     from wellhead.formats import block_fp8
+    from wellhead.ops.moe import layout
 
     def uniform(*shape: int) -> torch.Tensor:
         return torch.rand(*shape, generator=generator, device=generator.device)
@@ -76,7 +77,7 @@ def make(tokens: int, d: int, m: int, experts: int, top_k: int, generator: Any, 
     codes, scale = block_fp8.quantize_rows(x)
     (w13, s13), (w2, s2) = packed(2 * m, d), packed(d, m)
     made = {
-        "x": x, "codes": codes, "scale": scale, "weights": weights / weights.sum(-1, keepdim=True) * 1.5,
+        "x": x, "codes": layout.halves(codes), "scale": scale, "weights": weights / weights.sum(-1, keepdim=True) * 1.5,
         "ids": uniform(tokens, experts).topk(top_k).indices.int(), "shared": normal(tokens, d),
         "w13": w13, "s13": s13, "w2": w2, "s2": s2,
     }  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 
 from wellhead.ops.checks import expect, row_stride
 from wellhead.ops.norm_quant.configs import block_of, warps_of
+from wellhead.ops.overlap import launch
 
 MOST = 8192
 
@@ -16,7 +17,9 @@ MOST = 8192
 class NormQuant:
     """codes, scale = quantize_rows(bf16(x * rsqrt(mean(x^2) + eps) * weight)), or quantize_rows(x) without a weight.
 
-    run(x bf16 [T, d], weight bf16 [d] or None, codes E4M3 [T, d], scale u8 [T, d / 128], normed bf16 [T, d] or None).
+    run(x bf16 [T, d], weight bf16 [d] or None, codes E4M3 [T, d] or None, scale u8 [T, d / 128], normed bf16 [T, d] or
+    None, halves E4M3 [T, d] or None): `halves` receives the codes with the even inputs of each 32 in front of the odd
+    ones, as `ops.moe` reads them.
     The norm is fp32 and rounded once to bf16; codes and scale are bit for bit `formats.block_fp8.quantize_rows` of that
     row. Rows of x may lie further apart than d (a slice of a wider product); everything else is contiguous. normed
     may be x where that is contiguous. A row's bits depend on that row alone; it must be finite. T may be 0. One launch;
@@ -30,15 +33,18 @@ class NormQuant:
         self,
         x: torch.Tensor,
         weight: torch.Tensor | None,
-        codes: torch.Tensor,
+        codes: torch.Tensor | None,
         scale: torch.Tensor,
         normed: torch.Tensor | None = None,
+        halves: torch.Tensor | None = None,
     ) -> None:
         from wellhead.ops.norm_quant import kernels
 
         tokens = x.shape[0]
         stride = row_stride("x", x, self.d, torch.bfloat16)
-        expect("codes", codes, (tokens, self.d), torch.float8_e4m3fn)
+        for name, value in (("codes", codes), ("halves", halves)):
+            if value is not None:
+                expect(name, value, (tokens, self.d), torch.float8_e4m3fn)
         expect("scale", scale, (tokens, self.d // 128), torch.uint8)
         if weight is not None:
             expect("weight", weight, (self.d,), torch.bfloat16)
@@ -48,9 +54,13 @@ class NormQuant:
             expect("normed", normed, (tokens, self.d), torch.bfloat16)
         if tokens:
             kernels.norm_quant_kernel[(tokens,)](
-                x, weight, normed, codes.view(torch.uint8), scale, self.eps, stride,
-                **constants(self.d), num_warps=warps_of(self.d),
+                x, weight, normed, _bytes(codes), _bytes(halves), scale, self.eps, stride,
+                **constants(self.d), num_warps=warps_of(self.d), **launch(),
             )  # fmt: skip
+
+
+def _bytes(codes: torch.Tensor | None) -> torch.Tensor | None:
+    return None if codes is None else codes.view(torch.uint8)
 
 
 def constants(d: int) -> dict[str, int]:

@@ -4,20 +4,23 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.device_formats import round_groups
+from wellhead.ops.overlap import after_producers
 
 
 @triton.jit
 def norm_quant_kernel(
-    x, weight, normed, codes, scale, eps,
+    x, weight, normed, codes, halves, scale, eps,
     X_STRIDE,
-    D: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """codes E4M3 [T, D] and scale u8 [T, D / 128] of x bf16 rows, X_STRIDE apart; BLOCK is D or the next power of two.
 
     With `weight` (bf16 [D]) the row is normed and rounded to bf16 first, and stored so where `normed` is given.
+    `halves` are the codes with the even inputs of each 32 in front of the odd ones, the order of MXFP4's nibbles.
     """
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = column < D
+    after_producers(PDL)
     value = tl.load(x + row * X_STRIDE + column, mask=inside, other=0.0).to(tl.float32)
     if weight is not None:
         value *= tl.rsqrt(tl.sum(value * value, axis=0) / D + eps)
@@ -28,5 +31,10 @@ def norm_quant_kernel(
         value = rounded.to(tl.float32)
     found, exponent = round_groups(tl.reshape(value, (1, BLOCK)), 1, BLOCK, 128)
     place, group = row * D + column[None, :], tl.arange(0, BLOCK // 128)[None, :]
-    tl.store(codes + place, found.to(tl.uint8, bitcast=True), mask=inside[None, :])
+    found = found.to(tl.uint8, bitcast=True)
+    if codes is not None:
+        tl.store(codes + place, found, mask=inside[None, :])
+    if halves is not None:
+        order = column // 32 * 32 + column % 2 * 16 + column % 32 // 2
+        tl.store(halves + row * D + order[None, :], found, mask=inside[None, :])
     tl.store(scale + row * (D // 128) + group, exponent.to(tl.uint8), mask=group < D // 128)

@@ -9,7 +9,7 @@ from typing import Any
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
 
 EPS = 1e-6
-WIDTHS = (256, 1024, 1536, 4096, 7168)  # embedded checkpoint; query latents and hidden sizes of V4-Flash and V4-Pro
+WIDTHS = (256, 1024, 1536, 2048, 3072, 4096, 7168)  # embedded checkpoint; latents, expert and hidden sizes of V4
 
 
 def builds() -> tuple[KernelBuild, ...]:
@@ -19,10 +19,13 @@ def builds() -> tuple[KernelBuild, ...]:
 
     found = []
     for d in WIDTHS:
-        for kind, absent in (("round", ("weight", "normed")), ("norm", ("normed",)), ("norm,keep", ())):
-            given: dict[str, Any] = {**constants(d), **dict.fromkeys(absent)}
+        for kind, absent in (
+            ("round", ("weight", "normed", "halves")), ("round,halves", ("weight", "normed", "codes")),
+            ("norm", ("normed", "halves")), ("norm,keep", ("halves",)), ("norm,keep,halves", ()),
+        ):  # fmt: skip
+            given: dict[str, Any] = {**constants(d), **dict.fromkeys(absent), "PDL": False}
             signature = {
-                "x": "*bf16", "weight": "*bf16", "normed": "*bf16", "codes": "*u8", "scale": "*u8", "eps": "fp32",
+                "x": "*bf16", "weight": "*bf16", "normed": "*bf16", "codes": "*u8", "halves": "*u8", "scale": "*u8", "eps": "fp32",
                 "X_STRIDE": "i32:16", **dict.fromkeys(given, "constexpr"),
             }  # fmt: skip
             found.append(KernelBuild(f"{kind}[{d}]", kernels.norm_quant_kernel, signature, given, warps_of(d)))

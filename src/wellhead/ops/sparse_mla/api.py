@@ -73,7 +73,7 @@ def constants(config: Config, page: int, stride: int, other_page: int, other_str
     """The constexpr arguments: pages and strides are constants so that a slot is split without a division."""
     return {
         "WINDOW_PAGE": page, "WINDOW_STRIDE": stride, "EXTRA_PAGE": other_page, "EXTRA_STRIDE": other_stride,
-        "BH": config.heads, "BT": config.records, "SPLITS": config.splits, "CHAINS": config.chains,
+        "BH": config.heads, "BT": config.records, "SPLITS": config.splits,
     }  # fmt: skip
 
 

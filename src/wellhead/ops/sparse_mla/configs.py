@@ -16,7 +16,6 @@ class Config:
     records: int  # a tile
     num_warps: int
     num_stages: int = 1
-    chains: int = 1
 
 
 def choose_config(tokens: int, heads: int, most_records: int) -> Config:

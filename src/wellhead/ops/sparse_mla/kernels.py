@@ -71,7 +71,7 @@ def attend_kernel(
     q, window, window_slots, window_length, extra, extra_slots, extra_length, sink, out, part, part_stat,
     scale, HEADS, WINDOW_WIDTH, EXTRA_WIDTH,
     WINDOW_PAGE: tl.constexpr, WINDOW_STRIDE: tl.constexpr, EXTRA_PAGE: tl.constexpr, EXTRA_STRIDE: tl.constexpr,
-    BH: tl.constexpr, BT: tl.constexpr, SPLITS: tl.constexpr, CHAINS: tl.constexpr, PDL: tl.constexpr,
+    BH: tl.constexpr, BT: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out bf16 [B, H, 512], or with SPLITS > 1 part fp32 [B, SPLITS, H, 512] and part_stat [.., 2] = (peak, total).
 
@@ -119,16 +119,11 @@ def attend_kernel(
         c0, c1, c2, c3, c4, scales = _gather(
             window, extra, slots, tile + 1 < window_tiles, WINDOW_PAGE, WINDOW_STRIDE, EXTRA_PAGE, EXTRA_STRIDE
         )  # fmt: skip
-        if CHAINS == 1:
-            scores = tl.dot(q0, tl.trans(k0))
-            scores = tl.dot(q1, tl.trans(k1), scores)
-            scores = tl.dot(q2, tl.trans(k2), scores)
-            scores = tl.dot(q3, tl.trans(k3), scores)
-            scores = tl.dot(q4, tl.trans(k4), scores) * scale
-        else:
-            left = tl.dot(q2, tl.trans(k2), tl.dot(q0, tl.trans(k0)))  # two chains, since one waits for itself
-            right = tl.dot(q4, tl.trans(k4), tl.dot(q3, tl.trans(k3), tl.dot(q1, tl.trans(k1))))
-            scores = (left + right) * scale
+        scores = tl.dot(q0, tl.trans(k0))
+        scores = tl.dot(q1, tl.trans(k1), scores)
+        scores = tl.dot(q2, tl.trans(k2), scores)
+        scores = tl.dot(q3, tl.trans(k3), scores)
+        scores = tl.dot(q4, tl.trans(k4), scores) * scale
         scores = tl.where(valid[None, :], scores, float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, axis=1))
         anchor = tl.where(higher == float("-inf"), 0.0, higher)  # nothing valid yet: avoid inf - inf
