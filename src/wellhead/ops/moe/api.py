@@ -30,8 +30,8 @@ class PackedWeights:
 class Mxfp4Experts:
     """out = bf16(sum over a token's experts of w2 round(weight * silu(min(g, limit)) * clamp(u)) + shared).
 
-    run(codes E4M3 [T, d] in halves order (`layout.halves`, which norm_quant writes), scale u8 [T, d/128], ids i32 [T, K], weights fp32 [T, K], lists, packed, shared bf16 [T, d],
-    out bf16 [T, d]). `lists` are ExpertLists in blocks of `config.group`, of the same ids; an id that no list holds
+    run(codes E4M3 [T, d] in halves order (`layout.halves`; norm_quant writes it), scale u8 [T, d/128], ids i32 [T, K],
+    weights fp32 [T, K], lists, packed, shared bf16 [T, d], out bf16 [T, d]). `lists` are ExpertLists in blocks of `config.group`, of the same ids; an id that no list holds
     (-1, or another rank's) adds nothing and its expert is not read. g, u, the hidden vector and each expert's result
     are rounded to bf16; the hidden vector to E4M3 per 128 in front of w2. T may be 0. Allocates, synchronises nothing.
     """
@@ -91,7 +91,7 @@ class Mxfp4Experts:
         self.rounding.run(hidden, None, None, hidden_scale, halves=halves)
         kernels.down_kernel[(groups, d // c.down_rows)](
             halves.view(torch.uint8), hidden_scale, packed.w2, packed.s2, lists.block_expert, lists.slots, self.each,
-            d, m, **down_constants(c), num_warps=c.down_warps, **launch(),
+            d, m, **down_constants(c), num_warps=c.num_warps, **launch(),
         )  # fmt: skip
         kernels.combine_kernel[(tokens, -(-d // 1024))](
             self.each, ids, shared, out, d, self.top_k, lists.first_expert, e, BLOCK=1024, num_warps=4, **launch()

@@ -16,17 +16,16 @@ class Config:
     down_inputs: int
     num_stages: int
     num_warps: int = 4
-    down_warps: int = 4
 
 
 def choose_config(tokens: int, top_k: int, experts: int) -> Config:
-    """Groups as large as an expert is likely to be shared: tokens * top_k / experts, up to four.
+    """Groups as large as an expert is likely to be shared: tokens * top_k / experts, up to eight.
 
     Tiles measured on an H100 (docs/log.md).
     """
-    if tokens == 1:
-        return Config(1, 64, 64, 256, 256, 3)
     sharing = tokens * top_k / experts
-    if sharing <= 0.5:
-        return Config(1, 64, 128, 256, 256, 2)
-    return Config(2, 128, 128, 256, 128, 3) if sharing <= 1.5 else Config(4, 128, 256, 256, 128, 3)
+    if tokens == 1 or sharing <= 0.5:
+        return Config(1, 64, 64, 256, 256, 3)
+    if sharing <= 1.5:
+        return Config(2, 64, 64, 256, 256, 3)
+    return Config(4, 128, 128, 128, 128, 4) if sharing <= 2.5 else Config(8, 128, 128, 128, 128, 4)

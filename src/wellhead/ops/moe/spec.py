@@ -36,7 +36,7 @@ def builds() -> tuple[KernelBuild, ...]:
         signature = {
             "h": "*u8", "h_scale": "*u8", "w2": "*u8", "s2": "*u8", **lists, "y": "*bf16", **sizes, **dict.fromkeys(given, "constexpr")
         }  # fmt: skip
-        found.append(KernelBuild(f"down[{shape}]", kernels.down_kernel, signature, given, config.down_warps, *tile[1:]))
+        found.append(KernelBuild(f"down[{shape}]", kernels.down_kernel, signature, given, *tile))
     given = {"TOP_K": 6, "BLOCK": 1024, "PDL": False}
     signature = {
         "y": "*bf16", "ids": "*i32", "shared": "*bf16", "out": "*bf16", "D": "i32:16", "FIRST": "i32", "EXPERTS": "i32",
