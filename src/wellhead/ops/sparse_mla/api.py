@@ -52,7 +52,7 @@ class SparseMla:
             expect(name, value, (tokens, self.heads, kv_record.DIM), torch.bfloat16)
         expect("sink", sink, (self.heads,), torch.float32)
         for name, pool in (("window", window), ("selected", selected)):
-            _check(name, pool, tokens)
+            check_pool(name, pool, tokens)
         if not tokens:
             return
         kernels.attend_kernel[(tokens, -(-self.heads // c.heads), c.splits)](
@@ -93,7 +93,8 @@ def plan(tokens: int, heads: int, most_records: int, scale: float, *, device: to
     return SparseMla(tokens, heads, scale, config, part, stat)
 
 
-def _check(name: str, pool: Pool, tokens: int) -> None:
+def check_pool(name: str, pool: Pool, tokens: int) -> None:
+    """ValueError, naming what was given, unless the pool serves that many tokens."""
     cache, page = pool.cache, pool.page_size
     if cache.dim() != 2 or cache.dtype not in CACHE_DTYPES or cache.stride(1) != 1:
         raise ValueError(f"{name}.cache is {cache.dtype} {tuple(cache.shape)}; expected packed pages [pages, stride]")

@@ -1,0 +1,132 @@
+"""Sparse MLA prefill: many tokens fill the card, so a program takes one token's records whole and writes the result.
+
+A program owns BH heads of one token. A tile of BT packed records is gathered and unpacked to bf16 once, lies in shared
+memory once, and serves as keys and as values for all BH heads on the tensor cores. Slots and records as in `kernels`.
+"""
+
+import triton
+import triton.language as tl
+
+from wellhead.ops.device_formats import INTERPRETED, power_of_two
+
+DIM = tl.constexpr(512)
+QUARTER = tl.constexpr(128)  # a tile is unpacked, and the sums are kept, a quarter at a time: fewer live registers
+
+
+@triton.jit
+def _settled(x):
+    """x bf16. What unpacks it stays above, once: the compiler would move it behind the change of layout of each dot.
+
+    It would also see the bytes that x came from and lay the operands out for bytes, which ldmatrix cannot read.
+    """
+    if INTERPRETED:
+        return x
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.bfloat16, is_pure=False, pack=2)
+
+
+@triton.jit
+def _quarter(cache, data, scales, known, START: tl.constexpr, BT: tl.constexpr):
+    """bf16 [BT, 128] of dims START .. START + 127 of records at data; scales int64 [BT], a byte a group of 64 dims."""
+    column = tl.arange(0, QUARTER)[None, :]
+    codes = tl.load((cache + data)[:, None] + START + column, mask=known & (START + column < 448), other=0)
+    group = START // 64 + tl.arange(0, 2)[None, :]
+    scale = power_of_two((scales[:, None] >> (8 * group)) & 255)
+    values = tl.reshape(codes.to(tl.float8e4nv, bitcast=True).to(tl.float32), (BT, 2, 64)) * scale[:, :, None]
+    nope = tl.reshape(values, (BT, QUARTER)).to(tl.bfloat16)
+    if START == 384:  # the last 64 dims are rotary, stored as bf16
+        pointer = (cache + data + 448).to(tl.pointer_type(tl.bfloat16))[:, None] + (column - 64)
+        nope = tl.where(column < 64, nope, tl.load(pointer, mask=known & (column >= 64), other=0.0))
+    return _settled(nope)
+
+
+@triton.jit
+def _attend_tile(
+    q0, q1, q2, q3, peak, total, acc0, acc1, acc2, acc3, cache, slots_row, at, length, scale,
+    shift, stride, BT: tl.constexpr, KEYS_FIRST: tl.constexpr,
+):  # fmt: skip
+    """One online-softmax step over records at .. at + BT - 1 of a slot list; pages hold 2^shift records."""
+    place = at + tl.arange(0, BT)
+    slots = tl.load(slots_row + place, mask=place < length, other=-1)
+    valid = slots >= 0
+    slot = tl.maximum(slots, 0).to(tl.int64)
+    page, offset = (slot >> shift) * stride, slot & ((1 << shift) - 1)
+    data, known = page + offset * 576, valid[:, None]
+    tail = (cache + page + (576 << shift) + offset * 8).to(tl.pointer_type(tl.int64))
+    scales = tl.load(tail, mask=valid, other=0)
+    kv0 = _quarter(cache, data, scales, known, 0, BT)
+    kv1 = _quarter(cache, data, scales, known, 128, BT)
+    kv2 = _quarter(cache, data, scales, known, 256, BT)
+    kv3 = _quarter(cache, data, scales, known, 384, BT)
+    if KEYS_FIRST:
+        scores = tl.dot(kv0, q0)
+        scores = tl.dot(kv1, q1, scores)
+        scores = tl.dot(kv2, q2, scores)
+        scores = tl.trans(tl.dot(kv3, q3, scores))
+    else:
+        scores = tl.dot(q0, tl.trans(kv0))
+        scores = tl.dot(q1, tl.trans(kv1), scores)
+        scores = tl.dot(q2, tl.trans(kv2), scores)
+        scores = tl.dot(q3, tl.trans(kv3), scores)
+    scores = tl.where(valid[None, :], scores * scale, float("-inf"))
+    higher = tl.maximum(peak, tl.max(scores, axis=1))
+    anchor = tl.where(higher == float("-inf"), 0.0, higher)  # nothing valid yet: avoid inf - inf
+    fade = tl.exp(peak - anchor)
+    acc0, acc1, acc2, acc3 = acc0 * fade[:, None], acc1 * fade[:, None], acc2 * fade[:, None], acc3 * fade[:, None]
+    exact = tl.exp(scores - anchor[:, None])
+    total = total * fade + tl.sum(exact, axis=1)
+    p = exact.to(tl.bfloat16)
+    acc0 = tl.dot(p, kv0, acc0)
+    acc1 = tl.dot(p, kv1, acc1)
+    acc2 = tl.dot(p, kv2, acc2)
+    acc3 = tl.dot(p, kv3, acc3)
+    return higher, total, acc0, acc1, acc2, acc3
+
+
+@triton.jit
+def prefill_kernel(
+    q, window, window_slots, window_length, extra, extra_slots, extra_length, sink, out, scale,
+    HEADS, WINDOW_WIDTH, EXTRA_WIDTH,
+    WINDOW_SHIFT: tl.constexpr, WINDOW_STRIDE: tl.constexpr, EXTRA_SHIFT: tl.constexpr, EXTRA_STRIDE: tl.constexpr,
+    BH: tl.constexpr, BT: tl.constexpr, KEYS_FIRST: tl.constexpr,
+):  # fmt: skip
+    """out bf16 [T, H, 512] of q bf16 [T, H, 512], *_slots int [T, *_WIDTH] up to *_length i32 [T], sink fp32 [H].
+
+    Programs of one token are neighbours. KEYS_FIRST computes the scores as records x heads: with mma.sync each warp
+    then holds its own heads' queries and softmax, and no product is done twice.
+    """
+    parts = tl.cdiv(HEADS, BH)
+    token = (tl.program_id(0) // parts).to(tl.int64)
+    head, column = tl.program_id(0) % parts * BH + tl.arange(0, BH), tl.arange(0, QUARTER)
+    if KEYS_FIRST:
+        source, real = q + (token * HEADS + head)[None, :] * DIM + column[:, None], (head < HEADS)[None, :]
+    else:
+        source, real = q + (token * HEADS + head)[:, None] * DIM + column[None, :], (head < HEADS)[:, None]
+    q0 = tl.load(source, mask=real, other=0.0)
+    q1 = tl.load(source + 128, mask=real, other=0.0)
+    q2 = tl.load(source + 256, mask=real, other=0.0)
+    q3 = tl.load(source + 384, mask=real, other=0.0)
+
+    peak = tl.full((BH,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((BH,), dtype=tl.float32)
+    acc0 = tl.zeros((BH, QUARTER), dtype=tl.float32)
+    acc1, acc2, acc3 = acc0, acc0, acc0
+    window_length, extra_length = tl.load(window_length + token), tl.load(extra_length + token)
+    window_slots, extra_slots = window_slots + token * WINDOW_WIDTH, extra_slots + token * EXTRA_WIDTH
+    window_tiles = tl.cdiv(window_length, BT)
+    for tile in range(window_tiles + tl.cdiv(extra_length, BT)):  # one loop, so that loads run ahead across the pools
+        near = tile < window_tiles
+        peak, total, acc0, acc1, acc2, acc3 = _attend_tile(
+            q0, q1, q2, q3, peak, total, acc0, acc1, acc2, acc3,
+            tl.where(near, window, extra), tl.where(near, window_slots, extra_slots),
+            tl.where(near, tile, tile - window_tiles) * BT, tl.where(near, window_length, extra_length), scale,
+            tl.where(near, WINDOW_SHIFT, EXTRA_SHIFT), tl.where(near, WINDOW_STRIDE, EXTRA_STRIDE), BT, KEYS_FIRST,
+        )  # fmt: skip
+
+    anchor = tl.where(peak == float("-inf"), 0.0, peak)
+    weight = total + tl.exp(tl.load(sink + head, mask=head < HEADS, other=0.0) - anchor)
+    share, inside = (1.0 / weight)[:, None], (head < HEADS)[:, None]
+    target = out + (token * HEADS + head)[:, None] * DIM + column[None, :]
+    tl.store(target, (acc0 * share).to(tl.bfloat16), mask=inside)
+    tl.store(target + 128, (acc1 * share).to(tl.bfloat16), mask=inside)
+    tl.store(target + 256, (acc2 * share).to(tl.bfloat16), mask=inside)
+    tl.store(target + 384, (acc3 * share).to(tl.bfloat16), mask=inside)
