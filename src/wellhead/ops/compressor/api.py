@@ -60,7 +60,7 @@ class Decode:
         expect("sin", sin, (tokens, 32), torch.float32)
         expect("slots", slots, (tokens,), torch.int64)
         if self.page_size:
-            _check_cache(out, self.page_size)
+            check_cache(out, self.page_size)
             out = out.view(torch.uint8)
         else:
             expect("out", out, (tokens, self.dim), torch.bfloat16)
@@ -84,17 +84,23 @@ def supports(ratio: int, dim: int) -> str | None:
     return None if dim in (128, kv_record.DIM) else f"dim={dim}: 128 or {kv_record.DIM}"
 
 
-def plan_decode(ratio: int, dim: int, eps: float, *, page_size: int = 0) -> Decode:
-    """Plan for any number of requests; needs no workspace. page_size 0 gives bf16 entries instead of records."""
+def check_plan(ratio: int, dim: int, page_size: int) -> None:
+    """ValueError, naming what can be, unless these sizes can be planned."""
     why = supports(ratio, dim)
     if why is None and page_size and (dim != kv_record.DIM or page_size < 1 or page_size & (page_size - 1)):
         why = f"page_size={page_size}, dim={dim}: 0, or a power of two with entries of {kv_record.DIM}"
     if why is not None:
         raise ValueError(f"the compressor cannot be planned: {why}")
+
+
+def plan_decode(ratio: int, dim: int, eps: float, *, page_size: int = 0) -> Decode:
+    """Plan for any number of requests; needs no workspace. page_size 0 gives bf16 entries instead of records."""
+    check_plan(ratio, dim, page_size)
     return Decode(ratio, dim, eps, page_size, choose_config(ratio, dim))
 
 
-def _check_cache(cache: torch.Tensor, page_size: int) -> None:
+def check_cache(cache: torch.Tensor, page_size: int) -> None:
+    """ValueError, naming what was given, unless the cache holds pages of `page_size` packed records."""
     width = kv_record.page_stride(page_size)
     if cache.dim() != 2 or cache.dtype not in CACHE_DTYPES or cache.stride(1) != 1 or cache.shape[1] < width:
         raise ValueError(

@@ -65,6 +65,22 @@ def _normed_and_rotated(
 
 
 @triton.jit
+def _store_record(entry, slot, out, STRIDE, D: tl.constexpr, PAGE: tl.constexpr):
+    """bf16 [D], D 512, rounded as `formats.kv_record` to slot (-1: nowhere) of out u8, pages STRIDE bytes apart."""
+    if slot >= 0:
+        column, group = tl.arange(0, D), tl.arange(0, 8)
+        page, offset = out + slot // PAGE * STRIDE, slot % PAGE
+        data, tail = page + offset * RECORD, page + PAGE * RECORD + offset * 8
+        values = tl.reshape(entry.to(tl.float32), (8, 64))
+        exponent = scale_exponent(tl.max(tl.abs(values), axis=1))
+        codes = (values * power_of_two(254 - exponent)[:, None]).to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+        place = group[:, None] * 64 + tl.arange(0, 64)[None, :]
+        tl.store(data + place, codes, mask=(group < 7)[:, None])
+        tl.store(data.to(tl.pointer_type(tl.bfloat16)) + (column - NOPE // 2), entry, mask=column >= NOPE)
+        tl.store(tail + group, tl.where(group < 7, exponent, 0).to(tl.uint8))
+
+
+@triton.jit
 def advance_kernel(
     projected, ape, positions, state_slots, state, norm, cos, sin, slots, out, eps, STRIDE,
     D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, ROWS: tl.constexpr, PAGE: tl.constexpr,
@@ -97,15 +113,4 @@ def advance_kernel(
     if PAGE == 0:
         tl.store(out + token * D + column, entry)
     else:
-        slot = tl.load(slots + token)
-        if slot >= 0:
-            page, offset = out + slot // PAGE * STRIDE, slot % PAGE
-            data, tail = page + offset * RECORD, page + PAGE * RECORD + offset * 8
-            group = tl.arange(0, 8)
-            values = tl.reshape(entry.to(tl.float32), (8, 64))
-            exponent = scale_exponent(tl.max(tl.abs(values), axis=1))
-            codes = (values * power_of_two(254 - exponent)[:, None]).to(tl.float8e4nv).to(tl.uint8, bitcast=True)
-            place = group[:, None] * 64 + tl.arange(0, 64)[None, :]
-            tl.store(data + place, codes, mask=(group < 7)[:, None])
-            tl.store(data.to(tl.pointer_type(tl.bfloat16)) + (column - NOPE // 2), entry, mask=column >= NOPE)
-            tl.store(tail + group, tl.where(group < 7, exponent, 0).to(tl.uint8))
+        _store_record(entry, tl.load(slots + token), out, STRIDE, D, PAGE)

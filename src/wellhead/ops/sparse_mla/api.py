@@ -1,4 +1,4 @@
-"""Sparse MLA decode as a plan: window and selected records and the sink, one launch and, where split, a merge."""
+"""Sparse MLA as a plan: window and selected records and the sink, one launch and, where split, a merge."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from wellhead.ops.overlap import launch
 from wellhead.ops.sparse_mla.configs import Config, choose_config
 
 CACHE_DTYPES = (torch.uint8, torch.float8_e4m3fn, torch.int8)
+ALIGNMENT = 16  # bytes: records are read sixteen at a time, their scales eight
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class SparseMla:
             _check(name, pool, tokens)
         if not tokens:
             return
-        kernels.attend_kernel[(tokens, -(-self.heads // c.heads), c.splits)](
+        kernels.attend_kernel[(tokens * -(-self.heads // c.heads), c.splits)](
             q, window.cache.view(torch.uint8), window.slots, window.length, selected.cache.view(torch.uint8),
             selected.slots, selected.length, sink, out, self.part, self.part_stat, self.scale,
             self.heads, window.slots.shape[1], selected.slots.shape[1],
@@ -70,10 +71,11 @@ class SparseMla:
 
 
 def constants(config: Config, page: int, stride: int, other_page: int, other_stride: int) -> dict[str, int]:
-    """The constexpr arguments: pages and strides are constants so that a slot is split without a division."""
+    """The constexpr arguments; pages as powers of two, so that a slot of either pool is split without a division."""
     return {
-        "WINDOW_PAGE": page, "WINDOW_STRIDE": stride, "EXTRA_PAGE": other_page, "EXTRA_STRIDE": other_stride,
-        "BH": config.heads, "BT": config.records, "SPLITS": config.splits,
+        "WINDOW_SHIFT": page.bit_length() - 1, "WINDOW_STRIDE": stride,
+        "EXTRA_SHIFT": other_page.bit_length() - 1, "EXTRA_STRIDE": other_stride,
+        "BH": config.heads, "BT": config.records, "SPLITS": config.splits, "KEYS_FIRST": config.keys_first,
     }  # fmt: skip
 
 
@@ -98,10 +100,15 @@ def _check(name: str, pool: Pool, tokens: int) -> None:
     cache, page = pool.cache, pool.page_size
     if cache.dim() != 2 or cache.dtype not in CACHE_DTYPES or cache.stride(1) != 1:
         raise ValueError(f"{name}.cache is {cache.dtype} {tuple(cache.shape)}; expected packed pages [pages, stride]")
-    if page < 1 or page & (page - 1) or cache.shape[1] < kv_record.page_stride(page) or cache.stride(0) % 2:
+    if page < 1 or page & (page - 1) or cache.shape[1] < kv_record.page_stride(page):
         raise ValueError(
             f"{name}: pages of {page} records in {cache.shape[1]} bytes; expected a power of two of records and at "
             f"least {kv_record.page_stride(page)} bytes"
+        )
+    if cache.stride(0) % ALIGNMENT or cache.data_ptr() % ALIGNMENT:
+        raise ValueError(
+            f"{name}.cache: pages are {cache.stride(0)} bytes apart from address {cache.data_ptr() % ALIGNMENT} modulo "
+            f"{ALIGNMENT}; expected a multiple of {ALIGNMENT}, and 0"
         )
     expect(f"{name}.slots", pool.slots, (tokens, pool.slots.shape[-1]), torch.int32, torch.int64)
     expect(f"{name}.length", pool.length, (tokens,), torch.int32)

@@ -1,159 +1,153 @@
-"""Sparse MLA decode: window records, selected records and the sink in one launch, split over the records.
+"""Sparse MLA: window records, selected records and the sink in one launch, whole or split over the records.
 
 A program owns BH heads of one token and every SPLITS-th part of its records. A tile of BT packed records is gathered
-and unpacked to bf16 once and serves as keys and as values for all BH heads on the tensor cores, while the bytes of the
-next tile and the slots of the one after it are on their way. Parts meet in `merge_kernel` in a fixed order. A slot is
-page * P + offset, -1 none; its 576 data bytes are at page * stride + 576 * offset, its 8 scale bytes behind the page's
-data (formats.kv_record).
+and unpacked to bf16 once, lies in shared memory once, and serves as keys and as values for all BH heads on the tensor
+cores; the loop's stages fetch the slots two tiles ahead and the records one. Parts meet in `merge_kernel` in a fixed
+order. A slot is page * P + offset, -1 none; its 576 data bytes are at page * stride + 576 * offset, its 8 scale bytes
+behind the page's data (formats.kv_record).
 """
 
 import triton
 import triton.language as tl
 
-from wellhead.ops.device_formats import power_of_two
+from wellhead.ops.device_formats import INTERPRETED, power_of_two
 from wellhead.ops.overlap import after_producers
 
 DIM = tl.constexpr(512)
-WIDE = tl.constexpr(128)  # dims of the first three pieces of a record; the other two, E4M3 and rotary bf16, have 64
-NARROW = tl.constexpr(64)
+QUARTER = tl.constexpr(128)  # a tile is unpacked, and the sums are kept, a quarter at a time: fewer live registers
 
 
 @triton.jit
-def _slots_of(window_slots, window_length, extra_slots, extra_length, tile, window_tiles, BT: tl.constexpr):
-    """int64 [BT] slots of a tile, the window's tiles first; -1 beyond the length."""
-    lane = tl.arange(0, BT)
-    at = tile * BT + lane
-    mine = tl.load(window_slots + at, mask=(tile < window_tiles) & (at < window_length), other=-1)
-    at = (tile - window_tiles) * BT + lane
-    other = tl.load(extra_slots + at, mask=(tile >= window_tiles) & (at < extra_length), other=-1)
-    return tl.where(tile < window_tiles, mine.to(tl.int64), other.to(tl.int64))
+def _settled(x):
+    """x bf16. What unpacks it stays above, once: the compiler would move it behind the change of layout of each dot.
+
+    It would also see the bytes that x came from and lay the operands out for bytes, which ldmatrix cannot read.
+    """
+    if INTERPRETED:
+        return x
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.bfloat16, is_pure=False, pack=2)
 
 
 @triton.jit
-def _gather(
-    window, extra, slots, in_window,
-    WINDOW_PAGE: tl.constexpr, WINDOW_STRIDE: tl.constexpr, EXTRA_PAGE: tl.constexpr, EXTRA_STRIDE: tl.constexpr,
+def _quarter(cache, data, scales, known, START: tl.constexpr, BT: tl.constexpr):
+    """bf16 [BT, 128] of dims START .. START + 127 of records at data; scales int64 [BT], a byte a group of 64 dims."""
+    column = tl.arange(0, QUARTER)[None, :]
+    codes = tl.load((cache + data)[:, None] + START + column, mask=known & (START + column < 448), other=0)
+    group = START // 64 + tl.arange(0, 2)[None, :]
+    scale = power_of_two((scales[:, None] >> (8 * group)) & 255)
+    values = tl.reshape(codes.to(tl.float8e4nv, bitcast=True).to(tl.float32), (BT, 2, 64)) * scale[:, :, None]
+    nope = tl.reshape(values, (BT, QUARTER)).to(tl.bfloat16)
+    if START == 384:  # the last 64 dims are rotary, stored as bf16
+        pointer = (cache + data + 448).to(tl.pointer_type(tl.bfloat16))[:, None] + (column - 64)
+        nope = tl.where(column < 64, nope, tl.load(pointer, mask=known & (column >= 64), other=0.0))
+    return _settled(nope)
+
+
+@triton.jit
+def _attend_tile(
+    q0, q1, q2, q3, peak, total, acc0, acc1, acc2, acc3, cache, slots_row, at, length, scale,
+    shift, stride, BT: tl.constexpr, KEYS_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """The bytes of a tile's records: three pieces u8 [BT, 128], u8 [BT, 64], bf16 [BT, 64], scales int64 [BT]."""
+    """One online-softmax step over records at .. at + BT - 1 of a slot list; pages hold 2^shift records."""
+    place = at + tl.arange(0, BT)
+    slots = tl.load(slots_row + place, mask=place < length, other=-1)
     valid = slots >= 0
-    slot = tl.maximum(slots, 0)
-    page, offset = slot // WINDOW_PAGE * WINDOW_STRIDE, slot % WINDOW_PAGE
-    data, tail = page + offset * 576, page + WINDOW_PAGE * 576 + offset * 8
-    page, offset = slot // EXTRA_PAGE * EXTRA_STRIDE, slot % EXTRA_PAGE
-    data = tl.where(in_window, data, page + offset * 576)
-    tail = tl.where(in_window, tail, page + EXTRA_PAGE * 576 + offset * 8)
-    cache = tl.where(in_window, window, extra)
-    record, known = (cache + data)[:, None], valid[:, None]
-    wide, narrow = tl.arange(0, WIDE)[None, :], tl.arange(0, NARROW)[None, :]
-    c0 = tl.load(record + wide, mask=known, other=0)
-    c1 = tl.load(record + 128 + wide, mask=known, other=0)
-    c2 = tl.load(record + 256 + wide, mask=known, other=0)
-    c3 = tl.load(record + 384 + narrow, mask=known, other=0)
-    rotary = (cache + data + 448).to(tl.pointer_type(tl.bfloat16))[:, None] + narrow
-    c4 = tl.load(rotary, mask=known, other=0.0)
-    scales = tl.load((cache + tail).to(tl.pointer_type(tl.int64)), mask=valid, other=0)
-    return c0, c1, c2, c3, c4, scales
-
-
-@triton.jit
-def _unpack(codes, scales, GROUP: tl.constexpr, BT: tl.constexpr, COLUMNS: tl.constexpr):
-    """bf16 [BT, COLUMNS] of E4M3 codes u8, from scale group GROUP on, one group for 64 columns."""
-    values = codes.to(tl.float8e4nv, bitcast=True).to(tl.float32)
-    scale = power_of_two((scales >> (8 * GROUP)) & 255)[:, None]
-    if COLUMNS == 128:
-        right = power_of_two((scales >> (8 * GROUP + 8)) & 255)[:, None]
-        scale = tl.where(tl.arange(0, COLUMNS)[None, :] < 64, scale, right)
-    return (values * scale).to(tl.bfloat16)
+    slot = tl.maximum(slots, 0).to(tl.int64)
+    page, offset = (slot >> shift) * stride, slot & ((1 << shift) - 1)
+    data, known = page + offset * 576, valid[:, None]
+    tail = (cache + page + (576 << shift) + offset * 8).to(tl.pointer_type(tl.int64))
+    scales = tl.load(tail, mask=valid, other=0)
+    kv0 = _quarter(cache, data, scales, known, 0, BT)
+    kv1 = _quarter(cache, data, scales, known, 128, BT)
+    kv2 = _quarter(cache, data, scales, known, 256, BT)
+    kv3 = _quarter(cache, data, scales, known, 384, BT)
+    if KEYS_FIRST:
+        scores = tl.dot(kv0, q0)
+        scores = tl.dot(kv1, q1, scores)
+        scores = tl.dot(kv2, q2, scores)
+        scores = tl.trans(tl.dot(kv3, q3, scores))
+    else:
+        scores = tl.dot(q0, tl.trans(kv0))
+        scores = tl.dot(q1, tl.trans(kv1), scores)
+        scores = tl.dot(q2, tl.trans(kv2), scores)
+        scores = tl.dot(q3, tl.trans(kv3), scores)
+    scores = tl.where(valid[None, :], scores * scale, float("-inf"))
+    higher = tl.maximum(peak, tl.max(scores, axis=1))
+    anchor = tl.where(higher == float("-inf"), 0.0, higher)  # nothing valid yet: avoid inf - inf
+    fade = tl.exp(peak - anchor)
+    acc0, acc1, acc2, acc3 = acc0 * fade[:, None], acc1 * fade[:, None], acc2 * fade[:, None], acc3 * fade[:, None]
+    exact = tl.exp(scores - anchor[:, None])
+    total = total * fade + tl.sum(exact, axis=1)
+    p = exact.to(tl.bfloat16)
+    acc0 = tl.dot(p, kv0, acc0)
+    acc1 = tl.dot(p, kv1, acc1)
+    acc2 = tl.dot(p, kv2, acc2)
+    acc3 = tl.dot(p, kv3, acc3)
+    return higher, total, acc0, acc1, acc2, acc3
 
 
 @triton.jit
 def attend_kernel(
-    q, window, window_slots, window_length, extra, extra_slots, extra_length, sink, out, part, part_stat,
-    scale, HEADS, WINDOW_WIDTH, EXTRA_WIDTH,
-    WINDOW_PAGE: tl.constexpr, WINDOW_STRIDE: tl.constexpr, EXTRA_PAGE: tl.constexpr, EXTRA_STRIDE: tl.constexpr,
-    BH: tl.constexpr, BT: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr,
+    q, window, window_slots, window_length, extra, extra_slots, extra_length, sink, out, part, part_stat, scale,
+    HEADS, WINDOW_WIDTH, EXTRA_WIDTH,
+    WINDOW_SHIFT: tl.constexpr, WINDOW_STRIDE: tl.constexpr, EXTRA_SHIFT: tl.constexpr, EXTRA_STRIDE: tl.constexpr,
+    BH: tl.constexpr, BT: tl.constexpr, SPLITS: tl.constexpr, KEYS_FIRST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """out bf16 [B, H, 512], or with SPLITS > 1 part fp32 [B, SPLITS, H, 512] and part_stat [.., 2] = (peak, total).
+    """out bf16 [T, H, 512], or with SPLITS > 1 part fp32 [T, SPLITS, H, 512] and part_stat [.., 2] = (peak, total).
 
-    q bf16 [B, H, 512]; caches u8; slots i32 or i64 [B, WIDTH], only the first `length` i32 [B] of them are looked at;
-    sink fp32 [H]. Probabilities are rounded to bf16 before they meet the values, their sum is not.
+    q bf16 [T, H, 512]; caches u8; *_slots i32 or i64 [T, *_WIDTH], only the first *_length i32 [T] of them are looked
+    at; sink fp32 [H]. Grid (T * ceil(H / BH), SPLITS), programs of one token neighbours. KEYS_FIRST computes the scores
+    as records x heads: with mma.sync each warp then holds its own heads' queries and softmax, and no product is done
+    twice. Probabilities are rounded to bf16 before they meet the values, their sum is not.
     """
-    token, split = tl.program_id(0).to(tl.int64), tl.program_id(2)
-    head = tl.program_id(1) * BH + tl.arange(0, BH)
-    inside = (head < HEADS)[:, None]
-    wide, narrow = tl.arange(0, WIDE)[None, :], tl.arange(0, NARROW)[None, :]
-    place = (token * HEADS + head)[:, None] * DIM
+    groups, split = tl.cdiv(HEADS, BH), tl.program_id(1)
+    token = (tl.program_id(0) // groups).to(tl.int64)
+    head, column = tl.program_id(0) % groups * BH + tl.arange(0, BH), tl.arange(0, QUARTER)
+    if KEYS_FIRST:
+        source, real = q + (token * HEADS + head)[None, :] * DIM + column[:, None], (head < HEADS)[None, :]
+    else:
+        source, real = q + (token * HEADS + head)[:, None] * DIM + column[None, :], (head < HEADS)[:, None]
     after_producers(PDL)
-    q0 = tl.load(q + place + wide, mask=inside, other=0.0)
-    q1 = tl.load(q + place + 128 + wide, mask=inside, other=0.0)
-    q2 = tl.load(q + place + 256 + wide, mask=inside, other=0.0)
-    q3 = tl.load(q + place + 384 + narrow, mask=inside, other=0.0)
-    q4 = tl.load(q + place + 448 + narrow, mask=inside, other=0.0)
+    q0 = tl.load(source, mask=real, other=0.0)
+    q1 = tl.load(source + 128, mask=real, other=0.0)
+    q2 = tl.load(source + 256, mask=real, other=0.0)
+    q3 = tl.load(source + 384, mask=real, other=0.0)
 
-    mine = tl.minimum(tl.load(window_length + token), WINDOW_WIDTH)
-    other = tl.minimum(tl.load(extra_length + token), EXTRA_WIDTH)
-    window_slots += token * WINDOW_WIDTH
-    extra_slots += token * EXTRA_WIDTH
-    window_tiles = tl.cdiv(mine, BT)
-    tiles = window_tiles + tl.cdiv(other, BT)
-    each = tl.cdiv(tiles, SPLITS)
-    first, last = split * each, tl.minimum(split * each + each, tiles)
-
-    slots = _slots_of(window_slots, mine, extra_slots, other, first, window_tiles, BT)
-    later = _slots_of(window_slots, mine, extra_slots, other, first + 1, window_tiles, BT)
-    c0, c1, c2, c3, c4, scales = _gather(
-        window, extra, slots, first < window_tiles, WINDOW_PAGE, WINDOW_STRIDE, EXTRA_PAGE, EXTRA_STRIDE
-    )  # fmt: skip
     peak = tl.full((BH,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BH,), dtype=tl.float32)
-    acc0 = tl.zeros((BH, WIDE), dtype=tl.float32)
-    acc1, acc2 = acc0, acc0
-    acc3 = tl.zeros((BH, NARROW), dtype=tl.float32)
-    acc4 = acc3
-    for tile in range(first, last):
-        k0, k1 = _unpack(c0, scales, 0, BT, WIDE), _unpack(c1, scales, 2, BT, WIDE)
-        k2, k3, k4 = _unpack(c2, scales, 4, BT, WIDE), _unpack(c3, scales, 6, BT, NARROW), c4
-        valid = slots >= 0
-        slots = later
-        later = _slots_of(window_slots, mine, extra_slots, other, tile + 2, window_tiles, BT)
-        c0, c1, c2, c3, c4, scales = _gather(
-            window, extra, slots, tile + 1 < window_tiles, WINDOW_PAGE, WINDOW_STRIDE, EXTRA_PAGE, EXTRA_STRIDE
+    acc0 = tl.zeros((BH, QUARTER), dtype=tl.float32)
+    acc1, acc2, acc3 = acc0, acc0, acc0
+    window_length = tl.minimum(tl.load(window_length + token), WINDOW_WIDTH)
+    extra_length = tl.minimum(tl.load(extra_length + token), EXTRA_WIDTH)
+    window_slots, extra_slots = window_slots + token * WINDOW_WIDTH, extra_slots + token * EXTRA_WIDTH
+    window_tiles = tl.cdiv(window_length, BT)
+    tiles = window_tiles + tl.cdiv(extra_length, BT)
+    each = tl.cdiv(tiles, SPLITS)
+    for tile in range(split * each, tl.minimum(split * each + each, tiles)):  # one loop: loads run ahead across pools
+        near = tile < window_tiles
+        peak, total, acc0, acc1, acc2, acc3 = _attend_tile(
+            q0, q1, q2, q3, peak, total, acc0, acc1, acc2, acc3,
+            tl.where(near, window, extra), tl.where(near, window_slots, extra_slots),
+            tl.where(near, tile, tile - window_tiles) * BT, tl.where(near, window_length, extra_length), scale,
+            tl.where(near, WINDOW_SHIFT, EXTRA_SHIFT), tl.where(near, WINDOW_STRIDE, EXTRA_STRIDE), BT, KEYS_FIRST,
         )  # fmt: skip
-        scores = tl.dot(q0, tl.trans(k0))
-        scores = tl.dot(q1, tl.trans(k1), scores)
-        scores = tl.dot(q2, tl.trans(k2), scores)
-        scores = tl.dot(q3, tl.trans(k3), scores)
-        scores = tl.dot(q4, tl.trans(k4), scores) * scale
-        scores = tl.where(valid[None, :], scores, float("-inf"))
-        higher = tl.maximum(peak, tl.max(scores, axis=1))
-        anchor = tl.where(higher == float("-inf"), 0.0, higher)  # nothing valid yet: avoid inf - inf
-        exact = tl.exp(scores - anchor[:, None])
-        p = exact.to(tl.bfloat16)
-        fade = tl.exp(peak - anchor)
-        total = total * fade + tl.sum(exact, axis=1)
-        peak, fade = higher, fade[:, None]
-        acc0 = tl.dot(p, k0, acc0 * fade)
-        acc1 = tl.dot(p, k1, acc1 * fade)
-        acc2 = tl.dot(p, k2, acc2 * fade)
-        acc3 = tl.dot(p, k3, acc3 * fade)
-        acc4 = tl.dot(p, k4, acc4 * fade)
 
+    inside = (head < HEADS)[:, None]
     if SPLITS == 1:
         anchor = tl.where(peak == float("-inf"), 0.0, peak)
         weight = total + tl.exp(tl.load(sink + head, mask=head < HEADS, other=0.0) - anchor)
         share = (1.0 / weight)[:, None]
-        target = out + place
+        target = out + (token * HEADS + head)[:, None] * DIM + column[None, :]
     else:
         row = (token * SPLITS + split) * HEADS + head
         tl.store(part_stat + row * 2, peak, mask=head < HEADS)
         tl.store(part_stat + row * 2 + 1, total, mask=head < HEADS)
         share = tl.full((BH, 1), 1.0, dtype=tl.float32)
-        target = part + row[:, None] * DIM
-    tl.store(target + wide, (acc0 * share).to(target.dtype.element_ty), mask=inside)
-    tl.store(target + 128 + wide, (acc1 * share).to(target.dtype.element_ty), mask=inside)
-    tl.store(target + 256 + wide, (acc2 * share).to(target.dtype.element_ty), mask=inside)
-    tl.store(target + 384 + narrow, (acc3 * share).to(target.dtype.element_ty), mask=inside)
-    tl.store(target + 448 + narrow, (acc4 * share).to(target.dtype.element_ty), mask=inside)
+        target = part + row[:, None] * DIM + column[None, :]
+    tl.store(target, (acc0 * share).to(target.dtype.element_ty), mask=inside)
+    tl.store(target + 128, (acc1 * share).to(target.dtype.element_ty), mask=inside)
+    tl.store(target + 256, (acc2 * share).to(target.dtype.element_ty), mask=inside)
+    tl.store(target + 384, (acc3 * share).to(target.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -73,12 +73,15 @@ def _same_width(
     pools: Sequence[tuple[torch.Tensor, torch.Tensor]],
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Groups of tokens (int64 indices) that use equally many columns of each pool, in whole tiles."""
+    device = pools[0][1].device
     used = [
-        ((slots >= 0) * torch.arange(1, slots.shape[1] + 1)).amax(1) for _, slots in pools if slots.shape[1]
+        ((slots >= 0) * torch.arange(1, slots.shape[1] + 1, device=device)).amax(1)
+        for _, slots in pools
+        if slots.shape[1]
     ]
     tiles = torch.stack([(count + TILE - 1) // TILE * TILE for count in used], 1)
     if tiles.shape[0] == 1:
-        yield tiles[0].tolist(), torch.zeros(1, dtype=torch.int64)
+        yield tiles[0].tolist(), torch.zeros(1, dtype=torch.int64, device=device)
         return
     distinct, group = tiles.unique(dim=0, return_inverse=True)
     for index, widths in enumerate(distinct.tolist()):

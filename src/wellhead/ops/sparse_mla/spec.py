@@ -1,4 +1,4 @@
-"""SPEC of sparse MLA decode."""
+"""SPEC of sparse MLA, decode and prefill."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBui
 WINDOW = 128
 LAYOUTS = {"c4": 64, "c128": 2}  # records of a logical page of the selected pool
 SHAPES = ((64, 512), (128, 1024), (32, 512), (8, 512))  # heads on a rank, selected records
+PREFILL = ((256, 64, 512), (4096, 64, 512), (256, 128, 1024))  # tokens, heads, selected records
+DECODED = 64  # tokens: the largest decode batch of a case; more are a prefill
 _MMA = {arch: "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" for arch in ("sm89", "sm120", "sm121")}
 
 
@@ -25,13 +27,13 @@ def builds() -> tuple[KernelBuild, ...]:
         "extra_slots": "*i32", "extra_length": "*i32", "sink": "*fp32", "out": "*bf16", "part": "*fp32",
         "part_stat": "*fp32", "scale": "fp32", "HEADS": "i32", "WINDOW_WIDTH": "i32:16", "EXTRA_WIDTH": "i32:16",
     }  # fmt: skip
-    configs = {choose_config(t, h, WINDOW + k): None for h, k in SHAPES for t in (1, 4, 16, 64)}
+    configs = {choose_config(t, h, WINDOW + k): None for h, k in SHAPES for t in (1, 4, 16, 64, 4096)}
     found = []
     for config in configs:
         for kind, page in LAYOUTS.items():
             given = {**constants(config, 256, page_stride(256), page, page_stride(page)), "PDL": False}
             signature = {**tensors, **dict.fromkeys(given, "constexpr")}
-            name = f"attend[{kind},heads={config.heads},splits={config.splits}]"
+            name = f"attend[{kind},heads={config.heads},records={config.records},splits={config.splits}]"
             tile = config.num_warps, config.num_stages, _MMA
             found.append(KernelBuild(name, kernels.attend_kernel, signature, given, *tile))
     for splits in sorted({config.splits for config in configs if config.splits > 1}):
@@ -49,7 +51,10 @@ def supports(sizes: Sizes) -> str | None:
 
 
 def make(tokens: int, heads: int, selected: int, page: int, generator: Any, device: Any) -> dict[str, Any]:
-    """q, sink and two pools; every token's slots are drawn from pools four times as large as one token needs."""
+    """q, sink and two pools; every token's slots are drawn from pools four times as large as one token needs.
+
+    In a prefill a slot may be drawn twice: distinct ones would take a matrix of tokens x pool to draw.
+    """
     import torch
 
     from wellhead.formats import kv_record
@@ -61,8 +66,11 @@ def make(tokens: int, heads: int, selected: int, page: int, generator: Any, devi
         pages = -(-4 * width // size)
         cache = kv_record.allocate_pages(pages, size)
         kv_record.write(cache, torch.arange(pages * size), normal(pages * size, kv_record.DIM).bfloat16().cpu())
-        chance = torch.rand(tokens, pages * size, generator=generator, device=generator.device)
-        slots = chance.topk(width).indices
+        if tokens > DECODED:
+            slots = torch.randint(pages * size, (tokens, width), generator=generator, device=generator.device)
+        else:
+            chance = torch.rand(tokens, pages * size, generator=generator, device=generator.device)
+            slots = chance.topk(width).indices
         return cache.to(device), slots.int().to(device)
 
     window, window_slots = pool(WINDOW, 256)
@@ -99,20 +107,23 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
 
 
 def prepare_reference(inputs: Mapping[str, Any]) -> Callable[[], Any]:
-    """On the CPU, where the reference's caches live."""
+    """On the CPU, where the reference's caches live; a prefill where its inputs are."""
     from wellhead.ops.sparse_mla import reference
 
-    pools = [(inputs[name].cpu(), inputs[f"{name}_slots"].cpu().long()) for name in ("window", "extra")]
-    q, sink = inputs["q"].cpu(), inputs["sink"].cpu()
+    device = inputs["q"].device if len(inputs["q"]) > DECODED else "cpu"
+    pools = [(inputs[name].to(device), inputs[f"{name}_slots"].to(device).long()) for name in ("window", "extra")]
+    q, sink = inputs["q"].to(device), inputs["sink"].to(device)
     return lambda: reference.attend_paged(q, pools, sink, q.shape[-1] ** -0.5)
 
 
 def _case(tokens: int, heads: int, selected: int) -> Case:
+    """A decode's tokens share no record; a prefill's share all, and read each pool of `make` once."""
     sizes = {"tokens": tokens, "heads": heads, "selected": selected, "page": LAYOUTS["c4"]}
-    records = WINDOW + selected
-    moved = tokens * (records * (584 + 4) + 2 * heads * 1024)
+    records, prefill = WINDOW + selected, tokens > DECODED
+    moved = (4 if prefill else tokens) * records * 584 + tokens * (records * 4 + 2 * heads * 1024)
     draw = partial(make, tokens, heads, selected, LAYOUTS["c4"])
-    return Case(f"B={tokens},H={heads},K={WINDOW}+{selected}", sizes, draw, moved, 4 * tokens * heads * records * 512)
+    title = f"{'prefill T' if prefill else 'B'}={tokens},H={heads},K={WINDOW}+{selected}"
+    return Case(title, sizes, draw, moved, 4 * tokens * heads * records * 512)
 
 
 SPEC = OpSpec(
@@ -129,7 +140,10 @@ SPEC = OpSpec(
         ),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
-    cases=tuple(_case(tokens, heads, k) for heads, k in SHAPES for tokens in (1, 4, 16, 64)),
+    cases=(
+        *(_case(tokens, heads, k) for heads, k in SHAPES for tokens in (1, 4, 16, 64)),
+        *(_case(*shape) for shape in PREFILL),
+    ),
     error=ErrorBudget(
         2.0**-6,
         2.0**-6,
