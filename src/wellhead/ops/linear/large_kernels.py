@@ -19,7 +19,7 @@ def _tile(tiles_m, tiles_n, GROUP: tl.constexpr):
     return first + inside % height, inside // height
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TOKENS"])
 def large_kernel(
     x, x_scale, w, w_scale, y,
     TOKENS, N, K,

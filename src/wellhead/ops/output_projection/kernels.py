@@ -1,6 +1,6 @@
 """Grouped output projection: heads turned back by their position, then a block-FP8 weight times bf16 rows.
 
-`gemv_kernel` multiplies on CUDA cores, a few weight rows a program: for one to four tokens. `tile_kernel` gives the
+`gemv_kernel` multiplies on CUDA cores, a few weight rows a program: for one or two tokens. `tile_kernel` gives the
 weight, widened to bf16, to the tensor cores as their M side: for more. A head is 512 inputs, of which the last 64 turn.
 """
 
@@ -16,10 +16,9 @@ LAST = tl.constexpr(448)  # the first dim that turns
 
 
 @triton.jit
-def _turned_back(tail, positions, freqs, token, used, ROWS: tl.constexpr):
-    """bf16 [ROWS, 64]: the last dims of heads, turned back by the position of `token` ([1] or [ROWS])."""
-    position = tl.load(positions + token, mask=used, other=0).to(tl.float32)
-    cos, sin = cos_sin(position[:, None] * tl.load(freqs + tl.arange(0, ROTATED // 2))[None, :])
+def _turned_back(tail, position, freqs, ROWS: tl.constexpr):
+    """bf16 [ROWS, 64]: the last dims of heads, turned back by their position ([1] or [ROWS])."""
+    cos, sin = cos_sin(position.to(tl.float32)[:, None] * tl.load(freqs + tl.arange(0, ROTATED // 2))[None, :])
     return turn(tail.to(tl.float32), cos, -sin, ROWS).to(tl.bfloat16)
 
 
@@ -30,7 +29,7 @@ def _sums(weight, a, scale, BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
     return tl.sum(weight * tl.reshape(scaled, (1, BLOCKS * BLOCK)), axis=1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TOKENS"])
 def gemv_kernel(
     o, positions, freqs, w, w_scale, z,
     TOKENS, N,
@@ -55,18 +54,17 @@ def gemv_kernel(
     scale = tl.load(scale_at + tl.arange(0, K // 128))
     last_weight = tl.load(w_at + last[None, :]).to(tl.float8e4nv, bitcast=True).to(tl.float32)
     last_scale = tl.load(scale_at + head * 4 + 3)
-    for token in tl.static_range(M):
-        used = token < TOKENS
+    for each in tl.static_range(M):
+        token = tl.minimum(each, TOKENS - 1)  # past the end: the last one again, with the same result
         o_at = o + (token * groups + group).to(tl.int64) * K
-        a = tl.load(o_at + k, mask=used & (k % HEAD < LAST), other=0.0)
-        tail_at = o_at + head[:, None] * HEAD + LAST + tl.arange(0, ROTATED)[None, :]
-        tail = tl.load(tail_at, mask=used, other=0.0)
-        tail = _turned_back(tail, positions, freqs, token + tl.arange(0, 1), used, P)
+        a = tl.load(o_at + k, mask=k % HEAD < LAST, other=0.0)
+        tail = tl.load(o_at + head[:, None] * HEAD + LAST + tl.arange(0, ROTATED)[None, :])
+        tail = _turned_back(tail, tl.load(positions + token + tl.arange(0, 1)), freqs, P)
         total = _sums(weight, a, scale, K // 128, 128) + _sums(last_weight, tail, last_scale, P, ROTATED)
-        tl.store(z + token * (groups * N) + row, total.to(tl.bfloat16), mask=used)
+        tl.store(z + token * (groups * N) + row, total.to(tl.bfloat16))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TOKENS"])
 def tile_kernel(
     o, positions, freqs, w, w_scale, z, z_scale,
     TOKENS, N,
@@ -94,11 +92,11 @@ def tile_kernel(
         a = tl.load(o_at + block * 128 + k[None, :], mask=mask, other=0.0)
         acc += tl.dot(codes.to(tl.bfloat16), tl.trans(a)) * power_of_two(tl.load(scale_at + block))
     if ROTATE:
-        last = LAST + tl.arange(0, ROTATED)[None, :]
+        last, position = LAST + tl.arange(0, ROTATED)[None, :], tl.load(positions + token, mask=used, other=0)
         for head in range(P):
             codes = tl.load(w_at + head * HEAD + last).to(tl.float8e4nv, bitcast=True)
             tail = tl.load(o_at + head * HEAD + last, mask=used[:, None], other=0.0)
-            a = _turned_back(tail, positions, freqs, token, used, BT)
+            a = _turned_back(tail, position, freqs, BT)
             acc += tl.dot(codes.to(tl.bfloat16), tl.trans(a)) * power_of_two(tl.load(scale_at + head * 4 + 3))
     out = tl.trans(acc).to(tl.bfloat16)
     place = token.to(tl.int64)[:, None] * (groups * N) + row[None, :]
