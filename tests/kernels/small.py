@@ -13,6 +13,7 @@ from wellhead.ops.kv_store.spec import make as kv_store
 from wellhead.ops.linear.spec import make as linear
 from wellhead.ops.moe.spec import make as moe
 from wellhead.ops.norm_quant.spec import make as norm_quant
+from wellhead.ops.output_projection.spec import make as output_projection
 from wellhead.ops.rope.spec import make as rope
 from wellhead.ops.routing.spec import make as routing
 from wellhead.ops.sampling.spec import make as sampling
@@ -29,6 +30,7 @@ SMALL: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     "indexer": partial(indexer, "fp8", 3, 2, 8, 256),
     "topk": partial(topk, 3, 4096, 64),
     "sparse_mla": partial(sparse_mla, 2, 16, 64, 64),
+    "output_projection": partial(output_projection, 3, 4, 2, 128),
     "routing": partial(routing, 3, 256, 16, 2),
     "moe": partial(moe, 3, 256, 256, 6, 2),
     "sampling": partial(sampling, 3, 2048, True),

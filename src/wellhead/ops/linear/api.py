@@ -8,6 +8,7 @@ import torch
 
 from wellhead.ops.checks import expect
 from wellhead.ops.linear.configs import Config, choose_config
+from wellhead.ops.linear.large_configs import SMALL_TOKENS, LargeConfig, choose_large
 from wellhead.ops.overlap import launch
 
 
@@ -18,7 +19,8 @@ class BlockFp8Linear:
     run(x, x_scale, weight E4M3 [N, K], scale u8 [ceil(N/128), K/128], out bf16 [T, N]): x is E4M3 [T, K] with x_scale
     u8 [T, K/128], or bf16 [T, K] with x_scale None, which is rounded on the way in exactly as
     `formats.block_fp8.quantize_rows` does. T may be 0. One launch; allocates and synchronises nothing. A row's bits do
-    not depend on the other rows as long as the number of rows stays within one power of two.
+    not depend on the other rows as long as the number of rows stays within one power of two. More than 64 rows should
+    come as E4M3: bf16 rows then run through the kernel for few tokens, which reads the weight once per 64 of them.
     """
 
     n: int
@@ -43,6 +45,16 @@ class BlockFp8Linear:
         expect("out", out, (tokens, self.n), torch.bfloat16)
         if not tokens:
             return
+        if tokens > SMALL_TOKENS and x_scale is not None:
+            from wellhead.ops.linear.large_kernels import large_kernel
+
+            large = choose_large(tokens, self.n)
+            tiles = -(-tokens // large.tokens) * -(-self.n // large.rows)
+            large_kernel[(tiles,)](
+                x.view(torch.uint8), x_scale, weight.view(torch.uint8), scale, out, tokens, self.n, self.k,
+                **large_constants(large), num_warps=large.num_warps, num_stages=large.num_stages, **launch(),
+            )  # fmt: skip
+            return
         config = choose_config(tokens, self.n, self.k, rounds=x_scale is None)
         codes = x if x_scale is None else x.view(torch.uint8)
         given = (codes, x_scale, weight.view(torch.uint8), scale, out)
@@ -61,6 +73,11 @@ def constants(config: Config, rounds: bool) -> dict[str, int | bool]:
     if config.gemv:
         return {"BN": config.rows, "KC": config.inputs, "ROUND": rounds}
     return {"M": config.tokens, "BN": config.rows, "ROUND": rounds, "STAGES": config.num_stages}
+
+
+def large_constants(config: LargeConfig) -> dict[str, int]:
+    """The constexpr arguments of the kernel for many tokens."""
+    return {"BM": config.tokens, "BN": config.rows, "GROUP": config.group}
 
 
 def supports(n: int, k: int) -> str | None:

@@ -1,0 +1,1 @@
+from wellhead.ops.output_projection import reference as reference

@@ -1,0 +1,31 @@
+"""Which kernel and which tile the output projection takes, from the number of tokens alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FEW_TOKENS = 64  # up to here heads are turned on the way in; beyond, a launch of its own is cheaper than turning again
+GEMV_TOKENS = 2  # every few weight rows read all tokens' activations again: beyond this L2 is the limit, not the memory
+
+
+@dataclass(frozen=True)
+class Config:
+    """`tokens` and weight `rows` a program; gemv or tensor cores."""
+
+    gemv: bool
+    tokens: int
+    rows: int
+    num_warps: int
+    num_stages: int
+
+
+def choose_config(tokens: int) -> Config:
+    """The same for every number of tokens up to the next power of two."""
+    padded = 1 << max(0, tokens - 1).bit_length()
+    if padded <= GEMV_TOKENS:
+        return Config(True, padded, 8 if padded == 1 else 4, 4 if padded == 1 else 8, 1)
+    if padded <= 16:
+        return Config(False, 16, 32, 4, 6)
+    if padded <= FEW_TOKENS:
+        return Config(False, padded, 64, 4, 5 if padded == 32 else 4)
+    return Config(False, 64, 128, 8, 4) if padded <= 256 else Config(False, 128, 128, 8, 3)

@@ -1,0 +1,113 @@
+"""Grouped output projection: heads turned back by their position, then a block-FP8 weight times bf16 rows.
+
+`gemv_kernel` multiplies on CUDA cores, a few weight rows a program: for one or two tokens. `tile_kernel` gives the
+weight, widened to bf16, to the tensor cores as their M side: for more. A head is 512 inputs, of which the last 64 turn.
+"""
+
+import triton
+import triton.language as tl
+
+from wellhead.ops.device_formats import power_of_two, round_groups
+from wellhead.ops.overlap import after_producers
+from wellhead.ops.rope.kernels import cos_sin, turn
+
+HEAD = tl.constexpr(512)
+ROTATED = tl.constexpr(64)
+LAST = tl.constexpr(448)  # the first dim that turns
+
+
+@triton.jit
+def _turned_back(tail, position, freqs, ROWS: tl.constexpr):
+    """bf16 [ROWS, 64]: the last dims of heads, turned back by their position ([1] or [ROWS])."""
+    cos, sin = cos_sin(position.to(tl.float32)[:, None] * tl.load(freqs + tl.arange(0, ROTATED // 2))[None, :])
+    return turn(tail.to(tl.float32), cos, -sin, ROWS).to(tl.bfloat16)
+
+
+@triton.jit
+def _sums(weight, a, scale, BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
+    """fp32 [BN]: fp32 weight [BN, BLOCKS BLOCK] times bf16 a, whose blocks are scaled by bytes [BLOCKS], summed."""
+    scaled = tl.reshape(a.to(tl.float32), (BLOCKS, BLOCK)) * power_of_two(scale)[:, None]
+    return tl.sum(weight * tl.reshape(scaled, (1, BLOCKS * BLOCK)), axis=1)
+
+
+@triton.jit(do_not_specialize=["TOKENS"])
+def gemv_kernel(
+    o, positions, freqs, w, w_scale, z,
+    TOKENS, N,
+    M: tl.constexpr, P: tl.constexpr, BN: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """z bf16 [TOKENS, G N] of M >= TOKENS tokens: one program per (BN rows of w E4M3 [G N, 512 P], group of P heads).
+
+    No loop: all of a program's weights are asked for at once. The dims that turn are left out of the long sum and have
+    a short one, whose weights are by then in L1. The scales multiply the activations.
+    """
+    K: tl.constexpr = P * HEAD
+    group, groups = tl.program_id(1), tl.num_programs(1)
+    first = group * N + tl.program_id(0) * BN
+    row, head = first + tl.arange(0, BN), tl.arange(0, P)
+    k, turning = tl.arange(0, K), tl.arange(0, P * ROTATED)
+    w_at = w + row.to(tl.int64)[:, None] * K
+    scale_at = w_scale + (first // 128).to(tl.int64) * (K // 128)
+    # as many neighbours a thread as of bf16 (8) and of the turned dims (4): weights meet activations in registers
+    eight = tl.multiple_of(tl.max_contiguous(tl.arange(0, K), 8), 8)
+    last = tl.multiple_of(tl.max_contiguous(turning // ROTATED * HEAD + LAST + turning % ROTATED, 4), 4)
+    weight = tl.load(w_at + eight[None, :]).to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    scale = tl.load(scale_at + tl.arange(0, K // 128))
+    last_weight = tl.load(w_at + last[None, :]).to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    last_scale = tl.load(scale_at + head * 4 + 3)
+    after_producers(PDL)
+    for each in tl.static_range(M):
+        token = tl.minimum(each, TOKENS - 1)  # past the end: the last one again, with the same result
+        o_at = o + (token * groups + group).to(tl.int64) * K
+        a = tl.load(o_at + k, mask=k % HEAD < LAST, other=0.0)
+        tail = tl.load(o_at + head[:, None] * HEAD + LAST + tl.arange(0, ROTATED)[None, :])
+        tail = _turned_back(tail, tl.load(positions + token + tl.arange(0, 1)), freqs, P)
+        total = _sums(weight, a, scale, K // 128, 128) + _sums(last_weight, tail, last_scale, P, ROTATED)
+        tl.store(z + token * (groups * N) + row, total.to(tl.bfloat16))
+
+
+@triton.jit(do_not_specialize=["TOKENS"])
+def tile_kernel(
+    o, positions, freqs, w, w_scale, z, z_scale,
+    TOKENS, N,
+    P: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, ROTATE: tl.constexpr, ROUND: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """z [TOKENS, G N]: one program per (BN rows of w, BT tokens, group of P heads); BN 32, 64 or 128.
+
+    z is bf16, or with ROUND (BN 128) E4M3 with a scale byte per 128, z_scale u8 [TOKENS, G N / 128]. With ROTATE the
+    dims that turn are left out of the first loop and come in the second, 64 a step.
+    """
+    K: tl.constexpr = P * HEAD
+    group, groups = tl.program_id(2), tl.num_programs(2)
+    first = group * N + tl.program_id(0) * BN
+    row, token = first + tl.arange(0, BN), tl.program_id(1) * BT + tl.arange(0, BT)
+    used, k = token < TOKENS, tl.arange(0, 128)
+    w_at = w + row.to(tl.int64)[:, None] * K
+    scale_at = w_scale + (first // 128).to(tl.int64) * (K // 128)
+    o_at = o + ((token.to(tl.int64) * groups + group) * K)[:, None]
+    after_producers(PDL)
+    acc = tl.zeros((BN, BT), dtype=tl.float32)
+    for block in range(K // 128):
+        codes = tl.load(w_at + block * 128 + k[None, :]).to(tl.float8e4nv, bitcast=True)
+        mask = used[:, None]
+        if ROTATE:
+            mask = mask & ((block % 4 < 3) | (k < 64))[None, :]
+        a = tl.load(o_at + block * 128 + k[None, :], mask=mask, other=0.0)
+        acc += tl.dot(codes.to(tl.bfloat16), tl.trans(a)) * power_of_two(tl.load(scale_at + block))
+    if ROTATE:
+        last, position = LAST + tl.arange(0, ROTATED)[None, :], tl.load(positions + token, mask=used, other=0)
+        for head in range(P):
+            codes = tl.load(w_at + head * HEAD + last).to(tl.float8e4nv, bitcast=True)
+            tail = tl.load(o_at + head * HEAD + last, mask=used[:, None], other=0.0)
+            a = _turned_back(tail, position, freqs, BT)
+            acc += tl.dot(codes.to(tl.bfloat16), tl.trans(a)) * power_of_two(tl.load(scale_at + head * 4 + 3))
+    out = tl.trans(acc).to(tl.bfloat16)
+    place = token.to(tl.int64)[:, None] * (groups * N) + row[None, :]
+    if ROUND:
+        codes, exponent = round_groups(out.to(tl.float32), BT, BN, 128)
+        tl.store(z + place, codes.to(tl.uint8, bitcast=True), mask=used[:, None])
+        group_at = token.to(tl.int64)[:, None] * (groups * N // 128) + first // 128 + tl.arange(0, 1)[None, :]
+        tl.store(z_scale + group_at, exponent.to(tl.uint8), mask=used[:, None])
+    else:
+        tl.store(z + place, out, mask=used[:, None])
