@@ -13,6 +13,7 @@ import triton
 
 from wellhead.dispatch.capability import Card, detect
 from wellhead.dispatch.spec import REFERENCE, Case, OpSpec
+from wellhead.testing.agreement import compare, results
 from wellhead.testing.timing import Roof, times
 
 ROTATED_BYTES = 1 << 30  # several times any L2
@@ -32,13 +33,11 @@ def measure(spec: OpSpec, case: Case, impl: str, roof: Roof) -> dict[str, Any]:
     sets = max(2, min(MOST_SETS, ROTATED_BYTES // max(case.bytes, 1)))
     inputs = [case.make(torch.Generator("cuda").manual_seed(seed), "cuda") for seed in range(sets)]
     runs = [prepare(drawn) for drawn in inputs]
-    found, expected = runs[0]().cpu().float(), reference(inputs[0])().cpu().float()
-    excess = (found - expected).abs() - (spec.error.absolute + spec.error.relative * expected.abs())
-    error = float((found - expected).norm() / expected.norm())
-    if not bool((excess <= 0).all()):
+    agreed = compare(results(runs[0]), results(reference(inputs[0])), spec.error)
+    if not agreed:
         raise Incorrect(
-            f"{spec.name} {case.name}: {int((excess > 0).sum())} of {excess.numel()} values outside the budget, "
-            f"relative error {error:.2e}"
+            f"{spec.name} {case.name}: {agreed.outside} of {agreed.total} values outside the budget, "
+            f"relative error {agreed.error:.2e}"
         )
     took = times(runs)
     speed = case.bytes / took.median / 1e3
@@ -46,7 +45,7 @@ def measure(spec: OpSpec, case: Case, impl: str, roof: Roof) -> dict[str, Any]:
         "op": spec.name, "case": case.name, "impl": impl, "arch": card.arch, "gpu": card.name,
         "us_median": round(took.median, 2), "us_p20": round(took.p20, 2), "us_p80": round(took.p80, 2),
         "bytes": case.bytes, "gb_s": round(speed, 1), "roof_gb_s": round(roof.best, 1),
-        "share": round(speed / roof.best, 4), "error": error, "torch": torch.__version__, "triton": triton.__version__,
+        "share": round(speed / roof.best, 4), "error": agreed.error, "torch": torch.__version__, "triton": triton.__version__,
         "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }  # fmt: skip
 

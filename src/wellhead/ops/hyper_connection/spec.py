@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
@@ -10,6 +10,7 @@ from wellhead.ops.hyper_connection import configs
 from wellhead.ops.hyper_connection.configs import PRE_ROWS, STREAMS
 
 WIDTHS = (256, 4096, 7168)  # the embedded checkpoint, V4-Flash, V4-Pro
+EPS, ITERATIONS = 1e-6, 20
 BF16_MMA = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
 
 
@@ -77,7 +78,7 @@ def make(sizes: Sizes) -> Any:
         tokens, n, d = sizes["tokens"], sizes["n"], sizes["d"]
 
         def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(*shape, generator=generator).to(device)
+            return torch.randn(*shape, generator=generator, device=generator.device).to(device)
 
         return {
             "streams": normal(tokens, n, d).bfloat16(),
@@ -93,6 +94,39 @@ def make(sizes: Sizes) -> Any:
     return draw
 
 
+def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """post + pre: the new streams, the normed contraction, post and comb."""
+    import torch
+
+    from wellhead.ops.hyper_connection import api
+
+    streams = inputs["streams"]
+    tokens, n, d = streams.shape
+    made = api.plan(tokens, d, n, norm_eps=EPS, hc_eps=EPS, iterations=ITERATIONS, device=streams.device)
+    site = api.Site(inputs["fn"], inputs["base"], inputs["scale"], inputs["norm_weight"])
+    mixing = inputs["post_weight"], inputs["comb"]
+    out = torch.empty_like(streams), torch.empty_like(inputs["y"]), *map(torch.empty_like, mixing)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        api.post_pre(made, inputs["y"], streams, *mixing, site, *out)
+        return out
+
+    return run
+
+
+def prepare_reference(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    from wellhead.ops.hyper_connection import reference
+    from wellhead.ops.norm_quant.reference import rms_norm
+
+    def run() -> tuple[Any, ...]:
+        streams = reference.post(inputs["y"], inputs["streams"], inputs["post_weight"], inputs["comb"])
+        site = inputs["fn"], inputs["base"], inputs["scale"]
+        u, post, comb = reference.pre(streams, *site, norm_eps=EPS, hc_eps=EPS, iterations=ITERATIONS)
+        return streams, rms_norm(u, inputs["norm_weight"], EPS), post, comb
+
+    return run
+
+
 def _case(tokens: int, d: int) -> Case:
     sizes = {"tokens": tokens, "n": STREAMS, "d": d}
     # post+pre: streams read, written and read again by the contraction; y, out; fn once
@@ -106,8 +140,8 @@ SPEC = OpSpec(
     name="hyper_connection",
     summary="mixing of the residual streams",
     impls=(
-        Impl("triton", needs=("kernels",), shared_bytes=74240, builds=builds, supports=supports),
-        Impl(REFERENCE),
+        Impl("triton", needs=("kernels",), shared_bytes=74240, builds=builds, supports=supports, prepare=prepare),
+        Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(t, d) for d in (4096, 7168) for t in (1, 4, 16, 64, 256, 4096)) + (_case(3, 256),),
     error=ErrorBudget(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
 
+SCALE = 1.5
 SHAPES = ((4096, 256, 6), (7168, 384, 6))  # width, experts, top-k
 _MMA = {arch: "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" for arch in ("sm80", "sm89", "sm120", "sm121")}
 
@@ -54,16 +56,47 @@ def supports(sizes: Sizes) -> str | None:
 
 
 def make(tokens: int, width: int, experts: int, top_k: int, generator: Any, device: Any) -> dict[str, Any]:
-    """x, gate, bias, ids and weights of one case."""
+    """x, gate and bias of one case, on grids so coarse that every sum is exact: no choice hangs on rounding."""
     import torch
 
+    def grid(most: int, step: float, *shape: int) -> torch.Tensor:
+        drawn = torch.randint(-most, most + 1, shape, generator=generator, device=generator.device)
+        return (drawn * step).to(device)
+
     return {
-        "x": torch.randn(tokens, width, generator=generator).bfloat16().to(device),
-        "gate": (torch.randn(experts, width, generator=generator) / width**0.5).bfloat16().to(device),
-        "bias": (torch.randn(experts, generator=generator) / 8).to(device),
-        "ids": torch.empty(tokens, top_k, dtype=torch.int32, device=device),
-        "weights": torch.empty(tokens, top_k, device=device),
+        "x": grid(4, 0.25, tokens, width).bfloat16(),
+        "gate": grid(3, 2.0**-7, experts, width).bfloat16(),
+        "bias": grid(32, 2.0**-7, experts).float(),
+        "top_k": top_k,
     }
+
+
+def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """Affinities, ids and weights."""
+    import torch
+
+    from wellhead.ops.routing.api import plan
+
+    x, top_k = inputs["x"], inputs["top_k"]
+    router = plan(*x.shape, len(inputs["gate"]), top_k, SCALE, device=x.device)
+    ids = torch.empty(len(x), top_k, dtype=torch.int32, device=x.device)
+    weights = torch.empty(len(x), top_k, device=x.device)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        router.choose(x, inputs["gate"], inputs["bias"], ids, weights)
+        return router.scores, ids, weights
+
+    return run
+
+
+def prepare_reference(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    from wellhead.ops.routing import reference
+
+    def run() -> tuple[Any, ...]:
+        scores = reference.affinity(inputs["x"], inputs["gate"])
+        return scores, *reference.choose(scores, inputs["top_k"], SCALE, inputs["bias"])
+
+    return run
 
 
 def case(tokens: int, width: int, experts: int, top_k: int) -> Case:
@@ -78,7 +111,10 @@ def case(tokens: int, width: int, experts: int, top_k: int) -> Case:
 SPEC = OpSpec(
     name="routing",
     summary="experts of each token, weights and token lists",
-    impls=(Impl("triton", needs=("kernels",), shared_bytes=65536, builds=builds, supports=supports), Impl(REFERENCE)),
+    impls=(
+        Impl("triton", needs=("kernels",), shared_bytes=65536, builds=builds, supports=supports, prepare=prepare),
+        Impl(REFERENCE, prepare=prepare_reference),
+    ),
     cases=tuple(case(tokens, *shape) for shape in SHAPES for tokens in (1, 4, 16, 64, 256, 4096)),
     error=ErrorBudget(
         2e-5, 2e-6, "fp32 sums of d products in two orders; the choice is exact where affinities differ by more"

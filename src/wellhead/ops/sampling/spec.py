@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -53,27 +54,53 @@ def supports(sizes: Sizes) -> str | None:
     return of(sizes["rows"], sizes["columns"])
 
 
-def make(rows: int, columns: int, generator: Any, device: Any) -> dict[str, Any]:
-    """logits, position and out of one case."""
+def make(rows: int, columns: int, restricted: bool, generator: Any, device: Any) -> dict[str, Any]:
+    """Logits, and whether all the launches of a restricted draw run on them."""
     import torch
 
-    return {
-        "logits": (torch.randn(rows, columns, generator=generator) * 4).to(device),
-        "position": torch.arange(rows, device=device),
-        "out": torch.empty(rows, dtype=torch.int64, device=device),
-    }
+    logits = torch.randn(rows, columns, generator=generator, device=generator.device) * 4
+    return {"logits": logits.to(device), "restricted": restricted}
 
 
-def case(rows: int) -> Case:
+def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """Greedy rows; or a draw from the one likeliest token, which has the same result by every other launch."""
+    import torch
+
+    from wellhead.ops.sampling.api import plan
+
+    logits, restricted = inputs["logits"], inputs["restricted"]
+    rows = len(logits)
+    sampler = plan(*logits.shape, sampled=restricted, top_k=restricted, top_p=restricted, device=logits.device)
+    if restricted:
+        sampler.set([0.5] * rows, [1] * rows, [0.9] * rows, list(range(rows)))
+    position = torch.arange(rows, device=logits.device)
+    out = torch.empty(rows, dtype=torch.int64, device=logits.device)
+
+    def run() -> torch.Tensor:
+        sampler.run(logits, position, out)
+        return out
+
+    return run
+
+
+def prepare_reference(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    return lambda: inputs["logits"].argmax(-1)
+
+
+def case(rows: int, restricted: bool) -> Case:
     sizes = {"rows": rows, "columns": VOCABULARY}
-    return Case(f"{rows} rows of {VOCABULARY}", sizes, partial(make, rows, VOCABULARY), rows * (VOCABULARY * 4 + 8))
+    name = f"{rows} rows of {VOCABULARY}, {'top-k and top-p' if restricted else 'greedy'}"
+    return Case(name, sizes, partial(make, rows, VOCABULARY, restricted), rows * (VOCABULARY * 4 + 8))
 
 
 SPEC = OpSpec(
     name="sampling",
     summary="the next token from its logits",
-    impls=(Impl("triton", needs=("kernels",), shared_bytes=32768, builds=builds, supports=supports), Impl(REFERENCE)),
-    cases=tuple(case(rows) for rows in (1, 4, 16, 64, 256)),
+    impls=(
+        Impl("triton", needs=("kernels",), shared_bytes=32768, builds=builds, supports=supports, prepare=prepare),
+        Impl(REFERENCE, prepare=prepare_reference),
+    ),
+    cases=tuple(case(rows, restricted) for rows in (1, 4, 16, 64, 256) for restricted in (False, True)),
     error=ErrorBudget(0, 0, "greedy and top-k choose among given numbers; a nucleus boundary is decided to 2^-22"),
     batch_invariant=True,
     batch_reason="a program reads one row, sums are of integers, and noise depends on seed, position and token only",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -46,11 +47,38 @@ def make(rows: int, columns: int, k: int, generator: Any, device: Any) -> dict[s
     """logits, lengths (full rows), table and out of one case."""
     import torch
 
-    logits = torch.randn(rows, columns, generator=generator).to(device)
-    table = torch.randperm(rows * columns // 64, generator=generator).int().reshape(rows, -1).to(device)
+    logits = torch.randn(rows, columns, generator=generator, device=generator.device).to(device)
+    order = torch.randperm(rows * columns // 64, generator=generator, device=generator.device)
+    table = order.int().reshape(rows, -1).to(device)
     lengths = torch.full((rows,), columns, dtype=torch.int32, device=device)
     out = torch.empty(rows, k, dtype=torch.int64, device=device)
     return {"logits": logits, "lengths": lengths, "table": table, "out": out}
+
+
+def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    from wellhead.ops.topk.api import plan
+
+    logits, out = inputs["logits"], inputs["out"]
+    chosen = plan(*logits.shape, out.shape[1], device=logits.device)
+
+    def run() -> Any:
+        chosen.run(logits, inputs["lengths"], inputs["table"], out)
+        return out
+
+    return run
+
+
+def prepare_reference(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """Entries by the reference, then their slots."""
+    from wellhead.ops.topk import reference
+    from wellhead.ops.topk.api import PAGE
+
+    def run() -> Any:
+        entries = reference.select(inputs["logits"], inputs["lengths"], inputs["out"].shape[1])
+        pages = inputs["table"].long().gather(1, entries.clamp_min(0) // PAGE)
+        return (pages * PAGE + entries % PAGE).masked_fill(entries < 0, -1)
+
+    return run
 
 
 def case(rows: int, columns: int, k: int) -> Case:
@@ -62,7 +90,10 @@ def case(rows: int, columns: int, k: int) -> Case:
 SPEC = OpSpec(
     name="topk",
     summary="the k best entries of each query, as cache slots",
-    impls=(Impl("triton", needs=("kernels",), shared_bytes=8192, builds=builds, supports=supports), Impl(REFERENCE)),
+    impls=(
+        Impl("triton", needs=("kernels",), shared_bytes=8192, builds=builds, supports=supports, prepare=prepare),
+        Impl(REFERENCE, prepare=prepare_reference),
+    ),
     cases=(
         case(1, 262144, 512),
         *(case(rows, 65536, 512) for rows in (1, 4, 16, 64)),

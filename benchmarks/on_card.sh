@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Everything that needs a card, in parts: on_card.sh OUT PART...
+#   native    the kernels' tests compiled for this card, and inside CUDA graphs
+#   moved     the same tests on SM120's code moved to this Hopper
+#   memcheck  the native tests under compute-sanitizer
+#   bench     every op's cases: JSON lines in OUT/ops.jsonl
+# Logs land in OUT; the last lines say what failed. The files run beside each other: most of the time is compiling.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+out=$1
+shift
+mkdir -p "$out"
+export PYTHONPATH=src OMP_NUM_THREADS=2
+
+tests() { # name, options of pytest, command in front of it
+    local name=$1 options=$2 front=${3:-}
+    local files=(tests/kernels/interpreted_*.py)
+    [ -z "$options" ] && files+=(tests/kernels/test_graphs.py)
+    for file in "${files[@]}"; do
+        local log="$out/$name-$(basename "$file" .py).log"
+        # shellcheck disable=SC2086
+        $front python3 -m pytest -q -x --tb=short -p no:cacheprovider $options "$file" >"$log" 2>&1 &
+    done
+    wait
+    for log in "$out/$name"-*.log; do
+        printf '%-44s %s\n' "$(basename "$log" .log)" "$(grep -E 'passed|failed|error' "$log" | tail -1)"
+        grep -E '^(FAILED|ERROR) |ERROR SUMMARY: [1-9]' "$log" | head -5
+    done
+}
+
+for part in "$@"; do
+    echo "== $part"
+    case $part in
+    native) tests native "" ;;
+    moved) tests moved --sm120 ;;
+    memcheck) tests memcheck "" "compute-sanitizer --tool memcheck --error-exitcode 99 --target-processes all" ;;
+    bench)
+        for op in $(python3 -c 'from wellhead.ops.registry import OPS; print(*OPS)'); do
+            python3 -m wellhead bench "$op" --jsonl "$out/ops.jsonl"
+        done
+        ;;
+    *) echo "no part $part; there are native, moved, memcheck, bench" && exit 2 ;;
+    esac
+done
