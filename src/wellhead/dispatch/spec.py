@@ -73,7 +73,8 @@ class Impl:
     needs are feature names (`dispatch.features`); shared_bytes is the most shared memory one of its kernels
     takes a block, compared with the feature of that name. supports(sizes) returns None or the reason why these
     sizes cannot run, naming what can; an exception in it is a bug and propagates. prepare(inputs of a case) plans and
-    returns run(), which computes the op's output into a tensor it owns and returns it.
+    returns run(), which computes the op's output into a tensor it owns and returns it. reference, likewise, is the
+    mathematics of an implementation whose numerics are not those of the op's reference on purpose.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Impl:
     builds: Callable[[], tuple[KernelBuild, ...]] = no_builds
     supports: Callable[[Sizes], str | None] = every_size
     prepare: Callable[[Mapping[str, Any]], Callable[[], Any]] | None = None
+    reference: Callable[[Mapping[str, Any]], Callable[[], Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,9 @@ def gate_up_kernel(
     """h[slot] = weight * silu(min(gate, limit)) * clamp(up): bf16 or, if ROUND, rounded from bf16 to E4M3 with h_scale.
 
     One program per (block of G slots, R / 2 hidden channels), the programs of a block next to each other. x E4M3
-    [T, D], x_scale u8 [T, D/128]; w13 E4M3 [E, 2m, D], rows gate_i, up_i in turn, and s13 [E, 2m/128, D/128], u8 or fp32
-    (WIDE), in turn likewise; block_expert i32 [blocks] (-1: no block), block_slots i32 [blocks, G] (slot = token * TOP_K
-    + place, -1 none); h [T * TOP_K, m], h_scale u8 [T * TOP_K, m/128].
+    [T, D], x_scale u8 [T, D/128]; w13 E4M3 [E, 2m, D], rows gate_i, up_i in turn, and s13 [E, 2m/128, D/128], u8 or
+    fp32 (WIDE), in turn likewise; block_expert i32 [blocks] (-1: no block), block_slots i32 [blocks, G] (slot = token *
+    TOP_K + place, -1 none); h [T * TOP_K, m], h_scale u8 [T * TOP_K, m/128].
     """
     tiles = 2 * M_INTER // R
     at, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles

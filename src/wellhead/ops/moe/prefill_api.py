@@ -17,14 +17,14 @@ from wellhead.ops.routing.api import ExpertLists
 class Product:
     """How E2M1 weights meet activations."""
 
-    name: str
     rounded: bool  # activations are E4M3 per 128 in front of both products, as the checkpoint was made for
     native: bool  # block-scaled instructions over E4M3; otherwise bf16, which holds every factor exactly
 
 
-W4A8 = Product("w4a8", rounded=True, native=True)
-W4A8_BF16 = Product("w4a8 in bf16", rounded=True, native=False)
-W4A16 = Product("w4a16", rounded=False, native=False)
+W4A8 = Product(rounded=True, native=True)
+W4A8_BF16 = Product(rounded=True, native=False)
+W4A16 = Product(rounded=False, native=False)
+PRODUCTS = {"w4a8": W4A8, "w4a8-bf16": W4A8_BF16, "w4a16": W4A16}
 
 
 @dataclass(frozen=True)
