@@ -59,7 +59,8 @@ def widen_mxfp4(packed, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     wide = packed.to(tl.uint32)
     pair = ((wide * 0x00040040) & 0x01C001C0) | ((wide * 0x01001000) & 0x80008000)
     codes = tl.join((pair & 0xFFFF).to(tl.uint16), (pair >> 16).to(tl.uint16))
-    unbias = tl.full((1, 1, 1), 253 << 7, tl.uint16).to(tl.bfloat16, bitcast=True)  # 2^126
+    # a scalar: past a constant tile the compiler no longer widens in the registers of the product's operand
+    unbias = tl.full((), 2.0**126, tl.float32).to(tl.bfloat16)
     values = tl.reshape(codes.to(tl.bfloat16, bitcast=True) * unbias, (ROWS, COLUMNS // 32, 32))
     factor = (scale.to(tl.uint16) << 7).to(tl.bfloat16, bitcast=True)
     return tl.reshape(values * factor[:, :, None], (ROWS, COLUMNS))

@@ -9,7 +9,10 @@ from wellhead.dispatch.spec import KernelBuild, Sizes
 from wellhead.ops.moe.drawing import LIMIT, POOL
 
 TOKENS = (256, 4096)  # of the cases
-_BF16 = {**dict.fromkeys(("sm80", "sm89", "sm120", "sm121"), "m16n8k16"), "sm90": "wgmma.mma_async.sync.aligned"}
+_BF16 = {
+    **dict.fromkeys(("sm89", "sm120", "sm121"), "m16n8k16.row.col.f32.bf16"),
+    "sm90": "wgmma.mma_async.sync.aligned",
+}
 _SCALED = "kind::mxf8f6f4.block_scale"
 # sm_121: Triton 3.6 and 3.7 lower the block-scaled product to bf16, 3.9 does not
 _NATIVE = {"sm120": _SCALED, "sm121@3.9": _SCALED}
@@ -29,7 +32,10 @@ def builds(name: str) -> tuple[KernelBuild, ...]:
     found = []
     for config in {choose_prefill(tokens, 6, POOL, product.rounded): None for tokens in (65, 1024, 4096)}:
         mma = _NATIVE if native else _BF16
-        given: dict[str, Any] = {**gate_up_constants(config, product), **({} if native else NO_SCALES)}
+        given: dict[str, Any] = {
+            **gate_up_constants(config, product),
+            **({} if native else {"x_scale": None, "h_scale": None}),
+        }
         signature = {
             "x": rows, "x_scale": "*u8", "w13": words, "s13": "*u8", **lists, "slot_weight": "*fp32", "h": rows,
             "h_scale": "*u8", **sizes, "TOP_K": "i32", "limit": "fp32", **dict.fromkeys(given, "constexpr"),
@@ -54,9 +60,6 @@ def builds(name: str) -> tuple[KernelBuild, ...]:
         signature = {"codes": "*fp8e4nv", "scale": "*u8", "out": "*bf16", "D": "i32:16", "BLOCK": "constexpr"}
         found.append(KernelBuild("widen[1024]", kernels.widen_kernel, signature, {"BLOCK": 1024}))
     return tuple(found)
-
-
-NO_SCALES = {"x_scale": None, "h_scale": None}
 
 
 def supports(sizes: Sizes) -> str | None:
