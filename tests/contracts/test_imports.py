@@ -71,8 +71,8 @@ def room(dotted: str, package: Path) -> str:
 def op_half(dotted: str) -> tuple[str, str] | None:
     """(op, "reference" or "kernels") of a name inside one half of an op folder."""
     parts = dotted.split(".")
-    if len(parts) >= 4 and parts[1] == "ops" and parts[3] in ("reference", "kernels"):
-        return parts[2], parts[3]
+    if len(parts) >= 4 and parts[1] == "ops" and (parts[3] == "reference" or parts[3].endswith("kernels")):
+        return parts[2], "reference" if parts[3] == "reference" else "kernels"
     return None
 
 
@@ -168,6 +168,8 @@ PLANTED = [
         "reference must not import kernels",
     ),
     ("ops/linear/kernels.py", "from . import reference", "kernels must not import reference"),
+    ("ops/linear/wide_kernels.py", "from .reference import f", "kernels must not import reference"),
+    ("ops/linear/reference.py", "from .wide_kernels import f", "reference must not import kernels"),
     ("ops/deepseek_linear.py", "", "a model's name in a file name"),
     ("ops/linear/api.py", "class DeepseekLinear: ...", "a model's name in identifier 'DeepseekLinear'"),
     ("engine/llm.py", "def f(deepseek_config): ...", "a model's name in identifier 'deepseek_config'"),

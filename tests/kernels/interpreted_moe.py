@@ -30,7 +30,7 @@ def found(case: dict[str, torch.Tensor], *, first: int = 0, planned: int | None 
     out = torch.full((tokens, d_out), torch.nan, dtype=torch.bfloat16, device=DEVICE)
     lists.run(case["ids"])
     packed = api.PackedWeights(case["w13"], case["s13"], case["w2"], case["s2"])
-    plan.run(case["codes"], case["scale"], case["ids"], case["weights"], lists, packed, case["shared"], out)
+    plan.run(case["halves"], case["scale"], case["ids"], case["weights"], lists, packed, case["shared"], out)
     return out.cpu()
 
 
@@ -76,7 +76,7 @@ def test_another_ranks_experts_add_nothing() -> None:
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     case = drawn(6)
     whole = found(case, planned=6)
-    rows = ("x", "codes", "scale", "ids", "weights", "shared")
+    rows = ("x", "halves", "scale", "ids", "weights", "shared")
     alone = {name: value[2:3].clone() if name in rows else value for name, value in case.items()}
     assert torch.equal(found(alone, planned=6)[0], whole[2])
 

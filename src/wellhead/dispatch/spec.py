@@ -74,7 +74,8 @@ class Impl:
     takes a block, compared with the feature of that name. supports(sizes) returns None or the reason why these
     sizes cannot run, naming what can; an exception in it is a bug and propagates. prepare(inputs of a case) plans and
     returns run(), which computes the op's output into tensors it owns and returns them, one or a tuple; or a function
-    that reads them where the output is packed, so that run() itself is nothing but the op.
+    that reads them where the output is packed, so that run() itself is nothing but the op. reference, likewise, is the
+    mathematics of an implementation whose numerics are not those of the op's reference on purpose.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Impl:
     builds: Callable[[], tuple[KernelBuild, ...]] = no_builds
     supports: Callable[[Sizes], str | None] = every_size
     prepare: Callable[[Mapping[str, Any]], Callable[[], Any]] | None = None
+    reference: Callable[[Mapping[str, Any]], Callable[[], Any]] | None = None
 
 
 @dataclass(frozen=True)

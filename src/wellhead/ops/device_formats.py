@@ -24,6 +24,48 @@ def widen_e2m1(packed):
     return low.to(tl.float8e4nv, bitcast=True), high.to(tl.float8e4nv, bitcast=True)
 
 
+# two 16-bit words at a time, the codes of each in order in one result
+_WIDEN_WORDS = tl.constexpr("""{ .reg .b32 t, u, v, w;
+shl.b32 t, $2, 4; and.b32 t, t, 0x80808080; shl.b32 u, $2, 2; and.b32 u, u, 0x1C1C1C1C; or.b32 t, t, u;
+and.b32 v, $2, 0x80808080; shr.b32 w, $2, 2; and.b32 w, w, 0x1C1C1C1C; or.b32 v, v, w;
+prmt.b32 $0, t, v, 0x5140; prmt.b32 $1, t, v, 0x7362; }""")
+
+
+@triton.jit
+def widen_e2m1_words(words, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """16-bit words [ROWS, COLUMNS / 4] of four E2M1 codes, lowest first -> E4M3 [ROWS, COLUMNS] = value / 64.
+
+    Bytes would do, but the compiler takes them out of the words that it loads and puts them back, one by one.
+    """
+    if INTERPRETED:
+        wide = words.to(tl.uint16, bitcast=True).to(tl.uint32)
+        wide = (wide & 0xFF) | ((wide & 0xFF00) << 8)
+        wide = (wide & 0x000F000F) | ((wide & 0x00F000F0) << 4)  # a nibble a byte
+        wide = ((wide & 0x08080808) << 4) | ((wide & 0x07070707) << 2)
+    else:
+        wide = tl.inline_asm_elementwise(_WIDEN_WORDS, "=r,=r,r", [words], dtype=tl.uint32, is_pure=True, pack=2)
+    halves = tl.join((wide & 0xFFFF).to(tl.uint16), (wide >> 16).to(tl.uint16))
+    codes = tl.join((halves & 0xFF).to(tl.uint8), (halves >> 8).to(tl.uint8))
+    return tl.reshape(codes, (ROWS, COLUMNS)).to(tl.float8e4nv, bitcast=True)
+
+
+@triton.jit
+def widen_mxfp4(packed, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Bytes [ROWS, COLUMNS / 2] of two E2M1 codes and UE8M0 bytes [ROWS, COLUMNS / 32] -> bf16 [ROWS, COLUMNS], exact.
+
+    A product moves both codes of a byte to their halves of a word at once: code seem becomes s000000ee m000000, the
+    bf16 of value * 2^-126.
+    """
+    wide = packed.to(tl.uint32)
+    pair = ((wide * 0x00040040) & 0x01C001C0) | ((wide * 0x01001000) & 0x80008000)
+    codes = tl.join((pair & 0xFFFF).to(tl.uint16), (pair >> 16).to(tl.uint16))
+    # a scalar: past a constant tile the compiler no longer widens in the registers of the product's operand
+    unbias = tl.full((), 2.0**126, tl.float32).to(tl.bfloat16)
+    values = tl.reshape(codes.to(tl.bfloat16, bitcast=True) * unbias, (ROWS, COLUMNS // 32, 32))
+    factor = (scale.to(tl.uint16) << 7).to(tl.bfloat16, bitcast=True)
+    return tl.reshape(values * factor[:, :, None], (ROWS, COLUMNS))
+
+
 @triton.jit
 def power_of_two(byte):
     """fp32 2^(byte - 127) of UE8M0 bytes; byte 0 gives 0."""

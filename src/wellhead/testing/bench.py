@@ -26,7 +26,7 @@ class Incorrect(ValueError):
 
 def measure(spec: OpSpec, case: Case, impl: str, roof: Roof) -> dict[str, Any]:
     """The record of one case: keys of benchmarks/results/ops.jsonl. Incorrect, naming the error, instead of a speed."""
-    prepare, reference = spec.impl(impl).prepare, spec.impl(REFERENCE).prepare
+    prepare, reference = spec.impl(impl).prepare, spec.impl(impl).reference or spec.impl(REFERENCE).prepare
     if prepare is None or reference is None:
         raise ValueError(f"op {spec.name!r}: {impl!r} or the reference cannot be prepared from a case")
     card = needed_card()

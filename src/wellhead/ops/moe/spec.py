@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
+from wellhead.ops.moe import fp8_spec, prefill_spec
+from wellhead.ops.moe.drawing import LIMIT, POOL, byte, rows, scale_bytes
 
-LIMIT = 10.0  # clamp of gate and up
-POOL = 96  # experts that a case draws from uniformly
 SHAPES = ((4096, 2048, 6), (7168, 3072, 6))  # d, m, top-k of V4-Flash and V4-Pro
 _MMA = dict.fromkeys(("sm89", "sm120"), "m16n8k32.row.col.f32.e4m3.e4m3.f32")
 
 
 def builds() -> tuple[KernelBuild, ...]:
+    """Everything that "triton" may launch."""
+    return few_builds() + prefill_spec.builds("w4a8-bf16") + fp8_spec.builds()
+
+
+def few_builds() -> tuple[KernelBuild, ...]:
+    """MXFP4 experts, few tokens."""
     from wellhead.ops.moe import kernels
     from wellhead.ops.moe.api import down_constants, gate_up_constants
     from wellhead.ops.moe.configs import choose_config
@@ -34,7 +39,8 @@ def builds() -> tuple[KernelBuild, ...]:
         found.append(KernelBuild(f"gate_up[{shape}]", kernels.gate_up_kernel, signature, given, *tile))
         given = {**down_constants(config), "PDL": False}
         signature = {
-            "h": "*u8", "h_scale": "*u8", "w2": "*u8", "s2": "*u8", **lists, "y": "*bf16", **sizes, **dict.fromkeys(given, "constexpr")
+            "h": "*u8", "h_scale": "*u8", "w2": "*u8", "s2": "*u8", **lists, "y": "*bf16", **sizes,
+            **dict.fromkeys(given, "constexpr"),
         }  # fmt: skip
         found.append(KernelBuild(f"down[{shape}]", kernels.down_kernel, signature, given, *tile))
     given = {"TOP_K": 6, "BLOCK": 1024, "PDL": False}
@@ -49,43 +55,40 @@ def builds() -> tuple[KernelBuild, ...]:
 def supports(sizes: Sizes) -> str | None:
     from wellhead.ops.moe.api import supports as of
 
+    if sizes.get("weight_bits", 4) == 8:
+        return fp8_spec.supports(sizes)
     return of(sizes["d"], sizes["m"])
 
 
 def make(tokens: int, d: int, m: int, experts: int, top_k: int, generator: Any, device: Any) -> dict[str, Any]:
-    """Rows, their rounding, ids and weights of each token, packed experts and the shared expert's result."""
-    import torch
-
-    from wellhead.formats import block_fp8
+    """Rows, their rounding in both orders, ids and weights, packed experts and the shared expert's result."""
     from wellhead.ops.moe import layout
 
-    def uniform(*shape: int) -> torch.Tensor:
-        return torch.rand(*shape, generator=generator, device=generator.device)
+    def packed(out: int, width: int) -> tuple[Any, Any]:
+        scale = scale_bytes(generator, width, 3.0, experts, out, width // 32)
+        return byte(generator, 0, 256, experts, out, width // 2), scale
 
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, device=generator.device).bfloat16()
-
-    def byte(low: int, high: int, *shape: int) -> torch.Tensor:
-        return torch.randint(low, high, shape, dtype=torch.uint8, generator=generator, device=generator.device)
-
-    def packed(out: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Uniform codes, and scales near those of a matrix whose products keep their size."""
-        scale = 127 - round(math.log2(3 * width**0.5))
-        return byte(0, 256, experts, out, width // 2), byte(scale - 1, scale + 2, experts, out, width // 32)
-
-    x, weights = normal(tokens, d), uniform(tokens, top_k)
-    codes, scale = block_fp8.quantize_rows(x)
+    made = rows(tokens, d, experts, top_k, generator)
     (w13, s13), (w2, s2) = packed(2 * m, d), packed(d, m)
-    made = {
-        "x": x, "codes": layout.halves(codes), "scale": scale, "weights": weights / weights.sum(-1, keepdim=True) * 1.5,
-        "ids": uniform(tokens, experts).topk(top_k).indices.int(), "shared": normal(tokens, d),
-        "w13": w13, "s13": s13, "w2": w2, "s2": s2,
-    }  # fmt: skip
+    made |= {"halves": layout.halves(made["codes"]), "w13": w13, "s13": s13, "w2": w2, "s2": s2}
     return {name: value.to(device) for name, value in made.items()}
 
 
 def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
-    """The kernels; the token lists are built by routing before, as in a model."""
+    """What a plan for these sizes runs: few tokens or many, MXFP4 or FP8."""
+    import torch
+
+    from wellhead.ops.moe.grouped_configs import FEW_TOKENS
+
+    if inputs["w13"].dtype == torch.float8_e4m3fn:
+        return fp8_spec.prepare(inputs)
+    if len(inputs["x"]) > FEW_TOKENS:
+        return prefill_spec.prepare("w4a8-bf16", inputs)
+    return prepare_few(inputs)
+
+
+def prepare_few(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """The kernels for few tokens; the token lists are built by routing before, as in a model."""
     import torch
 
     from wellhead.ops.moe.api import PackedWeights, plan
@@ -100,14 +103,14 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     out = torch.empty_like(inputs["x"])
 
     def run() -> torch.Tensor:
-        codes, scale, ids, weights = inputs["codes"], inputs["scale"], inputs["ids"], inputs["weights"]
+        codes, scale, ids, weights = inputs["halves"], inputs["scale"], inputs["ids"], inputs["weights"]
         layer.run(codes, scale, ids, weights, lists, packed, inputs["shared"], out)
         return out
 
     return run
 
 
-def prepare_reference(inputs: Mapping[str, Any]) -> Callable[[], Any]:
+def prepare_reference(inputs: Mapping[str, Any], rounds: bool = True) -> Callable[[], Any]:
     from wellhead.ops.linear.reference import round_input
     from wellhead.ops.moe import layout, reference
 
@@ -117,7 +120,8 @@ def prepare_reference(inputs: Mapping[str, Any]) -> Callable[[], Any]:
 
     def run() -> Any:
         ids = inputs["ids"].long()
-        y = reference.routed(inputs["x"], ids, inputs["weights"], gate, up, down, LIMIT, round_input)
+        rounding = round_input if rounds else lambda x: x
+        y = reference.routed(inputs["x"], ids, inputs["weights"], gate, up, down, LIMIT, rounding)
         return (y + inputs["shared"].float()).bfloat16()
 
     return run
@@ -136,6 +140,14 @@ SPEC = OpSpec(
     summary="the chosen experts and the shared one",
     impls=(
         Impl(
+            "triton-w4a8",
+            needs=("kernels", "fp8e4nv_conversion", "block_scaled_mma"),
+            shared_bytes=101376,
+            builds=partial(prefill_spec.builds, "w4a8"),
+            supports=prefill_spec.supports,
+            prepare=partial(prefill_spec.prepare, "w4a8"),
+        ),
+        Impl(
             "triton",
             needs=("kernels", "fp8e4nv_conversion"),
             shared_bytes=101376,
@@ -143,9 +155,21 @@ SPEC = OpSpec(
             supports=supports,
             prepare=prepare,
         ),
+        # Other numerics than the checkpoint's, so never automatic: where it fits, "triton" does, and comes first.
+        Impl(
+            "triton-w4a16",
+            needs=("kernels", "fp8e4nv_conversion"),
+            shared_bytes=101376,
+            builds=partial(prefill_spec.builds, "w4a16"),
+            supports=prefill_spec.supports,
+            prepare=partial(prefill_spec.prepare, "w4a16"),
+            reference=partial(prepare_reference, rounds=False),
+        ),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
-    cases=tuple(_case(tokens, d, m, k) for d, m, k in SHAPES for tokens in (1, 4, 16, 64)),
+    cases=tuple(_case(tokens, d, m, k) for d, m, k in SHAPES for tokens in (1, 4, 16, 64))
+    + tuple(_case(tokens, *SHAPES[0]) for tokens in prefill_spec.TOKENS)
+    + fp8_spec.cases(),
     error=ErrorBudget(
         2.0**-6,
         2.0**-5,

@@ -1,0 +1,45 @@
+"""Random inputs of the cases."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+LIMIT = 10.0  # clamp of gate and up
+POOL = 96  # MXFP4 experts that a case draws from uniformly
+
+
+def rows(tokens: int, d: int, experts: int, top_k: int, generator: Any) -> dict[str, torch.Tensor]:
+    """Rows and their rounding, ids and weights of each token, and the shared expert's result."""
+    import torch
+
+    from wellhead.formats import block_fp8
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator, device=generator.device)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device=generator.device).bfloat16()
+
+    x, weights = normal(tokens, d), uniform(tokens, top_k)
+    codes, scale = block_fp8.quantize_rows(x)
+    return {
+        "x": x, "codes": codes, "scale": scale, "weights": weights / weights.sum(-1, keepdim=True) * 1.5,
+        "ids": uniform(tokens, experts).topk(top_k).indices.int(), "shared": normal(tokens, d),
+    }  # fmt: skip
+
+
+def byte(generator: Any, low: int, high: int, *shape: int) -> torch.Tensor:
+    """uint8 from low up to high - 1."""
+    import torch
+
+    return torch.randint(low, high, shape, dtype=torch.uint8, generator=generator, device=generator.device)
+
+
+def scale_bytes(generator: Any, width: int, typical: float, *shape: int) -> torch.Tensor:
+    """UE8M0 near the scale that keeps the size of products over `width` inputs with codes of that typical size."""
+    middle = 127 - round(math.log2(typical * width**0.5))
+    return byte(generator, middle - 1, middle + 2, *shape)

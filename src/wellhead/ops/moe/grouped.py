@@ -1,0 +1,84 @@
+"""What plans over expert lists share: tiles, workspaces, the checks of a run, and the sum over a token's experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from wellhead.ops.checks import expect
+from wellhead.ops.routing.api import ExpertLists
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """`group` slots of one expert meet `rows` gate and up rows, or `down_rows` rows of w2, `inputs` at a step."""
+
+    group: int
+    rows: int
+    down_rows: int
+    inputs: int
+    num_warps: int
+    down_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Sizes, tiles and workspaces. `hidden` is bf16, or E4M3 where `hidden_scale` holds a byte per 128 channels."""
+
+    tokens: int
+    d: int
+    m: int
+    experts: int
+    top_k: int
+    limit: float
+    config: Tiles
+    hidden: torch.Tensor  # [tokens * K, m]
+    hidden_scale: torch.Tensor | None  # u8 [tokens * K, m / 128]
+    each: torch.Tensor  # bf16 [tokens * K, d]
+
+    def check(
+        self, tokens: int, ids: torch.Tensor, weights: torch.Tensor, lists: ExpertLists, shared: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """ValueError unless everything that does not depend on the format of weights and activations fits."""
+        if tokens > self.tokens:
+            raise ValueError(f"x has {tokens} tokens; the plan was made for at most {self.tokens}")
+        group, experts = self.config.group, self.experts
+        if lists.block != group or lists.experts != experts:
+            raise ValueError(
+                f"lists are blocks of {lists.block} of {lists.experts} experts; this plan reads {group} of {experts}"
+            )
+        expect("ids", ids, (tokens, self.top_k), torch.int32)
+        expect("weights", weights, (tokens, self.top_k), torch.float32)
+        expect("shared", shared, (tokens, self.d), torch.bfloat16)
+        expect("out", out, (tokens, self.d), torch.bfloat16)
+
+    def combine(self, ids: torch.Tensor, lists: ExpertLists, shared: torch.Tensor, out: torch.Tensor) -> None:
+        """out = bf16(sum of this rank's rows of `each` + shared)."""
+        from wellhead.ops.moe.kernels import combine_kernel
+
+        combine_kernel[(ids.shape[0], -(-self.d // 1024))](
+            self.each, ids, shared, out, self.d, self.top_k, lists.first_expert, self.experts, BLOCK=1024, num_warps=4, **launch()
+        )
+
+
+def refusal(tokens: int, d: int, m: int, top_k: int) -> str | None:
+    """None, or why experts of that size cannot run in blocks of slots."""
+    for name, value in (("d", d), ("m", m)):
+        if value < 256 or value % 128:
+            return f"{name}={value}: a multiple of 128 from 256 on"
+    if tokens < 0 or tokens * top_k * max(d, m) >= 1 << 38:
+        return f"tokens={tokens}, top_k={top_k}: below 2^38 / {max(d, m)} slots, so that 32 bits reach each scale"
+    return None
+
+
+def workspaces(
+    tokens: int, d: int, m: int, top_k: int, rounded: bool, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """(hidden, hidden_scale, each) of a plan; `rounded` keeps the hidden vector as E4M3."""
+    slots = tokens * top_k
+    hidden = torch.empty(slots, m, dtype=torch.float8_e4m3fn if rounded else torch.bfloat16, device=device)
+    scale = torch.empty(slots, m // 128, dtype=torch.uint8, device=device) if rounded else None
+    return hidden, scale, torch.empty(slots, d, dtype=torch.bfloat16, device=device)

@@ -1,0 +1,100 @@
+"""MXFP4 experts for many tokens in the SPEC: builds, and what a case runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from wellhead.dispatch.spec import KernelBuild, Sizes
+from wellhead.ops.moe.drawing import LIMIT, POOL
+
+TOKENS = (256, 4096)  # of the cases
+_BF16 = {
+    **dict.fromkeys(("sm89", "sm120", "sm121"), "m16n8k16.row.col.f32.bf16"),
+    "sm90": "wgmma.mma_async.sync.aligned",
+}
+_SCALED = "kind::mxf8f6f4.block_scale"
+# sm_121: Triton 3.6 and 3.7 lower the block-scaled product to bf16, 3.9 does not
+_NATIVE = {"sm120": _SCALED, "sm121@3.9": _SCALED}
+
+
+def builds(name: str) -> tuple[KernelBuild, ...]:
+    """Both launches for every tile that few, some and many slots an expert choose."""
+    from wellhead.ops.moe import prefill_kernels as kernels
+    from wellhead.ops.moe.grouped_configs import choose_prefill
+    from wellhead.ops.moe.prefill_api import PRODUCTS, down_constants, gate_up_constants
+
+    product = PRODUCTS[name]
+    native = product.native
+    rows, words = ("*fp8e4nv", "*i16") if native else ("*bf16", "*u8")
+    lists = {"block_expert": "*i32", "block_slots": "*i32"}
+    sizes = {"D": "i32:16", "M_INTER": "i32:16"}
+    found = []
+    for config in {choose_prefill(tokens, 6, POOL, product.rounded): None for tokens in (65, 1024, 4096)}:
+        mma = _NATIVE if native else _BF16
+        given: dict[str, Any] = {
+            **gate_up_constants(config, product),
+            **({} if native else {"x_scale": None, "h_scale": None}),
+        }
+        signature = {
+            "x": rows, "x_scale": "*u8", "w13": words, "s13": "*u8", **lists, "slot_weight": "*fp32", "h": rows,
+            "h_scale": "*u8", **sizes, "TOP_K": "i32", "limit": "fp32", **dict.fromkeys(given, "constexpr"),
+        }  # fmt: skip
+        tile = f"{name},{config.group}"
+        found.append(
+            KernelBuild(
+                f"gate_up[{tile}]", kernels.gate_up_kernel, signature, given, config.num_warps, config.num_stages, mma
+            )
+        )
+        given = {**down_constants(config, product), **({} if native else {"h_scale": None})}
+        signature = {
+            "h": rows, "h_scale": "*u8", "w2": words, "s2": "*u8", **lists, "y": "*bf16", **sizes,
+            **dict.fromkeys(given, "constexpr"),
+        }  # fmt: skip
+        found.append(
+            KernelBuild(
+                f"down[{tile}]", kernels.down_kernel, signature, given, config.down_warps, config.num_stages, mma
+            )
+        )
+    if product.rounded and not native:
+        signature = {"codes": "*fp8e4nv", "scale": "*u8", "out": "*bf16", "D": "i32:16", "BLOCK": "constexpr"}
+        found.append(KernelBuild("widen[1024]", kernels.widen_kernel, signature, {"BLOCK": 1024}))
+    return tuple(found)
+
+
+def supports(sizes: Sizes) -> str | None:
+    """Many tokens of MXFP4 experts."""
+    from wellhead.ops.moe.grouped import refusal
+    from wellhead.ops.moe.grouped_configs import FEW_TOKENS
+
+    if sizes.get("weight_bits", 4) != 4:
+        return f"weight_bits={sizes['weight_bits']}: MXFP4 experts have 4"
+    if sizes["tokens"] <= FEW_TOKENS:
+        return f"tokens={sizes['tokens']}: more than {FEW_TOKENS}; fewer stream through 'triton'"
+    return refusal(sizes["tokens"], sizes["d"], sizes["m"], sizes["top_k"])
+
+
+def prepare(name: str, inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """The kernels for many tokens; the token lists are built by routing before, as in a model."""
+    import torch
+
+    from wellhead.ops.moe.api import PackedWeights
+    from wellhead.ops.moe.prefill_api import PRODUCTS, plan_prefill
+    from wellhead.ops.routing.api import plan_lists
+
+    product = PRODUCTS[name]
+    (tokens, d), top_k, experts = inputs["x"].shape, inputs["ids"].shape[1], inputs["w2"].shape[0]
+    device, m = inputs["x"].device, inputs["w13"].shape[1] // 2
+    layer = plan_prefill(tokens, d, m, experts, top_k, LIMIT, product, device=device)
+    lists = plan_lists(tokens, top_k, experts, layer.config.group, device=device)
+    lists.run(inputs["ids"])
+    packed = PackedWeights(inputs["w13"], inputs["s13"], inputs["w2"], inputs["s2"])
+    rows = ("codes", "scale") if product.rounded else ("x", None)
+    out = torch.empty_like(inputs["x"])
+
+    def run() -> torch.Tensor:
+        x, scale = inputs[rows[0]], inputs[rows[1]] if rows[1] else None
+        layer.run(x, scale, inputs["ids"], inputs["weights"], lists, packed, inputs["shared"], out)
+        return out
+
+    return run
