@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +10,16 @@ from typing import Any
 import pytest
 
 from wellhead.model.config_file import load_config
+from wellhead.model.published import published_config
 from wellhead.model.weights import write_checkpoint
 from wellhead.testing.checkpoints import random_checkpoint, tiny_config_dict
 
-DATA = Path(__file__).parent / "data"
 SHARD_BYTES = 2_000_000
 
 
 @pytest.fixture
 def published() -> Callable[[str], dict[str, Any]]:
-    return lambda name: json.loads((DATA / f"{name}_config.json").read_text())
+    return lambda name: published_config(f"v4-{name}")
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def iter_tensors(
     by_file: dict[Path, list[tuple[str, StoredTensor]]] = {}
     for name, stored in wanted.items():
         by_file.setdefault(stored.file, []).append((name, stored))
-    with _bar(sum(stored.nbytes for stored in wanted.values()), progress) as advance:
+    with progress_bar(sum(stored.nbytes for stored in wanted.values()), progress) as advance:
         for file in sorted(by_file):
             with safe_open(file, framework="pt") as shard:
                 for name, stored in sorted(by_file[file], key=lambda item: item[1].begin):
@@ -88,9 +88,7 @@ def write_checkpoint(
         parts.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
     if missing:
-        raise ValueError(
-            f"{len(missing)} tensors of the configuration were not given, such as {next(iter(missing))}"
-        )
+        raise ValueError(f"{len(missing)} tensors of the configuration were not given, such as {next(iter(missing))}")
     weight_map = {}
     for number, part in enumerate(parts):
         file_name = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
@@ -124,23 +122,18 @@ def _on_disk(
             tensor = tensor.contiguous().view(dtype)
         if tensor.dtype != dtype or tuple(tensor.shape) != spec.shape:
             raise ValueError(
-                f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}, "
-                f"expected {spec.dtype} {list(spec.shape)}"
+                f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}, expected {spec.dtype} {list(spec.shape)}"
             )
         yield name, tensor.contiguous()
 
 
-def _shards(
-    tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int
-) -> Iterator[dict[str, torch.Tensor]]:
+def _shards(tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
     shard: dict[str, torch.Tensor] = {}
     room = shard_bytes - _HEADER_ENTRY_BYTES
     for name, tensor in tensors:
         size = tensor.nbytes + len(name) + _HEADER_ENTRY_BYTES
         if size > shard_bytes - _HEADER_ENTRY_BYTES:
-            raise ValueError(
-                f"tensor {name!r} takes {size} bytes, shard_bytes is {shard_bytes}; raise shard_bytes"
-            )
+            raise ValueError(f"tensor {name!r} takes {size} bytes, shard_bytes is {shard_bytes}; raise shard_bytes")
         if size > room:
             yield shard
             shard, room = {}, shard_bytes - _HEADER_ENTRY_BYTES
@@ -155,12 +148,13 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int, wanted: bool, what: str = "reading weights") -> Iterator[Callable[[int], None]]:
+    """A bar over `total` bytes with their rate, drawn when `wanted` and stderr is a terminal; call what it yields."""
     if not wanted or not sys.stderr.isatty():
         yield lambda done: None
         return
     columns = (
-        TextColumn("reading weights"),
+        TextColumn(what),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

@@ -1,0 +1,211 @@
+"""From bytes to tokens before anything is loaded: what one rank's memory will hold, from the configuration alone.
+
+Weights and caches are counted exactly, by laying both out on the "meta" device. The working memory of a step, CUDA
+graphs, the CUDA context and NCCL are estimates (`Estimates`), said to be so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from wellhead.model.config import ModelConfig
+from wellhead.model.device_layout import DeviceLayout
+from wellhead.model.device_weights import leaves
+from wellhead.model.numerics import Numerics
+from wellhead.model.split import Split
+from wellhead.model.state import PAGE_TOKENS, LayerState, ModelState
+
+GIB = 1 << 30
+
+
+class OutOfMemory(ValueError):
+    """The model, its state slots or a single page do not fit; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """One rank's weights: routed experts' codes, UE8M0 (and FP8 experts') scales, embedding and vocabulary matrix, and
+    everything else.
+    """
+
+    experts: int
+    scales: int
+    vocabulary: int
+    dense: int
+
+    @property
+    def total(self) -> int:
+        return self.experts + self.scales + self.vocabulary + self.dense
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Caches of one logical page of 256 tokens: its window records, compressed records and index keys over all layers;
+    and of one state slot. Every rank holds all of them: there is one key-value head.
+    """
+
+    window_page: int
+    compressed_page: int
+    index_page: int
+    slot: int
+
+    @property
+    def page(self) -> int:
+        return self.window_page + self.compressed_page + self.index_page
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What is not counted but guessed: a captured graph's node, the CUDA context with its kernels, NCCL's buffers."""
+
+    bytes_a_graph_node: int = 16 << 10
+    nodes_a_layer: int = 32
+    context: int = 3 * GIB // 4
+    nccl: int = GIB // 2
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one rank, and what is left for pages: `tokens` = `pages` * 256 of all requests together."""
+
+    available: int
+    weights: WeightBytes
+    state: StateBytes
+    slots: int
+    window_pages: int | None  # of the window pool where it is smaller than one a logical page
+    workspace: int
+    graphs: int
+    reserved: int
+    pages: int
+
+    @property
+    def tokens(self) -> int:
+        return self.pages * PAGE_TOKENS
+
+    @property
+    def caches(self) -> int:
+        """Bytes of all pools and slots."""
+        window_pages = self.pages if self.window_pages is None else self.window_pages
+        paged = self.pages * (self.state.page - self.state.window_page)
+        return paged + window_pages * self.state.window_page + self.slots * self.state.slot
+
+    @property
+    def used(self) -> int:
+        return self.weights.total + self.caches + self.workspace + self.graphs + self.reserved
+
+    def rows(self) -> list[tuple[str, int]]:
+        """(what, bytes) for people, in order; they sum to `available`."""
+        return [
+            ("experts", self.weights.experts),
+            ("dense weights", self.weights.dense),
+            ("scales", self.weights.scales),
+            ("vocabulary", self.weights.vocabulary),
+            (f"caches of {self.tokens} tokens, {self.slots} requests", self.caches),
+            ("workspace (estimate)", self.workspace),
+            ("graphs (estimate)", self.graphs),
+            ("context and communication (estimate)", self.reserved),
+            ("free", self.available - self.used),
+        ]
+
+
+def weight_bytes(config: ModelConfig, split: Split, *, with_mtp: bool = False) -> WeightBytes:
+    """Counted off the tree itself. ValueError when the model cannot be split so."""
+    weights = DeviceLayout.of(config, split, "meta").allocate(with_mtp)
+    kinds = dict.fromkeys(("experts", "scales", "vocabulary", "dense"), 0)
+    for path, tensor in leaves(weights):
+        kinds[_kind(path)] += tensor.nbytes
+    return WeightBytes(**kinds)
+
+
+def _kind(path: str) -> str:
+    parts = path.split(".")
+    if parts[-1] in ("s13", "s2") or (parts[-1] == "scale" and "hyper" not in parts[-2]):
+        return "scales"
+    if "experts" in parts:
+        return "experts"
+    return "vocabulary" if parts[-1] in ("embedding", "vocabulary") else "dense"
+
+
+def state_bytes(config: ModelConfig, numerics: Numerics, *, with_mtp: bool = False) -> StateBytes:
+    """Counted off `ModelState` itself."""
+
+    def layers(pages: int, slots: int) -> list[LayerState]:
+        with torch.device("meta"):
+            state = ModelState.allocate(config, numerics, pages, slots, with_mtp=with_mtp)
+        return [*state.layers, *state.mtp]
+
+    page, slot = layers(1, 0), layers(0, 1)
+    return StateBytes(
+        window_page=sum(layer.window.nbytes for layer in page),
+        compressed_page=sum(layer.compressed.nbytes for layer in page if layer.compressed is not None),
+        index_page=sum(layer.index_keys.nbytes for layer in page if layer.index_keys is not None),
+        slot=sum(layer.nbytes for layer in slot),
+    )
+
+
+def workspace_bytes(
+    config: ModelConfig, split: Split, *, tokens: int, logits: int, index_columns: int, index_rows: int
+) -> int:
+    """Estimate for a step of up to `tokens` tokens, `logits` of them with logits, index scores of `index_rows` tokens
+    by `index_columns` entries at a time. The buffers of one layer serve all: streams twice, the attention input and its
+    rounding, queries and outputs, slots attended, and the larger of the two sites' own.
+    """
+    d, top_k = config.hidden_size, config.num_experts_per_tok
+    heads = config.num_attention_heads // split.world * config.head_dim
+    inter = split.expert_width(config)
+    m = inter.stop - inter.start
+    shared = config.moe_intermediate_size * config.n_shared_experts // split.world
+    groups = config.o_groups // split.world * config.o_lora_rank
+    index = config.index_n_heads * config.index_head_dim
+    both = 2 * 2 * config.hc_mult * d + (2 + 2 + 1 + 1) * d + 2 * d  # streams; x, y, codes, halves; mixing sums
+    slots = 8 * (config.sliding_window + config.index_topk)
+    attention = 2 * (2 * heads) + 3 * groups + 3 * index + 4 * (config.q_lora_rank + 3 * config.head_dim) + slots
+    experts = top_k * (3 * m + 2 * d + 8) + 2 * 3 * shared + 4 * config.n_routed_experts
+    vocabulary = config.vocab_size // split.world + (config.vocab_size if split.world > 1 else 0)
+    return tokens * (both + max(attention, experts)) + 4 * (logits * vocabulary + index_rows * index_columns)
+
+
+def plan_memory(
+    config: ModelConfig,
+    numerics: Numerics,
+    split: Split,
+    available: int,
+    *,
+    slots: int,
+    step_tokens: int,
+    graph_sizes: int = 0,
+    with_mtp: bool = False,
+    window_pages: int | None = None,
+    max_context: int | None = None,
+    index_rows: int = 64,
+    estimates: Estimates | None = None,
+) -> MemoryPlan:
+    """How many tokens fit into `available` bytes of one rank beside the weights, `slots` requests and a step of
+    `step_tokens`.
+
+    `graph_sizes` counts the captured batch sizes. `window_pages` sizes the window pool where its pages are freed behind
+    the window; None keeps a window page for each logical page. `max_context` bounds a request (the model's own bound if
+    None) and `index_rows` the tokens whose index scores are held at a time. OutOfMemory names the shortfall.
+    """
+    estimates = estimates or Estimates()
+    weights = weight_bytes(config, split, with_mtp=with_mtp)
+    state = state_bytes(config, numerics, with_mtp=with_mtp)
+    columns = (max_context or config.max_position_embeddings) // 4 if 4 in config.compress_ratios else 0
+    workspace = workspace_bytes(
+        config, split, tokens=step_tokens, logits=slots, index_columns=columns, index_rows=min(index_rows, step_tokens)
+    )
+    graphs = graph_sizes * config.num_hidden_layers * estimates.nodes_a_layer * estimates.bytes_a_graph_node
+    reserved = estimates.context + (estimates.nccl if split.world > 1 else 0)
+    page = state.page if window_pages is None else state.page - state.window_page
+    fixed = weights.total + slots * state.slot + (window_pages or 0) * state.window_page
+    left = available - fixed - workspace - graphs - reserved
+    plan = MemoryPlan(available, weights, state, slots, window_pages, workspace, graphs, reserved, max(0, left // page))
+    if left < page:
+        need = ", ".join(f"{what} {size / 1e9:.2f} GB" for what, size in plan.rows()[:-1])
+        raise OutOfMemory(
+            f"{available / 1e9:.2f} GB a rank are {(page - left) / 1e9:.2f} GB too few for one page of "
+            f"{PAGE_TOKENS} tokens ({need}); use more ranks, fewer requests or smaller steps"
+        )
+    return plan
