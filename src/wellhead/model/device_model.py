@@ -1,0 +1,92 @@
+"""DeepSeek-V4 in kernels: the computation of `deepseek_v4` over one rank's device weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from wellhead.model import device_layers
+from wellhead.model.config import ModelConfig
+from wellhead.model.device_step import DeviceStep, StepInputs, context_pages, frequencies
+from wellhead.model.device_weights import ModelWeights
+from wellhead.model.device_workspace import Workspace
+from wellhead.model.numerics import Numerics
+from wellhead.model.state import ModelState
+from wellhead.ops.hyper_connection import api as hyper_connection
+
+Reduce = Callable[[torch.Tensor], None]
+
+
+def keep(partial: torch.Tensor) -> None:
+    """The sum over one rank."""
+
+
+class DeviceModel:
+    """Holds weights and frequencies, no request state and no buffers: `workspace` makes those for a size of step.
+
+    `reduce` adds a rank's partial sums over the ranks, in place. Nothing here synchronises with the host.
+    """
+
+    def __init__(self, weights: ModelWeights, config: ModelConfig, numerics: Numerics, *, reduce: Reduce = keep):
+        if not numerics.quantize:
+            raise ValueError("numerics is 'exact'; the kernels compute 'checkpoint', use --device cpu for the other")
+        if config.expert_dtype != "fp4":
+            raise NotImplementedError(f"expert_dtype is {config.expert_dtype!r}; this model runs 'fp4' experts so far")
+        if weights.split.world > 1 and reduce is keep:
+            raise ValueError(f"weights are split over {weights.split.world} ranks; reduce is needed to add their sums")
+        self.weights, self.config, self.numerics, self._reduce = weights, config, numerics, reduce
+        self.device = weights.embedding.device
+        self._freqs = frequencies(config, self.device)
+
+    def allocate(self, num_pages: int, num_slots: int) -> ModelState:
+        """Caches of `num_pages` logical pages and `num_slots` state slots on the device."""
+        with torch.device(self.device):
+            return ModelState.allocate(self.config, self.numerics, num_pages, num_slots)
+
+    def workspace(self, tokens: int, context: int, *, chunked: bool = False) -> Workspace:
+        """Plans and buffers for steps of up to `tokens` tokens of requests of up to `context` tokens."""
+        pages = context_pages(context)
+        split = self.weights.split
+        return Workspace(self.config, self.numerics, split, tokens, pages, chunked=chunked, device=self.device)
+
+    def forward(self, inputs: StepInputs, state: ModelState, ws: Workspace) -> torch.Tensor:
+        """Streams bf16 [T, n, d] behind the last layer, in a buffer of `ws`; updates `state`."""
+        step = DeviceStep(inputs, self.config, self._freqs)
+        t = step.tokens
+        streams, u, post, comb = ws.streams[:t], ws.u[:t], ws.post[:t], ws.comb[:t]
+        streams.copy_(self._embed(inputs.token_ids).unsqueeze(1).expand_as(streams))
+        layers = self.weights.layers
+        hyper_connection.pre(ws.hyper, streams, device_layers.site(layers[0].attn_hyper), u, post, comb)
+        for index, layer in enumerate(layers):
+            y = device_layers.attention(layer.attention, layer.ratio, u, ws, step, state.layers[index])
+            self._reduce(y)
+            mixing = (y, streams, post, comb)
+            hyper_connection.post_pre(
+                ws.hyper, *mixing, device_layers.site(layer.ffn_hyper), streams, u, post, comb
+            )
+            y = device_layers.experts(layer.moe, u, ws, step)
+            self._reduce(y)
+            if index + 1 < len(layers):
+                site = device_layers.site(layers[index + 1].attn_hyper)
+                hyper_connection.post_pre(ws.hyper, *mixing, site, streams, u, post, comb)
+            else:
+                hyper_connection.post(*mixing, streams)
+        return streams
+
+    def logits(self, streams: torch.Tensor, ws: Workspace) -> torch.Tensor:
+        """fp32 [N, V] of N rows of `forward`'s result; V is this rank's part of the vocabulary."""
+        u = torch.empty(streams.shape[0], self.config.hidden_size, dtype=torch.bfloat16, device=self.device)
+        hyper_connection.head(ws.hyper, streams, device_layers.site(self.weights.head.hyper), u)
+        out = torch.empty(streams.shape[0], len(self.weights.head.vocabulary), device=self.device)
+        ws.vocabulary.run(u, self.weights.head.vocabulary, out)
+        return out
+
+    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        table, first = self.weights.embedding, self.weights.first_token
+        if self.weights.split.world == 1:
+            return table.index_select(0, token_ids)
+        mine = (token_ids >= first) & (token_ids < first + len(table))
+        rows = table.index_select(0, torch.where(mine, token_ids - first, 0)).masked_fill_(~mine.unsqueeze(1), 0)
+        self._reduce(rows)
+        return rows

@@ -1,0 +1,131 @@
+"""Plans of every op, and the buffers between them, for steps of up to a number of tokens; all layers share them."""
+
+from __future__ import annotations
+
+import torch
+
+from wellhead.formats import index_key
+from wellhead.model.config import ModelConfig
+from wellhead.model.numerics import Numerics
+from wellhead.model.split import Split
+from wellhead.model.state import records_per_page
+from wellhead.ops.bf16_linear import api as bf16_linear
+from wellhead.ops.compressor import api as compressor
+from wellhead.ops.compressor import prefill as compressor_prefill
+from wellhead.ops.hyper_connection import api as hyper_connection
+from wellhead.ops.indexer import api as indexer
+from wellhead.ops.kv_store import api as kv_store
+from wellhead.ops.linear import api as linear
+from wellhead.ops.moe import prefill_api as moe
+from wellhead.ops.moe.shared_api import plan_shared
+from wellhead.ops.norm_quant import api as norm_quant
+from wellhead.ops.output_projection import api as output_projection
+from wellhead.ops.rope import api as rope
+from wellhead.ops.routing import api as routing
+from wellhead.ops.sparse_mla import api as sparse_mla
+from wellhead.ops.topk import api as topk
+
+FEW = 64  # tokens up to which ops round their own input and turn heads on the way
+INDEX_ROWS = 256  # tokens of a prefill whose index logits exist together
+
+
+class Workspace:
+    """Steps of at most `tokens` tokens over page tables `pages` wide; `chunked`: several tokens a request."""
+
+    def __init__(
+        self, config: ModelConfig, numerics: Numerics, split: Split, tokens: int, pages: int, *, chunked: bool,
+        device: torch.device | str,
+    ):  # fmt: skip
+        self.config, self.tokens, self.chunked, self.device = config, tokens, chunked, torch.device(device)
+        world, eps, d, limit = split.world, config.rms_norm_eps, config.hidden_size, config.swiglu_limit
+        self.heads, self.groups = config.num_attention_heads // world, config.o_groups // world
+        heads, groups, q_rank, dim = self.heads, self.groups, config.q_lora_rank, config.head_dim
+        self.layout = index_key.FP8 if numerics.index_keys == "fp8" else index_key.FP4
+        rounds = numerics.index_keys
+
+        self.hyper = hyper_connection.plan(
+            tokens, d, config.hc_mult, norm_eps=eps, hc_eps=config.hc_eps, iterations=config.hc_sinkhorn_iters,
+            device=device,
+        )  # fmt: skip
+        self.round_d, self.norm_q = norm_quant.plan(d, eps), norm_quant.plan(q_rank, eps)
+        self.wq_a_kv, self.wq_b = linear.plan(q_rank + dim, d), linear.plan(heads * dim, q_rank)
+        self.store = kv_store.plan(heads, records_per_page(0), eps)
+        self.projection = output_projection.plan(heads, groups, config.o_lora_rank)
+        self.turn_back = rope.plan(heads, dim, inverse=True)
+        width = groups * config.o_lora_rank
+        self.round_z, self.wo_b = norm_quant.plan(width, eps), linear.plan(d, width)
+        scale = dim**-0.5
+        records = {0: 0, 4: config.index_topk, 128: pages * records_per_page(128)}
+        self.attend = {
+            ratio: sparse_mla.plan(tokens, heads, config.sliding_window + records[ratio], scale, device=device)
+            for ratio in sorted(set(config.compress_ratios))
+        }
+        self.compress = {ratio: _compressor(ratio, dim, eps, chunked, packed=True) for ratio in (4, 128)}
+        self.compress_index = _compressor(4, config.index_head_dim, eps, chunked, packed=False)
+        index_heads = config.index_n_heads
+        self.index_wq_b = linear.plan(index_heads * config.index_head_dim, q_rank)
+        self.index_rope = rope.plan(index_heads, config.index_head_dim)
+        self.index_scale = config.index_head_dim**-0.5 * index_heads**-0.5
+        rows = min(tokens, INDEX_ROWS)
+        columns = pages * records_per_page(4)
+        self.index_logits = indexer.plan(rows, index_heads, columns, self.layout, chunked=chunked)
+        self.topk = topk.plan(rows, columns, config.index_topk, device=device)
+        self.router = routing.plan(
+            tokens, d, config.n_routed_experts, config.num_experts_per_tok, config.routed_scaling_factor, device=device
+        )
+        expert_rows, inner = split.expert_rows(config), split.expert_width(config)
+        self.experts = moe.plan(
+            tokens, d, inner.stop - inner.start, expert_rows.stop - expert_rows.start, config.num_experts_per_tok,
+            limit, moe.W4A8_BF16, device=device,
+        )  # fmt: skip
+        self.lists = routing.plan_lists(
+            tokens, config.num_experts_per_tok, expert_rows.stop - expert_rows.start, self.experts.config.group,
+            first_expert=expert_rows.start, device=device,
+        )  # fmt: skip
+        shared = config.moe_intermediate_size * config.n_shared_experts // world
+        self.shared_w13, self.shared_w2 = linear.plan(2 * shared, d), linear.plan(d, shared)
+        self.shared_middle = plan_shared(shared, limit)
+        self.vocabulary = bf16_linear.plan(config.vocab_size // world, d)
+
+        bf16, e4m3, u8 = torch.bfloat16, torch.float8_e4m3fn, torch.uint8
+
+        def empty(*shape: int, dtype: torch.dtype = bf16) -> torch.Tensor:
+            return torch.empty(tokens, *shape, dtype=dtype, device=device)
+
+        self.streams, self.u, self.y = empty(config.hc_mult, d), empty(d), empty(d)
+        self.post = empty(config.hc_mult, dtype=torch.float32)
+        self.comb = empty(config.hc_mult, config.hc_mult, dtype=torch.float32)
+        self.codes, self.halves, self.scale = empty(d, dtype=e4m3), empty(d, dtype=e4m3), empty(d // 128, dtype=u8)
+        self.latent_kv, self.q = empty(q_rank + dim), empty(heads, dim)
+        self.latent, self.latent_scale = empty(q_rank, dtype=e4m3), empty(q_rank // 128, dtype=u8)
+        self.o, self.z = empty(heads, dim), empty(width)
+        self.z_codes, self.z_scale = empty(width, dtype=e4m3), empty(width // 128, dtype=u8)
+        self.index_q = empty(index_heads, config.index_head_dim)
+        packed = rounds == "fp4"
+        self.index_codes = empty(index_heads, 64 if packed else 128, dtype=u8 if packed else e4m3)
+        self.index_tail = (
+            empty(index_heads, 4, dtype=u8) if packed else empty(index_heads, dtype=torch.float32)
+        )
+        self.logits_of_index = torch.empty(rows, columns, dtype=torch.float32, device=device)
+        self.selected = empty(config.index_topk, dtype=torch.int64)
+        self.no_slots = torch.full((tokens, 16), -1, dtype=torch.int64, device=device)
+        self.nothing = torch.zeros(tokens, dtype=torch.int32, device=device)
+        top_k = config.num_experts_per_tok
+        self.ids, self.weights = empty(top_k, dtype=torch.int32), empty(top_k, dtype=torch.float32)
+        self.shared_gate_up, self.shared = empty(2 * shared), empty(d)
+        self.shared_codes, self.shared_scale = empty(shared, dtype=e4m3), empty(shared // 128, dtype=u8)
+
+    def project(self, x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """x W^T with a bf16 weight, in a new tensor."""
+        out = torch.empty(x.shape[0], weight.shape[0], dtype=dtype, device=x.device)
+        bf16_linear.plan(weight.shape[0], weight.shape[1]).run(x, weight, out)
+        return out
+
+
+def _compressor(
+    ratio: int, dim: int, eps: float, chunked: bool, *, packed: bool
+) -> compressor.Decode | compressor_prefill.Prefill:
+    page = records_per_page(ratio) if packed else 0
+    if chunked:
+        return compressor_prefill.plan_prefill(ratio, dim, eps, page_size=page)
+    return compressor.plan_decode(ratio, dim, eps, page_size=page)
