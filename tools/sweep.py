@@ -45,7 +45,7 @@ def _value(text: str) -> Any:
 @contextmanager
 def configured(op: str, combination: dict[str, Any]) -> Iterator[None]:
     """While inside, `op` chooses its configuration with these fields replaced."""
-    api = importlib.import_module(f"wellhead.ops.{op}.api")
+    api: Any = importlib.import_module(f"wellhead.ops.{op}.api")
     chosen: Callable[..., Any] = api.choose_config
     api.choose_config = lambda *a, **k: dataclasses.replace(chosen(*a, **k), **combination)
     try:

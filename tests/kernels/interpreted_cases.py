@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels.small import SMALL
 from wellhead.dispatch.spec import REFERENCE
 from wellhead.ops import registry
 from wellhead.testing.agreement import compare, results
-from kernels.small import SMALL
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -10,9 +10,9 @@ import torch
 from wellhead.formats import kv_record
 from wellhead.ops.compressor import api, reference
 from wellhead.ops.compressor.spec import EPS, FORMS, SPEC, make, prepare, prepare_reference
-from wellhead.testing.agreement import results
 from wellhead.ops.norm_quant.reference import rms_norm
 from wellhead.ops.rope.reference import rotate
+from wellhead.testing.agreement import results
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EACH_FORM = pytest.mark.parametrize("form", FORMS)

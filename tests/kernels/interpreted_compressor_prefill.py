@@ -19,6 +19,7 @@ from wellhead.ops.compressor.spec import EPS, FORMS, make_prefill, prepare, prep
 from wellhead.ops.indexer import api as indexer
 from wellhead.ops.norm_quant.reference import rms_norm
 from wellhead.ops.rope.reference import rotate
+from wellhead.testing.agreement import results
 
 Chunks = Sequence[tuple[int, int, int]]  # state slot, first position, tokens; slot -1 is padding
 
@@ -177,8 +178,8 @@ def test_token_by_token_the_decode_step_gives_the_same(form: str) -> None:
 def test_cases_agree_with_their_reference(form: str) -> None:
     tokens, requests = (64, 2) if FORMS[form][0] == 4 else (280, 2)
     inputs = make_prefill(tokens, requests, *FORMS[form], torch.Generator(DEVICE).manual_seed(3), DEVICE)
-    before, wanted = inputs["state"].clone(), prepare_reference(inputs)()
-    result = prepare(inputs)()
+    before, (wanted,) = inputs["state"].clone(), results(prepare_reference(inputs))
+    (result,) = results(prepare(inputs))
     assert float(wanted.float().abs().max()) > 1 and agree(result, wanted) and torch.equal(inputs["state"], before)
 
 

@@ -18,7 +18,6 @@ SHIPPED = {**EPS, "iterations": 20}  # where the interpreter's time allows
 CLOSE = {"rtol": 0.0, "atol": 4e-6}
 
 
-
 def draw(tokens: int, d: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """Inputs of the SPEC's own generator, for any number of tokens."""
     from wellhead.ops.hyper_connection import spec

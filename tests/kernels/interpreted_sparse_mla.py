@@ -44,7 +44,7 @@ def drawn(tokens: int, heads: int, window: int, selected: int, seed: int = 0, pa
 def found(case: dict[str, Any], splits: int) -> torch.Tensor:
     tokens, heads, _ = case["q"].shape
     plan = api.plan(max(tokens, 1), heads, 64, SCALE, device=DEVICE)
-    config = Config(heads=16, splits=splits, records=16, num_warps=4, num_stages=1)
+    config = Config(heads=16, splits=splits, records=16, num_warps=4, num_stages=1, keys_first=True)
     shape = (max(tokens, 1), splits, heads)
     plan = replace(
         plan, config=config, part=torch.full((*shape, 512), torch.nan, device=DEVICE),

@@ -1,4 +1,4 @@
-"""On a card: every op inside a CUDA graph, replayed with other inputs; no synchronisation and no allocation in a run."""
+"""On a card: every op inside a CUDA graph, replayed with other inputs; runs neither synchronise nor allocate."""
 
 from __future__ import annotations
 

@@ -122,8 +122,7 @@ def test_hadamard_is_orthogonal_and_sylvester() -> None:
     torch.testing.assert_close(h @ h.T, torch.eye(128))
     parity = lambda i, j: (-1) ** (i & j).bit_count()  # noqa: E731
     assert all(
-        float(h[i, j]) * 128**0.5 == pytest.approx(parity(i, j))
-        for i, j in ((0, 5), (3, 7), (127, 127), (64, 65))
+        float(h[i, j]) * 128**0.5 == pytest.approx(parity(i, j)) for i, j in ((0, 5), (3, 7), (127, 127), (64, 65))
     )
     with pytest.raises(ValueError, match="power of two, got 96"):
         indexer.hadamard(96)
@@ -158,9 +157,7 @@ def test_sparse_attention_is_one_softmax_with_a_sink(dtype: torch.dtype) -> None
         for h in range(heads):
             scores = [float(q[t, h].float() @ r.float()) * 0.25 for r in records]
             total = sum(map(math.exp, scores)) + math.exp(float(sink[h]))
-            expected = sum(
-                (math.exp(s) * r.float() for s, r in zip(scores, records, strict=True)), torch.zeros(dim)
-            )
+            expected = sum((math.exp(s) * r.float() for s, r in zip(scores, records, strict=True)), torch.zeros(dim))
             tolerance = 1e-5 if dtype == torch.float32 else 2e-2
             torch.testing.assert_close(found[t, h].float(), expected / total, rtol=tolerance, atol=tolerance)
     assert not found[4].any()

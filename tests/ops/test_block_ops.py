@@ -28,9 +28,7 @@ def identity(x: torch.Tensor) -> torch.Tensor:
 
 def test_hyper_connection_published_vector() -> None:
     z = torch.sin(torch.arange(24.0)).unsqueeze(0)
-    pre, post, comb = hyper_connection.split_mixing(
-        z, torch.zeros(24), torch.tensor([1, 0.5, 2]), 4, 1e-6, 20
-    )
+    pre, post, comb = hyper_connection.split_mixing(z, torch.zeros(24), torch.tensor([1, 0.5, 2]), 4, 1e-6, 20)
     expected_pre = torch.tensor([0.5000010, 0.6987759, 0.7128574, 0.5352226])
     expected_post = torch.tensor([0.8130251, 0.7647583, 0.9302595, 1.1627854])
     expected_comb = torch.tensor(

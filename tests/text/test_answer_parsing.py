@@ -240,14 +240,10 @@ def test_broken_answers(text: str, thinking: bool, message: str) -> None:
 
 def test_a_long_integer_is_an_ordinary_value() -> None:
     digits = "1" * 10_000
-    assert parse_completion(in_calls(parameter(digits)), False).tool_calls == [
-        ToolCall("f", f'{{"k": {digits}}}')
-    ]
+    assert parse_completion(in_calls(parameter(digits)), False).tool_calls == [ToolCall("f", f'{{"k": {digits}}}')]
 
 
-@pytest.mark.parametrize(
-    ("text", "thinking", "_message"), BROKEN[1:3] + BROKEN[6:8] + BROKEN[9:11] + BROKEN[13:21]
-)
+@pytest.mark.parametrize(("text", "thinking", "_message"), BROKEN[1:3] + BROKEN[6:8] + BROKEN[9:11] + BROKEN[13:21])
 def test_broken_answers_fail_at_every_split(text: str, thinking: bool, _message: str) -> None:
     for pieces in ([text], text, *([text[:i], text[i:]] for i in range(len(text)))):
         with pytest.raises(MalformedAnswer):

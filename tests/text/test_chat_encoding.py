@@ -133,9 +133,7 @@ def test_tools_anywhere_keep_all_reasoning() -> None:
     expected = f"{B}S\n\n{TOOLS_TEXT}{U}U1{A}<think>R1</think>A1{E}{U}U2{A}<think>"
     assert encode_messages(head, "thinking") == expected
     # An empty list of tools is none.
-    assert encode_messages([system("S", tools=[]), *HISTORY[1:]], "thinking") == encode_messages(
-        HISTORY, "thinking"
-    )
+    assert encode_messages([system("S", tools=[]), *HISTORY[1:]], "thinking") == encode_messages(HISTORY, "thinking")
 
 
 def test_developer_messages_before_the_last_user_message_go_with_the_reasoning() -> None:
@@ -165,9 +163,7 @@ def test_response_format_of_a_system_message_without_content() -> None:
 def test_effort_max_precedes_the_first_message() -> None:
     assert encode_messages(HISTORY, "thinking", reasoning_effort="max").startswith(f"{B}{MAX_TEXT}S{U}U1")
     assert encode_messages(HISTORY, "chat", reasoning_effort="max") == encode_messages(HISTORY, "chat")
-    later = encode_messages(
-        [user("U2")], "thinking", context=[user("U1"), assistant("A1")], reasoning_effort="max"
-    )
+    later = encode_messages([user("U2")], "thinking", context=[user("U1"), assistant("A1")], reasoning_effort="max")
     assert later == f"{U}U2{A}<think>"
 
 
@@ -203,9 +199,7 @@ def test_tool_calls_text() -> None:
 
 
 def test_arguments_that_are_not_json_become_one_parameter() -> None:
-    text = encode_messages(
-        [assistant(None, tool_calls=[call("1", "f", "{broken")])], add_default_bos_token=False
-    )
+    text = encode_messages([assistant(None, tool_calls=[call("1", "f", "{broken")])], add_default_bos_token=False)
     assert '<｜DSML｜parameter name="arguments" string="true">{broken</｜DSML｜parameter>' in text
 
 
@@ -222,14 +216,10 @@ def test_tool_results_take_the_order_of_the_calls() -> None:
     assert encode_messages(messages).endswith(f"</｜DSML｜tool_calls>{E}{U}{turn}{A}</think>")
     # A text between results keeps its place; the results move around it.
     mixed = [*messages[:3], user("note"), *messages[3:]]
-    turn = (
-        "<tool_result>1</tool_result>\n\nnote\n\n<tool_result>2</tool_result>\n\n<tool_result>3</tool_result>"
-    )
+    turn = "<tool_result>1</tool_result>\n\nnote\n\n<tool_result>2</tool_result>\n\n<tool_result>3</tool_result>"
     assert encode_messages(mixed).endswith(f"{E}{U}{turn}{A}</think>")
     # The calls may be part of the context; the results are then the first new messages.
-    assert encode_messages(messages[2:], context=messages[:2]).startswith(
-        f"{U}<tool_result>1</tool_result>\n\n"
-    )
+    assert encode_messages(messages[2:], context=messages[:2]).startswith(f"{U}<tool_result>1</tool_result>\n\n")
 
 
 def test_the_latest_calls_give_the_order() -> None:
@@ -374,9 +364,7 @@ def test_bad_context_is_named() -> None:
 
 
 def test_a_task_is_not_lost_in_merging() -> None:
-    with pytest.raises(
-        ValueError, match=r"messages\[1\]: task is 'title'; expected none, since this text joins"
-    ):
+    with pytest.raises(ValueError, match=r"messages\[1\]: task is 'title'; expected none, since this text joins"):
         encode_messages([result("1", "ok"), user("x", task="title")])
 
 
@@ -384,7 +372,5 @@ def test_bad_settings() -> None:
     with pytest.raises(ValueError, match="thinking_mode is 'on'; expected 'chat' or 'thinking'"):
         encode_messages([user("x")], "on")
     for effort in ("low", "xhigh", "", 3):
-        with pytest.raises(
-            ValueError, match=f"reasoning_effort is {effort!r}; expected one of None, 'high', 'max'"
-        ):
+        with pytest.raises(ValueError, match=f"reasoning_effort is {effort!r}; expected one of None, 'high', 'max'"):
             encode_messages([user("x")], "thinking", reasoning_effort=effort)  # type: ignore[arg-type]

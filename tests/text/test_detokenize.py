@@ -57,11 +57,7 @@ def test_bytes_that_are_not_utf8_equal_decode(byte_tokenizer: Tokenizer) -> None
     ]
     for data in invalid:
         ids = [pieces[byte] for byte in data]
-        assert (
-            "".join(detokenize(byte_tokenizer, ids))
-            == byte_tokenizer.decode(ids)
-            == data.decode("utf-8", "replace")
-        )
+        assert "".join(detokenize(byte_tokenizer, ids)) == byte_tokenizer.decode(ids) == data.decode("utf-8", "replace")
 
 
 @pytest.mark.parametrize("skip_special", [False, True])

@@ -92,9 +92,7 @@ def test_eos_ids_join_generation_config(byte_folder: Path) -> None:
 
 
 def test_begin_token_is_optional_and_end_token_is_not(byte_folder: Path) -> None:
-    (byte_folder / "tokenizer_config.json").write_text(
-        '{"eos_token": "<end｜>", "bos_token": null}', encoding="utf-8"
-    )
+    (byte_folder / "tokenizer_config.json").write_text('{"eos_token": "<end｜>", "bos_token": null}', encoding="utf-8")
     assert Tokenizer.from_folder(byte_folder).bos_id is None
     (byte_folder / "tokenizer_config.json").unlink()
     with pytest.raises(TokenizerFileError, match=r"no end-of-sequence token found; expected `eos_token`"):

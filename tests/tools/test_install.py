@@ -125,9 +125,7 @@ def test_the_steps_and_the_stamp(
     assert len(commands) == 3
 
 
-def test_a_failed_step_leaves_no_stamp(
-    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_failed_step_leaves_no_stamp(tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def step(what: str, command: list[str], fix: str) -> None:
         raise tool.InstallError(what)
 

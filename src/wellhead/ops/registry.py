@@ -15,6 +15,7 @@ SUMMARIES: dict[str, str] = {
     "hyper_connection": "mixing of the residual streams",
     "norm_quant": "RMS norm and rounding to e4m3 with one-byte scales",
     "linear": "block-FP8 linear layers",
+    "bf16_linear": "products with bf16 weights: compressors, the indexer's weights, the vocabulary",
     "rope": "rotary position embedding and its inverse",
     "kv_store": "packed key-value records into pages",
     "compressor": "compressed key-value entries with their running state",

@@ -24,8 +24,11 @@ class Incorrect(ValueError):
     """A case whose result is outside its budget; it has no speed."""
 
 
-def measure(spec: OpSpec, case: Case, impl: str, roof: Roof) -> dict[str, Any]:
-    """The record of one case: keys of benchmarks/results/ops.jsonl. Incorrect, naming the error, instead of a speed."""
+def measure(spec: OpSpec, case: Case, impl: str, roof: Roof, arch: str = "native") -> dict[str, Any]:
+    """The record of one case: keys of benchmarks/results/ops.jsonl. Incorrect, naming the error, instead of a speed.
+
+    arch "sm120" says that the process adopted SM120's code (testing.sm120_on_hopper).
+    """
     prepare, reference = spec.impl(impl).prepare, spec.impl(impl).reference or spec.impl(REFERENCE).prepare
     if prepare is None or reference is None:
         raise ValueError(f"op {spec.name!r}: {impl!r} or the reference cannot be prepared from a case")
@@ -41,10 +44,12 @@ def measure(spec: OpSpec, case: Case, impl: str, roof: Roof) -> dict[str, Any]:
     took = times(runs)
     speed = case.bytes / took.median / 1e3
     return {
-        "op": spec.name, "case": case.name, "impl": impl, "arch": card.arch, "gpu": card.name,
+        "op": spec.name, "case": case.name, "impl": impl, "gpu": card.name,
+        "arch": card.arch if arch == "native" else f"{arch} on {card.arch}",
         "us_median": round(took.median, 2), "us_p20": round(took.p20, 2), "us_p80": round(took.p80, 2),
         "bytes": case.bytes, "gb_s": round(speed, 1), "roof_gb_s": round(roof.best, 1),
-        "share": round(speed / roof.best, 4), "error": agreed.error, "torch": torch.__version__, "triton": triton.__version__,
+        "share": round(speed / roof.best, 4), "error": agreed.error,
+        "torch": torch.__version__, "triton": triton.__version__,
         "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }  # fmt: skip
 
@@ -63,10 +68,10 @@ def needed_card() -> Card:
     return card
 
 
-def selected(spec: OpSpec, wanted: str) -> Iterator[Case]:
-    """The cases whose name contains `wanted`; ValueError names all when none does."""
+def selected(spec: OpSpec, wanted: str, *, needed: bool = True) -> Iterator[Case]:
+    """The cases whose name contains `wanted`; where one is needed and none does, ValueError names all."""
     cases = [case for case in spec.cases if wanted in case.name]
-    if not cases:
+    if needed and not cases:
         raise ValueError(f"op {spec.name!r} has no case with {wanted!r}; there are {[c.name for c in spec.cases]}")
     yield from cases
 

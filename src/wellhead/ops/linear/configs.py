@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Config:
-    """`tokens` rows a program (a power of two), `rows` weight rows, `inputs` a step; CUDA cores (gemv) or tensor cores."""
+    """`tokens` rows a program (a power of two), `rows` weight rows, `inputs` a step; gemv: on CUDA cores."""
 
     gemv: bool
     tokens: int

@@ -13,9 +13,7 @@ from wellhead.ops.overlap import after_producers
 
 
 @triton.jit
-def _activation(
-    x, x_scale, token, used, at, K, M: tl.constexpr, KC: tl.constexpr, ROUND: tl.constexpr
-):
+def _activation(x, x_scale, token, used, at, K, M: tl.constexpr, KC: tl.constexpr, ROUND: tl.constexpr):
     """(E4M3 [M, KC], fp32 scale [M, KC / 128]) of inputs at .. at + KC - 1 of each token."""
     k, block = tl.arange(0, KC), tl.arange(0, KC // 128)
     if ROUND:

@@ -31,8 +31,9 @@ class Mxfp4Experts:
     """out = bf16(sum over a token's experts of w2 round(weight * silu(min(g, limit)) * clamp(u)) + shared).
 
     run(codes E4M3 [T, d] in halves order (`layout.halves`; norm_quant writes it), scale u8 [T, d/128], ids i32 [T, K],
-    weights fp32 [T, K], lists, packed, shared bf16 [T, d], out bf16 [T, d]). `lists` are ExpertLists in blocks of `config.group`, of the same ids; an id that no list holds
-    (-1, or another rank's) adds nothing and its expert is not read. g, u, the hidden vector and each expert's result
+    weights fp32 [T, K], lists, packed, shared bf16 [T, d], out bf16 [T, d]). `lists` are ExpertLists in blocks of
+    `config.group`, of the same ids; an id that no list holds (-1, or another rank's) adds nothing and its expert is not
+    read. g, u, the hidden vector and each expert's result
     are rounded to bf16; the hidden vector to E4M3 per 128 in front of w2. T may be 0. Allocates, synchronises nothing.
     """
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.ops.checks import expect
+from wellhead.ops.overlap import launch
 from wellhead.ops.routing.api import ExpertLists
 
 
@@ -60,8 +61,9 @@ class Grouped:
         from wellhead.ops.moe.kernels import combine_kernel
 
         combine_kernel[(ids.shape[0], -(-self.d // 1024))](
-            self.each, ids, shared, out, self.d, self.top_k, lists.first_expert, self.experts, BLOCK=1024, num_warps=4, **launch()
-        )
+            self.each, ids, shared, out, self.d, self.top_k, lists.first_expert, self.experts,
+            BLOCK=1024, num_warps=4, **launch(),
+        )  # fmt: skip
 
 
 def refusal(tokens: int, d: int, m: int, top_k: int) -> str | None:

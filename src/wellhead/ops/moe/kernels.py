@@ -110,9 +110,7 @@ def down_kernel(
 
 
 @triton.jit
-def combine_kernel(
-    y, ids, shared, out, D, TOP_K: tl.constexpr, FIRST, EXPERTS, BLOCK: tl.constexpr, PDL: tl.constexpr
-):
+def combine_kernel(y, ids, shared, out, D, TOP_K: tl.constexpr, FIRST, EXPERTS, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """out bf16 [T, D] = sum over a token's experts, in order and in fp32, of y bf16 [T * TOP_K, D], plus shared bf16.
 
     An id outside FIRST .. FIRST + EXPERTS - 1, -1 included, adds nothing: its row of y is not read.

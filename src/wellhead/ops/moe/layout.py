@@ -1,5 +1,5 @@
 """The orders in which the expert kernels read: gate and up rows in turn, so that one tile holds both; and activations
-with the even inputs of each 32 in front of the odd ones, as the low and the high nibbles of 16 bytes of MXFP4 have them.
+with the even inputs of each 32 in front of the odd ones, as the low and the high nibbles of MXFP4 have them.
 """
 
 from __future__ import annotations

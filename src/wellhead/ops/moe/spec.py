@@ -24,6 +24,8 @@ def few_builds() -> tuple[KernelBuild, ...]:
     from wellhead.ops.moe import kernels
     from wellhead.ops.moe.api import down_constants, gate_up_constants
     from wellhead.ops.moe.configs import choose_config
+    from wellhead.ops.moe.shared_api import BLOCK
+    from wellhead.ops.moe.shared_kernels import swiglu_round_kernel
 
     found = []
     lists = {"group_expert": "*i32", "group_slots": "*i32"}
@@ -49,6 +51,10 @@ def few_builds() -> tuple[KernelBuild, ...]:
         **dict.fromkeys(given, "constexpr"),
     }  # fmt: skip
     found.append(KernelBuild("combine[6]", kernels.combine_kernel, signature, given))
+    given = {"BLOCK": BLOCK, "PDL": False}
+    signature = {"gate_up": "*bf16", "codes": "*u8", "scale": "*u8", "limit": "fp32", "M_INTER": "i32:16"}
+    signature |= dict.fromkeys(given, "constexpr")
+    found.append(KernelBuild("swiglu_round[128]", swiglu_round_kernel, signature, given, 1))
     return tuple(found)
 
 

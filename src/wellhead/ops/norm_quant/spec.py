@@ -25,8 +25,8 @@ def builds() -> tuple[KernelBuild, ...]:
         ):  # fmt: skip
             given: dict[str, Any] = {**constants(d), **dict.fromkeys(absent), "PDL": False}
             signature = {
-                "x": "*bf16", "weight": "*bf16", "normed": "*bf16", "codes": "*u8", "halves": "*u8", "scale": "*u8", "eps": "fp32",
-                "X_STRIDE": "i32:16", **dict.fromkeys(given, "constexpr"),
+                "x": "*bf16", "weight": "*bf16", "normed": "*bf16", "codes": "*u8", "halves": "*u8", "scale": "*u8",
+                "eps": "fp32", "X_STRIDE": "i32:16", **dict.fromkeys(given, "constexpr"),
             }  # fmt: skip
             found.append(KernelBuild(f"{kind}[{d}]", kernels.norm_quant_kernel, signature, given, warps_of(d)))
     return tuple(found)

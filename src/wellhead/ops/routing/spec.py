@@ -78,7 +78,8 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     from wellhead.ops.routing.api import plan
 
     x, top_k = inputs["x"], inputs["top_k"]
-    router = plan(*x.shape, len(inputs["gate"]), top_k, SCALE, device=x.device)
+    tokens, width = x.shape
+    router = plan(tokens, width, len(inputs["gate"]), top_k, SCALE, device=x.device)
     ids = torch.empty(len(x), top_k, dtype=torch.int32, device=x.device)
     weights = torch.empty(len(x), top_k, device=x.device)
 

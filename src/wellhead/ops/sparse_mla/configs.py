@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PROGRAMS = 128  # about one for every multiprocessor of the cards this serves: each holds a whole record tile
+RECORDS = 32  # a tile
+PROGRAMS = 256  # two a multiprocessor of the cards this serves: they fill each other's waits
 
 
 @dataclass(frozen=True)
@@ -19,19 +20,18 @@ class Config:
     records: int
     num_warps: int
     num_stages: int
-    keys_first: bool = True
+    keys_first: bool
 
 
 def choose_config(tokens: int, heads: int, most_records: int) -> Config:
-    """As many parts as fill the card, none shorter than a tile; a power of two up to 16, one for many tokens."""
+    """As many parts as fill the card, none shorter than a tile; a power of two up to 16, one for many tokens.
+
+    32 heads by four warps of eight, measured on an H100 against 16 and 64 (docs/log.md): two such programs share a
+    multiprocessor there, on SM120, with 99 KB, it is one. A token of few heads is quicker in more, smaller programs.
+    """
     tokens = max(1, tokens)
-    few = tokens * -(-heads // 16) <= 16 or heads <= 16
-    if few:
-        width, records, warps, stages = 16, 16, 4, 3
-    elif tokens * -(-heads // 64) >= PROGRAMS and heads > 32:
-        return Config(64, 1, 16, 8, 3)
-    else:
-        width, records, warps, stages = 32, 16, 4, 3
+    small = heads <= 16 or tokens * -(-heads // 16) <= 8
+    width, stages = (16, 2) if small else (32, 1)
     programs = tokens * -(-heads // width)
-    wanted = min(16, max(1, PROGRAMS // programs), max(1, -(-most_records // records)))
-    return Config(width, 1 << (wanted.bit_length() - 1), records, warps, stages)
+    wanted = min(16, max(1, PROGRAMS // programs), max(1, -(-most_records // RECORDS)))
+    return Config(width, 1 << (wanted.bit_length() - 1), RECORDS, 4, stages, keys_first=not small)

@@ -59,7 +59,8 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     from wellhead.ops.topk.api import plan
 
     logits, out = inputs["logits"], inputs["out"]
-    chosen = plan(*logits.shape, out.shape[1], device=logits.device)
+    rows, columns = logits.shape
+    chosen = plan(rows, columns, out.shape[1], device=logits.device)
 
     def run() -> Any:
         chosen.run(logits, inputs["lengths"], inputs["table"], out)

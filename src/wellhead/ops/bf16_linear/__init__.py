@@ -1,0 +1,1 @@
+from wellhead.ops.bf16_linear import reference as reference
