@@ -7,6 +7,7 @@ on every rank; divided ones differ by rank, and are not the parts of what one ra
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 
@@ -19,7 +20,7 @@ from wellhead.model.device_weights import ModelWeights, leaves
 from wellhead.model.split import Split
 
 CHUNK = 1 << 26  # bytes or elements drawn at a time: what a temporary may cost
-_MAGNITUDES = 0x48  # E4M3 codes 0 .. 3.75: wide enough to look like weights
+E4M3_MAGNITUDES = 0x48  # E4M3 codes 0 .. 3.75: wide enough to look like weights
 _FORMATS = ("E2M1", "E4M3")
 _SPREAD = ((0.25 + 1 + 4) / 3) ** 0.5  # root mean square of the scales around their middle
 
@@ -93,8 +94,8 @@ class _Draw:
 
     def _e4m3(self, tensor: torch.Tensor) -> None:
         for part in tensor.view(torch.uint8).flatten().split(CHUNK):
-            part.random_(0, 2 * _MAGNITUDES, generator=self._generator)
-            part.add_((part >= _MAGNITUDES).to(torch.uint8), alpha=128 - _MAGNITUDES)  # the sign bit
+            part.random_(0, 2 * E4M3_MAGNITUDES, generator=self._generator)
+            part.add_((part >= E4M3_MAGNITUDES).to(torch.uint8), alpha=128 - E4M3_MAGNITUDES)  # the sign bit
 
     def _scales(self, path: str, tensor: torch.Tensor) -> None:
         """Near the scale that gives a matrix variance 1 / inputs, a factor of two up and down."""
@@ -102,7 +103,7 @@ class _Draw:
         inputs = tensor.shape[-1] * (32 if fp4 else 128)
         if self._sums_over_ranks(path):
             inputs *= self._split.world
-        middle = -round(math.log2(typical("E2M1" if fp4 else "E4M3") * _SPREAD * inputs**0.5))
+        middle = middle_exponent("E2M1" if fp4 else "E4M3", inputs)
         if tensor.dtype == torch.uint8:
             tensor.random_(126 + middle, 129 + middle, generator=self._generator)
         else:
@@ -128,6 +129,12 @@ class _Draw:
             base[2 * streams :] += 2 * torch.eye(streams, device=base.device).flatten()
 
 
+@functools.cache
+def middle_exponent(name: str, inputs: int) -> int:
+    """e so that codes of that format times 2^(e-1), 2^e or 2^(e+1) have variance near 1 / inputs."""
+    return -round(math.log2(typical(name) * _SPREAD * inputs**0.5))
+
+
 def typical(name: str) -> float:
     """Root mean square of the codes as they are drawn."""
     if name not in _FORMATS:
@@ -135,5 +142,5 @@ def typical(name: str) -> float:
     if name == "E2M1":
         values = e2m1.decode(torch.arange(16, dtype=torch.uint8))
     else:
-        values = e4m3.decode(torch.arange(_MAGNITUDES, dtype=torch.uint8).view(torch.float8_e4m3fn))
+        values = e4m3.decode(torch.arange(E4M3_MAGNITUDES, dtype=torch.uint8).view(torch.float8_e4m3fn))
     return float(values.float().square().mean().sqrt())

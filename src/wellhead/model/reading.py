@@ -41,6 +41,7 @@ class Arrived(Generic[Tag]):
     tag: Tag
 
 
+Placed = tuple[int, Range[Tag]]
 Batch = tuple[torch.Tensor, int, list[Arrived[Tag]]]
 
 
@@ -71,7 +72,7 @@ class Reader:
                 if not self._free:
                     yield from self._finish(waiting, release)
                 buffer = self._free.pop()
-                jobs = [pool.submit(self._read, part, buffer, at) for at, part in packed]
+                jobs = [pool.submit(self._read, run, buffer) for run in _runs(packed, used // self._threads)]
                 arrived = [Arrived(at, part.nbytes, part.tag) for at, part in packed]
                 waiting.append((buffer, used, arrived, jobs))
             while waiting:
@@ -95,17 +96,18 @@ class Reader:
         release()
         self._free.append(buffer)
 
-    def _read(self, part: Range[Tag], buffer: torch.Tensor, at: int) -> None:
-        view = buffer.numpy().data[at : at + part.nbytes]
-        done = 0
-        while done < part.nbytes:
-            count = os.preadv(self._descriptor(part.file), [view[done:]], part.offset + done)
-            if not count:
-                raise CheckpointError(
-                    f"{part.file.name}: ends at byte {part.offset + done}, expected {part.nbytes - done} more; it "
-                    "changed after it was opened: download it again"
-                )
-            done += count
+    def _read(self, run: list[Placed[Tag]], buffer: torch.Tensor) -> None:
+        whole = buffer.numpy().data
+        for at, part in run:
+            view, done = whole[at : at + part.nbytes], 0
+            while done < part.nbytes:
+                count = os.preadv(self._descriptor(part.file), [view[done:]], part.offset + done)
+                if not count:
+                    raise CheckpointError(
+                        f"{part.file.name}: ends at byte {part.offset + done}, expected {part.nbytes - done} more; it "
+                        "changed after it was opened: download it again"
+                    )
+                done += count
 
     def _descriptor(self, file: Path) -> int:
         """An open file; two threads may open one at once, then the first one in stays."""
@@ -116,9 +118,9 @@ class Reader:
         return self._files[file]
 
 
-def _packed(ranges: Iterable[Range[Tag]], buffer_bytes: int) -> Iterator[tuple[list[tuple[int, Range[Tag]]], int]]:
+def _packed(ranges: Iterable[Range[Tag]], buffer_bytes: int) -> Iterator[tuple[list[Placed[Tag]], int]]:
     """Ranges in order with their place, as many as a buffer holds, and the bytes used of it."""
-    packed: list[tuple[int, Range[Tag]]] = []
+    packed: list[Placed[Tag]] = []
     used = end = 0
     for part in ranges:
         if part.nbytes > buffer_bytes:
@@ -131,3 +133,15 @@ def _packed(ranges: Iterable[Range[Tag]], buffer_bytes: int) -> Iterator[tuple[l
         end = used + -used % ALIGNMENT
     if packed:
         yield packed, used
+
+
+def _runs(packed: list[Placed[Tag]], nbytes: int) -> Iterator[list[Placed[Tag]]]:
+    """Neighbours of at least `nbytes` together, the last run apart: a job for each small range costs more than it."""
+    run: list[Placed[Tag]] = []
+    for at, part in packed:
+        run.append((at, part))
+        if at + part.nbytes - run[0][0] >= nbytes:
+            yield run
+            run = []
+    if run:
+        yield run

@@ -98,7 +98,7 @@ def load_device_weights(
             staged = stage.take(buffer, used)
             for item in arrived:
                 stage.place(staged[item.at : item.at + item.nbytes], item.tag)
-                advance(item.nbytes)
+            advance(sum(item.nbytes for item in arrived))
     stage.check()
     weights = layout.join(parts)
     _check_tables(weights, config.n_routed_experts)
