@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from wellhead.engine.output import TextOutput
-from wellhead.engine.pages import OutOfPages, PageAllocator
+from wellhead.engine.memory import Memory
+from wellhead.engine.output import Delta, TextOutput
 from wellhead.engine.request import FinishReason, Request, RequestError
 from wellhead.engine.runner import Runner
 from wellhead.engine.sampling_params import SamplingParams
-from wellhead.engine.scheduler import Scheduler
+from wellhead.engine.scheduler import Counters, Scheduler
 from wellhead.model.batch import Chunk
 from wellhead.model.load import LanguageModel
 from wellhead.model.state import PAGE_TOKENS, bytes_per_page, pages_for
 from wellhead.text.tokenizer import Tokenizer
 
 DEFAULT_CACHE_BYTES = 2 << 30
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What one step added to a request; `finish_reason` is set on its last one only.
-
-    `token_ids` holds every token generated, the end token included; `text` never shows the end token or a
-    stop string.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason | None
 
 
 class Engine:
@@ -48,6 +34,8 @@ class Engine:
         max_running: int = 32,
         chunk_tokens: int = 512,
         num_pages: int | None = None,
+        window_pages: int | None = None,
+        prefix_caching: bool = True,
     ):
         if max_running < 1:
             raise ValueError(f"max_running is {max_running}, expected at least 1")
@@ -57,10 +45,11 @@ class Engine:
             num_pages = max(1, min(affordable, max_running * pages_for(config.max_position_embeddings)))
         self._model, self._tokenizer, self._eos_ids = model, tokenizer, eos_ids
         self._chunk_tokens = chunk_tokens
-        self._scheduler = Scheduler(
-            PageAllocator(num_pages), PageAllocator(max_running, "state slots"), chunk_tokens
+        self._memory = Memory(
+            num_pages, max_running, window_pages, window=config.sliding_window, prefix_caching=prefix_caching
         )
-        self._runner = Runner(model, num_pages, max_running)
+        self._scheduler = Scheduler(self._memory, chunk_tokens)
+        self._runner = Runner(model, num_pages, max_running, self._memory.window_pages.total)
         self._texts: dict[Request, TextOutput] = {}
 
     @property
@@ -69,7 +58,12 @@ class Engine:
 
     @property
     def free_pages(self) -> int:
-        return self._scheduler.pages.free
+        """Pages that no request holds; the prefix cache may have some of them until they are wanted."""
+        return self._memory.available
+
+    @property
+    def counters(self) -> Counters:
+        return self._scheduler.counters
 
     def make_request(self, prompt: Sequence[int], params: SamplingParams) -> Request:
         """A checked request, not yet queued. RequestError names what is wrong with it and what would help."""
@@ -82,7 +76,7 @@ class Engine:
                 "more; shorten the prompt"
             )
         request = Request(ids, params, min(params.max_tokens, context - len(ids)), _generator(params.seed))
-        needed, total = pages_for(request.cached_tokens), self._scheduler.pages.total
+        needed, total = pages_for(request.cached_tokens), self._memory.pages.total
         if needed > total:
             raise RequestError(
                 f"{len(ids)} prompt tokens + max_tokens {request.max_tokens} need {needed} pages of "
@@ -115,9 +109,22 @@ class Engine:
             self._scheduler.finish(request, "abort")
 
     def step(self) -> list[tuple[Request, Delta]]:
-        """Run one step; what every request that got a token gained by it."""
+        """Run one step; what every request that got a token gained by it. Checks the pools when nothing is left."""
         work = self._scheduler.schedule()
-        return [(request, self._collect(request, token)) for request, token in self._runner.run(work)]
+        sampled = self._runner.run(work)
+        self._scheduler.advance(work)
+        deltas = [(request, self._collect(request, token)) for request, token in sampled]
+        if work and not self.busy:
+            self.check()
+        return deltas
+
+    def check(self) -> None:
+        """IntegrityError, naming the page, unless every page and state slot is accounted for."""
+        self._scheduler.check()
+
+    def forget_prefixes(self) -> None:
+        """Empty the prefix cache of what no running request uses."""
+        self._memory.prefix.clear()
 
     def logits(self, token_ids: Sequence[int], chunks: Sequence[int] | None = None) -> torch.Tensor:
         """fp32 [T, vocab] of one sequence computed in the given chunk sizes, on pages that nobody uses."""
@@ -130,29 +137,27 @@ class Engine:
             raise ValueError(
                 f"chunks {sizes} sum to {sum(sizes)}, expected positive sizes that sum to {len(ids)}"
             )
-        scheduler = self._scheduler
+        memory, parts = self._memory, []
+        request = Request(ids, SamplingParams(), 1, torch.Generator())
+        if not memory.slots.free:
+            raise RequestError(f"{len(ids)} tokens: all state slots are in use; wait for other requests")
         try:
-            slots = scheduler.slots.allocate(1)
-            try:
-                pages = scheduler.pages.allocate(pages_for(len(ids)))
-            except OutOfPages:
-                scheduler.slots.release(slots)
-                raise
-        except OutOfPages as error:
-            raise RequestError(
-                f"{len(ids)} tokens: {error}; wait for other requests or raise num_pages"
-            ) from None
-        try:
-            parts, start = [], 0
+            (request.state_slot,) = memory.slots.allocate(1)
             for n in sizes:
-                parts.append(
-                    self._runner.compute([Chunk(ids[start : start + n], start, pages, slots[0], "all")])
-                )
-                start += n
+                if memory.fitting(request, n) < n:
+                    free = self.free_pages + len(request.pages)
+                    raise RequestError(
+                        f"{len(ids)} tokens: {pages_for(len(ids))} pages wanted, {free} of {memory.pages.total} are "
+                        "free; wait for other requests or raise num_pages"
+                    )
+                memory.grow(request, n)
+                tokens = request.next_tokens(n)
+                chunk = Chunk(tokens, request.computed, request.pages, request.state_slot, "all", request.window_pages)
+                parts.append(self._runner.compute([chunk]))
+                memory.advance(request, n, saved=False)
             return torch.cat(parts)
         finally:
-            scheduler.pages.release(pages)
-            scheduler.slots.release(slots)
+            memory.release(request)
 
     def _collect(self, request: Request, token: int) -> Delta:
         request.output.append(token)

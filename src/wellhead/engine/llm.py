@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from wellhead.engine.core import Delta, Engine
+from wellhead.engine.core import Engine
+from wellhead.engine.output import Delta
 from wellhead.engine.request import FinishReason, Request, RequestError
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.model.checkpoint import open_checkpoint, resolve_model
@@ -42,9 +43,10 @@ class LLM:
     model: a checkpoint folder, a Hugging Face id, or None for the small one in this package. numerics:
     "checkpoint" (bf16, quantised as the checkpoint is meant to be served) or "exact" (fp32, nothing rounded);
     index_keys "fp8" or "fp4" and kv_dtype "uint8" or "float8_e4m3fn" only matter to the former. At most
-    max_running requests run together, chunk_tokens tokens a step; num_pages logical pages of 256 tokens hold
-    their caches (None: as many as fit 2 GiB). A folder without tokenizer.json takes prompts as ids only and
-    gives empty text.
+    max_running requests run together, chunk_tokens tokens a step; num_pages logical pages of 256 tokens hold their
+    caches (None: as many as fit 2 GiB), window_pages the window's (None: as many). prefix_caching keeps the pages of
+    ended requests, while nobody else wants them, for prompts that begin alike. A folder without tokenizer.json takes
+    prompts as ids only and gives empty text.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class LLM:
         max_running: int = 32,
         chunk_tokens: int = 512,
         num_pages: int | None = None,
+        window_pages: int | None = None,
+        prefix_caching: bool = True,
         kv_dtype: str = "uint8",
         impl: str = "reference",
         ablation: Ablation | str = Ablation.NONE,
@@ -77,6 +81,8 @@ class LLM:
             max_running=max_running,
             chunk_tokens=chunk_tokens,
             num_pages=num_pages,
+            window_pages=window_pages,
+            prefix_caching=prefix_caching,
         )
 
     @property

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from wellhead.engine.request import FinishReason
 from wellhead.text.detokenize import Detokenizer, StopStrings
 from wellhead.text.tokenizer import Tokenizer
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one step added to a request; `finish_reason` is set on its last one only.
+
+    `token_ids` holds every token generated, the end token included; `text` never shows the end token or a
+    stop string.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
 
 
 class TextOutput:

@@ -1,4 +1,4 @@
-"""A request's life: waiting, running (prompt in chunks, then token by token), finished."""
+"""A request's life: waiting, running (prompt in chunks, then token by token), finished; preempted, it waits again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ class RequestError(ValueError):
 
 @dataclass(eq=False)
 class Request:
-    """`computed` tokens are in the caches; `pages` and `state_slot` are owned while it runs."""
+    """`computed` tokens are in the caches; what it holds of them (the second group) is `Memory`'s to change.
+
+    Preempted, it forgets its caches but no token, and its generator is not touched: one number is drawn for a new
+    token, none for a token computed again.
+    """
 
     prompt: list[int]
     params: SamplingParams
@@ -27,27 +31,43 @@ class Request:
     output: list[int] = field(default_factory=list)
     logprobs: list[dict[int, float]] = field(default_factory=list)
     computed: int = 0
-    pages: list[int] = field(default_factory=list)
-    state_slot: int | None = None
     finish_reason: FinishReason | None = None
+
+    pages: list[int] = field(default_factory=list)
+    window_pages: list[int] = field(default_factory=list)  # beside `pages`; -1 behind the window
+    state_slot: int | None = None
+    behind: int = 0  # window pages already given back
+    shared: int = 0  # leading pages that are the prefix cache's
+    branch: int = 0  # where its prompt parts from the prefix cache's, in tokens; 0 when nowhere
+    keys: list[bytes] = field(default_factory=list)  # of its first full pages
+
+    @property
+    def known(self) -> int:
+        """Tokens it has, prompt and output."""
+        return len(self.prompt) + len(self.output)
 
     @property
     def pending(self) -> int:
         """Tokens known but not yet in the caches; 1 while decoding."""
-        return len(self.prompt) + len(self.output) - self.computed
+        return self.known - self.computed
 
     @property
     def decoding(self) -> bool:
-        return bool(self.output)
+        """Whether one token is all there is to compute, behind others."""
+        return self.computed > 0 and self.pending == 1
 
     @property
     def cached_tokens(self) -> int:
         """The most tokens it will keep in the caches; its last token is never fed back."""
         return len(self.prompt) + self.max_tokens - 1
 
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Tokens start .. stop-1 of prompt and output."""
+        prompt = len(self.prompt)
+        if start >= prompt:
+            return self.output[start - prompt : stop - prompt]
+        return self.prompt[start:stop] + self.output[: max(0, stop - prompt)]
+
     def next_tokens(self, count: int) -> list[int]:
         """The next `count` tokens to compute."""
-        if self.computed >= len(self.prompt):
-            start = self.computed - len(self.prompt)
-            return self.output[start : start + count]
-        return (self.prompt[self.computed : self.computed + count] + self.output)[:count]
+        return self.tokens(self.computed, self.computed + count)

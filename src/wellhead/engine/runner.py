@@ -14,30 +14,33 @@ from wellhead.ops.sampling import reference as sampling
 
 
 class Runner:
-    """Holds the caches of `num_pages` logical pages and `num_slots` state slots."""
+    """Holds the caches of `num_pages` logical pages, `num_slots` state slots and `window_pages` window pages."""
 
-    def __init__(self, model: LanguageModel, num_pages: int, num_slots: int):
+    def __init__(self, model: LanguageModel, num_pages: int, num_slots: int, window_pages: int | None = None):
         self.model = model
-        self.state = model.allocate(num_pages, num_slots)
+        self.state = model.allocate(num_pages, num_slots, window_pages)
 
     def run(self, work: Sequence[Work]) -> list[tuple[Request, int]]:
-        """Compute the work's tokens; (request, next token) of every request whose newest token was among
-        them.
+        """Compute the work's tokens; (request, next token) of every request whose newest token was among them. The
+        scheduler is told by its `advance`, not here.
         """
         chunks = []
         for item in work:
             request = item.request
             assert request.state_slot is not None
+            if item.restore >= 0:
+                self.state.restore_tail(item.restore, request.state_slot)
             chunks.append(
                 Chunk(
                     request.next_tokens(item.tokens), request.computed, request.pages, request.state_slot,
-                    logits="last" if item.samples else "none",
+                    logits="last" if item.samples else "none", window_pages=request.window_pages,
                 )
             )  # fmt: skip
         logits = self.compute(chunks)
         sampled = [item.request for item in work if item.samples]
         for item in work:
-            item.request.computed += item.tokens
+            if item.save >= 0 and item.request.state_slot is not None:
+                self.state.save_tail(item.request.state_slot, item.save)
         return [(request, self._sample(request, row)) for request, row in zip(sampled, logits, strict=True)]
 
     def compute(self, chunks: Sequence[Chunk]) -> torch.Tensor:

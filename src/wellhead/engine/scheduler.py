@@ -1,84 +1,169 @@
 """Continuous batching: who computes how many tokens in the next step.
 
-Decodes come first, one token each; the rest of the step's token budget goes to prompts in order of arrival,
-in chunks. A request is admitted when the pages of its longest possible run are free, so a running request
-never waits for memory and is never put back. The head of the queue is not overtaken.
+Requests run in order of arrival and the head of the queue is not overtaken. In a step every decoding request gets one
+token; what is left of the token budget goes to prompts in order of arrival, in chunks, then to newcomers. A newcomer
+is admitted when its tokens fit beside the requests that run. Pages are given as tokens are computed, not for the
+longest possible run: when a request finds none, neither free nor evictable, the latest arrival is preempted and goes
+back to the head of the queue. The earliest is never preempted for another, so something always finishes.
+
+A chunk ends early where its prompt parts from the prefix cache and at the prompt's last page boundary: there the
+prefix can be kept for others.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wellhead.engine.pages import PageAllocator
+from wellhead.engine.memory import Memory
 from wellhead.engine.request import FinishReason, Request
-from wellhead.model.state import pages_for
+from wellhead.model.state import PAGE_TOKENS
 
 
 @dataclass(frozen=True)
 class Work:
-    """`tokens` tokens of a request in one step; sampled from when the last is the newest known."""
+    """`tokens` tokens of a request in one step; sampled from when the last is the newest known.
+
+    restore: window page whose tail goes into the request's state slot before the step; save: window page that takes
+    the tail from the slot after it; -1 for none.
+    """
 
     request: Request
     tokens: int
+    restore: int = -1
+    save: int = -1
 
     @property
     def samples(self) -> bool:
         return self.tokens == self.request.pending
 
 
-class Scheduler:
-    """Owns pages and state slots from admission to finish."""
+@dataclass(frozen=True)
+class Counters:
+    """What a server reports. The first eight are of now, pages of each kind add up to the pool; the rest only grow."""
 
-    def __init__(self, pages: PageAllocator, slots: PageAllocator, chunk_tokens: int):
-        if chunk_tokens < 1:
-            raise ValueError(f"chunk_tokens is {chunk_tokens}, expected at least 1")
-        self.pages, self.slots = pages, slots
+    waiting: int
+    running: int
+    pages_free: int
+    pages_cached: int
+    pages_used: int
+    window_pages_free: int
+    window_pages_cached: int
+    window_pages_used: int
+    prompt_tokens: int
+    prefix_hit_tokens: int
+    preemptions: int
+    recomputed_tokens: int
+    finished: int
+
+
+class Scheduler:
+    """Decides each step's work; `schedule`, run it, `advance`, then append what was sampled."""
+
+    def __init__(self, memory: Memory, chunk_tokens: int):
+        if chunk_tokens < memory.slots.total:
+            raise ValueError(
+                f"chunk_tokens is {chunk_tokens}, expected at least {memory.slots.total}: in a step every running "
+                "request may need a token; raise chunk_tokens or lower max_running"
+            )
+        self.memory = memory
         self._budget = chunk_tokens
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        self._prompt_tokens = self._hit_tokens = self._preemptions = self._recomputed = self._finished = 0
 
     @property
     def busy(self) -> bool:
         return bool(self.waiting or self.running)
 
+    @property
+    def counters(self) -> Counters:
+        pages, window = self.memory.pages, self.memory.window_pages
+        cached, tails = self.memory.prefix.unused, self.memory.prefix.unused_tails
+        return Counters(
+            len(self.waiting), len(self.running),
+            pages.free, cached, pages.total - pages.free - cached,
+            window.free, tails, window.total - window.free - tails,
+            self._prompt_tokens, self._hit_tokens, self._preemptions, self._recomputed, self._finished,
+        )  # fmt: skip
+
     def add(self, request: Request) -> None:
-        """Queue a request whose pages fit the pool when it is alone (the caller checked)."""
+        """Queue a request whose longest run fits the pool when it is alone (the caller checked)."""
+        self._prompt_tokens += len(request.prompt)
         self.waiting.append(request)
 
     def schedule(self) -> list[Work]:
-        """The next step's work; empty only when nothing can run."""
-        work = [Work(r, 1) for r in self.running if r.decoding]
-        budget = self._budget - len(work)
-        for request in (r for r in self.running if not r.decoding):
-            if budget <= 0:
+        """The next step's work, decoding requests first; empty only when nothing waits or runs."""
+        work: list[Work] = []
+        preempted = self._preemptions
+        budget = self._budget - sum(request.decoding for request in self.running)
+        for request in list(self.running):
+            tokens = 1 if request.decoding else self._chunk(request, budget)
+            if tokens and request.state_slot is not None:  # not preempted by one before it
+                tokens = self._make_room(request, tokens)
+                budget -= 0 if request.decoding else tokens
+                if tokens:
+                    work.append(self._plan(request, tokens))
+        while budget > 0 and self.waiting and preempted == self._preemptions:
+            request = self.waiting[0]
+            restore = self.memory.admit(request, self.running)
+            if restore is None:
                 break
-            work.append(Work(request, min(request.pending, budget)))
-            budget -= work[-1].tokens
-        while budget > 0 and self.waiting and self._admit(self.waiting[0]):
-            request = self.waiting.popleft()
-            work.append(Work(request, min(request.pending, budget)))
-            budget -= work[-1].tokens
+            self.running.append(self.waiting.popleft())
+            self._hit_tokens += request.computed
+            tokens = self.memory.fitting(request, self._chunk(request, budget))
+            budget -= tokens
+            work.append(self._plan(request, tokens, restore))
+        work.sort(key=lambda item: not item.request.decoding)
         return work
 
+    def advance(self, work: Sequence[Work]) -> None:
+        """The work's tokens are in the caches. A request that ended meanwhile is left alone."""
+        for item in work:
+            if item.request.state_slot is not None:
+                self.memory.advance(item.request, item.tokens, item.save >= 0)
+
     def finish(self, request: Request, reason: FinishReason) -> None:
-        """End a request wherever it is and free what it owns; a finished one is left alone."""
+        """End a request wherever it is and free what it holds; a finished one is left alone."""
         if request.finish_reason is not None:
             return
         request.finish_reason = reason
+        self._finished += 1
         if request.state_slot is None:
             self.waiting.remove(request)
             return
         self.running.remove(request)
-        self.pages.release(request.pages)
-        self.slots.release([request.state_slot])
-        request.pages, request.state_slot = [], None
+        self.memory.release(request)
 
-    def _admit(self, request: Request) -> bool:
-        needed = pages_for(request.cached_tokens)
-        if not self.slots.free or self.pages.free < needed:
-            return False
-        request.pages = self.pages.allocate(needed)
-        (request.state_slot,) = self.slots.allocate(1)
-        self.running.append(request)
-        return True
+    def check(self) -> None:
+        """IntegrityError unless every page and slot is free, cached or held by a running request, exactly as often as
+        the books say; when nothing runs, that is: free or cached.
+        """
+        self.memory.check((*self.running, *self.waiting))
+
+    def _chunk(self, request: Request, budget: int) -> int:
+        """How many of a prompt's tokens (or a preempted request's) to compute next."""
+        start, end = request.computed, request.computed + max(0, min(request.pending, budget))
+        if self.memory.prefix_caching:
+            for cut in (request.branch, (request.known - 1) // PAGE_TOKENS * PAGE_TOKENS):
+                end = cut if start < cut < end else end
+        return end - start
+
+    def _make_room(self, request: Request, tokens: int) -> int:
+        """How many of the tokens can be computed after preempting later arrivals, if it must be; 0 when the request
+        itself had to go.
+        """
+        while not (fitting := self.memory.fitting(request, tokens)):
+            latest = self.running.pop()
+            self._preemptions += 1
+            self._recomputed += latest.computed
+            self.memory.release(latest)
+            self.waiting.appendleft(latest)
+            if latest is request:
+                return 0
+        return fitting
+
+    def _plan(self, request: Request, tokens: int, restore: int = -1) -> Work:
+        self.memory.grow(request, tokens)
+        return Work(request, tokens, restore, self.memory.tail_wanted(request, tokens))

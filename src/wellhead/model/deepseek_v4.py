@@ -75,9 +75,11 @@ class DeepseekV4:
         named = load_parameters(tensors, config, with_mtp=with_mtp)
         return cls(named, config, numerics, impl=impl, ablation=ablation)
 
-    def allocate(self, num_pages: int, num_slots: int) -> ModelState:
+    def allocate(self, num_pages: int, num_slots: int, window_pages: int | None = None) -> ModelState:
         """Caches for this model, MTP's included when it was loaded."""
-        return ModelState.allocate(self.config, self.numerics, num_pages, num_slots, with_mtp=bool(self._mtp))
+        return ModelState.allocate(
+            self.config, self.numerics, num_pages, num_slots, window_pages=window_pages, with_mtp=bool(self._mtp)
+        )
 
     @torch.inference_mode()
     def forward(self, batch: Batch, state: ModelState) -> torch.Tensor:

@@ -25,8 +25,10 @@ class LanguageModel(Protocol):
     @property
     def numerics(self) -> Numerics: ...
 
-    def allocate(self, num_pages: int, num_slots: int) -> ModelState:
-        """Caches of `num_pages` logical pages and `num_slots` state slots."""
+    def allocate(self, num_pages: int, num_slots: int, window_pages: int | None = None) -> ModelState:
+        """Caches of `num_pages` logical pages, `num_slots` state slots and `window_pages` window pages (None: as many
+        as logical ones).
+        """
 
     def forward(self, batch: Batch, state: ModelState) -> torch.Tensor:
         """Compute a batch's tokens, updating `state`: the last layer's output, one row a token."""

@@ -1,19 +1,24 @@
-"""What a model remembers of its requests: paged pools, all behind one page table, and a state slot per
-request.
+"""What a model remembers of its requests: paged pools behind two page tables, and a state slot per request.
 
-| pool | layers | records a logical page of 256 tokens | record |
-|---|---|---|---|
-| window | all, MTP | 256 | 584 B packed, or 512 floats |
-| compressed | ratio 4 / 128 | 64 / 2 | the same |
-| index_keys | ratio 4 | 64 | 132 B FP8, 68 B FP4, or 128 floats |
-| compressor, index_compressor | ratio 4 (8 rows), 128 (128 rows) | per request | fp32 kv and score |
+| pool | layers | pages of | records a page of 256 tokens | record |
+|---|---|---|---|---|
+| window | all, MTP | the window table | 256 | 584 B packed, or 512 floats |
+| tail, index_tail | ratio 4 | the window table | 4 | fp32 kv and score, half of each |
+| compressed | ratio 4 / 128 | the logical table | 64 / 2 | 584 B packed, or 512 floats |
+| index_keys | ratio 4 | the logical table | 64 | 132 B FP8, 68 B FP4, or 128 floats |
+| compressor, index_compressor | ratio 4 (8 rows), 128 (128 rows) | per request | | fp32 kv and score |
+
+Window pages may be given back once the window has passed them, so they are numbered apart from the logical pages.
+A tail is what a request resumed at the end of a window page needs of the ratio-4 rings: of the page's last four
+tokens, the half of the channels that plays the previous block's role. At a page's end the ratio-128 block is empty.
 
 Nothing is cleared for a new request: it reads only what it wrote.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -23,6 +28,7 @@ from wellhead.model.numerics import Numerics
 from wellhead.ops.compressor import reference as compressor
 
 PAGE_TOKENS = 256
+TAIL_TOKENS = 4  # the block before a page's end; it lies in the rings' last rows, since 256 is a multiple of their 8
 
 
 def records_per_page(ratio: int) -> int:
@@ -47,21 +53,32 @@ class LayerState:
     index_keys: torch.Tensor | None = None
     compressor: torch.Tensor | None = None
     index_compressor: torch.Tensor | None = None
+    tail: torch.Tensor | None = None
+    index_tail: torch.Tensor | None = None
 
     @property
     def nbytes(self) -> int:
-        tensors = (self.window, self.compressed, self.index_keys, self.compressor, self.index_compressor)
-        return sum(t.nbytes for t in tensors if t is not None)
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
+
+    def tails(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(part of the rings [slots, 4, 2, D], its copies [window pages, 4, 2, D]) of each ratio-4 compressor."""
+        for ring, tail in ((self.compressor, self.tail), (self.index_compressor, self.index_tail)):
+            if ring is not None and tail is not None:
+                yield ring[:, TAIL_TOKENS:].unflatten(-1, (2, 2, -1))[..., 0, :], tail
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """Pools of `num_pages` logical pages and `num_slots` state slots for every layer, MTP's too."""
+    """Pools of `num_pages` logical and `window_pages` window pages and `num_slots` state slots for every layer, MTP's
+    too.
+    """
 
     layers: tuple[LayerState, ...]
     mtp: tuple[LayerState, ...]
     num_pages: int
     num_slots: int
+    window_pages: int
 
     @classmethod
     def allocate(
@@ -71,35 +88,57 @@ class ModelState:
         num_pages: int,
         num_slots: int,
         *,
+        window_pages: int | None = None,
         with_mtp: bool = False,
     ) -> ModelState:
-        """Zeroed pools; on Linux a page costs memory when it is first written."""
+        """Zeroed pools, as many window pages as logical ones unless told; on Linux a page costs memory when it is first
+        written.
+        """
+        window_pages = num_pages if window_pages is None else window_pages
         ratios = config.compress_ratios
         main, drafts = ratios[: config.num_hidden_layers], ratios[config.num_hidden_layers :]
-        allocate = [_layer(config, numerics, ratio, num_pages, num_slots) for ratio in main]
-        mtp = [_layer(config, numerics, r, num_pages, num_slots) for r in drafts] if with_mtp else []
-        return cls(tuple(allocate), tuple(mtp), num_pages, num_slots)
+        counts = num_pages, window_pages, num_slots
+        layers = tuple(_layer(config, numerics, ratio, *counts) for ratio in main)
+        mtp = tuple(_layer(config, numerics, ratio, *counts) for ratio in drafts) if with_mtp else ()
+        return cls(layers, mtp, num_pages, num_slots, window_pages)
 
     @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in (*self.layers, *self.mtp))
 
+    def save_tail(self, slot: int, window_page: int) -> None:
+        """Keep with a window page what resuming at its end needs of a state slot, whose request has just computed the
+        page's last token. No value is read by the host.
+        """
+        for layer in self.layers:
+            for ring, tail in layer.tails():
+                tail[window_page] = ring[slot]
 
-def _layer(config: ModelConfig, numerics: Numerics, ratio: int, num_pages: int, num_slots: int) -> LayerState:
-    def records(records_ratio: int) -> torch.Tensor:
+    def restore_tail(self, window_page: int, slot: int) -> None:
+        """Make a state slot ready for the token behind a window page that `save_tail` was called for."""
+        for layer in self.layers:
+            for ring, tail in layer.tails():
+                ring[slot] = tail[window_page]
+
+
+def _layer(
+    config: ModelConfig, numerics: Numerics, ratio: int, num_pages: int, window_pages: int, num_slots: int
+) -> LayerState:
+    def records(records_ratio: int, pages: int = num_pages) -> torch.Tensor:
         size = records_per_page(records_ratio)
         if numerics.quantize:
-            return kv_record.allocate_pages(num_pages, size, numerics.kv_dtype)
-        return torch.zeros(num_pages, size, config.head_dim, dtype=numerics.dtype)
+            return kv_record.allocate_pages(pages, size, numerics.kv_dtype)
+        return torch.zeros(pages, size, config.head_dim, dtype=numerics.dtype)
 
     def rings(dim: int) -> torch.Tensor:
         width = 2 * compressor.overlap(ratio) * dim  # kv, then score
         return torch.zeros(num_slots, compressor.ring_rows(ratio), width)
 
+    window = records(0, window_pages)
     if ratio == 0:
-        return LayerState(0, records(0))
+        return LayerState(0, window)
     if ratio == 128:
-        return LayerState(ratio, records(0), records(ratio), compressor=rings(config.head_dim))
+        return LayerState(ratio, window, records(ratio), compressor=rings(config.head_dim))
     size = records_per_page(ratio)
     if numerics.quantize:
         layout = index_key.FP8 if numerics.index_keys == "fp8" else index_key.FP4
@@ -107,10 +146,11 @@ def _layer(config: ModelConfig, numerics: Numerics, ratio: int, num_pages: int, 
     else:
         keys = torch.zeros(num_pages, size, config.index_head_dim, dtype=numerics.dtype)
     dims = (config.head_dim, config.index_head_dim)
-    return LayerState(ratio, records(0), records(ratio), keys, rings(dims[0]), rings(dims[1]))
+    tails = (torch.zeros(window_pages, TAIL_TOKENS, 2, dim) for dim in dims)
+    return LayerState(ratio, window, records(ratio), keys, *(rings(dim) for dim in dims), *tails)
 
 
 def bytes_per_page(config: ModelConfig, numerics: Numerics) -> int:
-    """Pool bytes of one logical page over the main layers."""
+    """Pool bytes of one logical page and one window page over the main layers."""
     two, one = (ModelState.allocate(config, numerics, pages, 0).nbytes for pages in (2, 1))
     return two - one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -70,6 +71,10 @@ class Step:
             batch = self.batch
             blocks = compressor.completed_blocks(
                 ratio, batch.positions, batch.rows, batch.starts, batch.state_slots
+            )
+            kept = blocks.tail_slot >= 0  # padding leaves no row behind
+            blocks = replace(
+                blocks, tail=blocks.tail[kept], tail_slot=blocks.tail_slot[kept], tail_row=blocks.tail_row[kept]
             )
             slots = batch.slots(blocks.entry, ratio, blocks.token)
             self._blocks[ratio] = (blocks, slots, rope.tables(blocks.entry * ratio, self._freqs.of(ratio)))
