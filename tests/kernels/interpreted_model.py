@@ -1,4 +1,4 @@
-"""The whole model in kernels against the reference model, over the embedded checkpoint: a prompt in chunks, then tokens.
+"""The whole model in kernels against the reference model, over the embedded checkpoint: a prompt, then tokens.
 
 Run by test_interpreter.py, or natively where there is a card.
 """
@@ -10,6 +10,7 @@ import torch
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.checkpoint import open_checkpoint
 from wellhead.model.deepseek_v4 import DeepseekV4
+from wellhead.model.device_graphs import DecodeSteps
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_step import StepInputs
 from wellhead.model.load import load_model
@@ -30,17 +31,23 @@ def test_prefill_and_decode_agree_with_the_reference_model() -> None:
     weights, _ = load_device_weights(checkpoint, Split(), DEVICE)
     model = DeviceModel(weights, config, numerics)
     states = reference.allocate(4, 2), model.allocate(4, 2)
-    tokens = torch.randint(3, config.vocab_size, (PROMPT + DECODED,), generator=torch.Generator().manual_seed(1)).tolist()
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(3, config.vocab_size, (PROMPT + DECODED,), generator=generator).tolist()
     chunks = [(low, min(PROMPT, low + CHUNK)) for low in range(0, PROMPT, CHUNK)]
     chunks += [(at, at + 1) for at in range(PROMPT, PROMPT + DECODED)]
-    prefill, decode = model.workspace(CHUNK, 1024, chunked=True), model.workspace(1, 1024)
+    prefill = model.workspace(CHUNK, 1024, chunked=True)
+    decode = DecodeSteps(model, states[1], 1024, (2,), captured=False)
     for low, high in chunks:
         batch = Batch.build([Chunk(tokens[low:high], low, [2, 0, 3, 1], 1, logits="all")])
         expected = reference.logits(reference.forward(batch, states[0]))
-        chunked = high - low > 1
-        ws = prefill if chunked else decode
-        streams = model.forward(StepInputs.of(batch, DEVICE, chunked=chunked), states[1], ws)
-        found = model.logits(streams, ws).cpu()
+        if high - low > 1:
+            streams = model.forward(StepInputs.of(batch, DEVICE, chunked=True), states[1], prefill)
+            found = model.logits(streams, prefill).cpu()
+        else:  # beside a row of padding
+            step = decode.of(1)
+            step.load(Batch.build([Chunk(tokens[low:high], low, [2, 0, 3, 1], 1)], pad_to=2, table_width=4))
+            step.run()
+            found = step.logits[:1].cpu()
         error = float((found - expected).norm() / expected.norm())
         same = float((found.argmax(-1) == expected.argmax(-1)).float().mean())
         print(f"tokens {low}..{high - 1}: relative error {error:.1e}, same argmax {same:.1%}")

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from wellhead.cli import options
 
@@ -14,6 +15,7 @@ _EXAMPLES = """examples:
   wellhead bench all --jsonl benchmarks/results/ops.jsonl
   wellhead bench moe --case M=1, --arch sm120
   wellhead bench sparse_mla --list
+  wellhead bench step --layers 16 --batch 1 8 64 --context 4096 --jsonl benchmarks/results/step.jsonl
 """
 
 
@@ -26,13 +28,19 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("ops", nargs="+", metavar="OP", help="names of ops, as `wellhead doctor` lists them, or all")
+    parser.add_argument("ops", nargs="+", metavar="OP", help="ops that `wellhead doctor` lists, or all, or step")
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     parser.add_argument("--impl", default="triton", help="implementation to time (triton)")
     parser.add_argument(
         "--arch", choices=("native", "sm120"), default="native",
         help="sm120: run the code that SM120 would run, moved to this Hopper; native: this card's own (native)",
     )  # fmt: skip
+    step = parser.add_argument_group("bench step: a whole decode step at a published model's width")
+    step.add_argument("--config", default="v4-flash", help="which published configuration (v4-flash)")
+    step.add_argument("--layers", type=int, default=4, help="how many of its first layers (4)")
+    step.add_argument("--batch", type=int, nargs="+", default=[1], help="requests, one token each (1)")
+    step.add_argument("--context", type=int, default=4096, help="position of every request (4096)")
+    step.add_argument("--eager", action="store_true", help="launch by launch instead of a CUDA graph")
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append one JSON line a case to FILE")
     parser.add_argument("--list", action="store_true", help="list the cases and stop; needs no card")
     options.add_debug(parser)
@@ -40,6 +48,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.ops == ["step"]:
+        return _run_step(args)
     from wellhead.ops import registry
 
     specs = registry.specs() if args.ops == ["all"] else [registry.spec(op) for op in args.ops]
@@ -77,8 +87,36 @@ def run(args: argparse.Namespace) -> int:
             f"{record['share']:6.1%} of the roof  error {record['error']:.1e}",
             flush=True,
         )
-        if args.jsonl:
-            args.jsonl.parent.mkdir(parents=True, exist_ok=True)
-            with args.jsonl.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+        _append(args.jsonl, record)
     return 1 if wrong else 0
+
+
+def _run_step(args: argparse.Namespace) -> int:
+    from wellhead.testing.bench import needed_card
+    from wellhead.testing.bench_step import measure_step
+
+    needed_card()
+    from wellhead.testing.timing import roof
+
+    measured = roof()
+    for batch in args.batch:
+        record, kernels = measure_step(
+            args.config, args.layers, batch, args.context, measured, captured=not args.eager
+        )
+        print(
+            f"{args.config}, {args.layers} layers, batch {batch}, context {args.context}, {record['mode']}: "
+            f"{record['ms_median']:.3f} ms, bound {record['bound_ms']:.3f} ms ({record['share']:.1%}), "
+            f"{record['tok_s']:.1f} tokens/s, {record['launches_per_layer']} launches a layer"
+        )
+        for kernel in kernels[:24]:
+            print(f"  {kernel.us:9.1f} us {kernel.launches:6.1f} x {kernel.name[:90]}")
+        sys.stdout.flush()
+        _append(args.jsonl, record)
+    return 0
+
+
+def _append(path: Path | None, record: dict[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")

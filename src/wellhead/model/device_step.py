@@ -22,9 +22,9 @@ class StepInputs:
     """T tokens of R requests; a request's tokens are neighbours. All on the device.
 
     token_ids, positions int64 [T]; rows int32 [T] (which request); state_slots int64 [T], -1 for padding; page_table
-    int32 [R, P] of logical pages, -1 where there is none. In a prefill also firsts int32 [T], the index of the first
-    token of each token's request, and by ratio ends int32 [E], the indices of the last tokens of blocks that end here
-    (-1 fills); a decode, one token a request, has neither.
+    and window_table int32 [R, P] of logical pages and of those of the window, -1 where there is none. In a prefill also
+    firsts int32 [T], the index of the first token of each token's request, and by ratio ends int32 [E], the indices of
+    the last tokens of blocks that end here (-1 fills); a decode, one token a request, has neither.
     """
 
     token_ids: torch.Tensor
@@ -32,6 +32,7 @@ class StepInputs:
     rows: torch.Tensor
     state_slots: torch.Tensor
     page_table: torch.Tensor
+    window_table: torch.Tensor
     firsts: torch.Tensor | None = None
     ends: dict[int, torch.Tensor] | None = None
 
@@ -46,13 +47,16 @@ class StepInputs:
                 for ratio in (4, 128)
             }
         elif len(batch.positions) != len(batch.state_slots):
-            raise ValueError(f"{len(batch.positions)} tokens of {len(batch.state_slots)} requests; a decode has one each")
+            raise ValueError(
+                f"{len(batch.positions)} tokens of {len(batch.state_slots)} requests; a decode has one each"
+            )
         return cls(
             batch.token_ids.to(device),
             batch.positions.to(device),
             batch.rows.to(device, torch.int32),
             batch.state_slots[batch.rows].to(device),
             batch.page_table.to(device, torch.int32),
+            batch.window_table.to(device, torch.int32),
             firsts,
             ends,
         )
@@ -81,6 +85,7 @@ class DeviceStep:
         self.tokens = positions.shape[0]
         self.real = inputs.state_slots >= 0
         self.tables = inputs.page_table.index_select(0, inputs.rows)  # [T, P]
+        self._window_tables = inputs.window_table.index_select(0, inputs.rows)
         back = torch.arange(1 - config.sliding_window, 1, device=device)
         self.write_slots = self._slots(positions.unsqueeze(1), 0).squeeze(1)
         self.window_slots = self._slots(positions.unsqueeze(1) + back, 0)
@@ -93,10 +98,10 @@ class DeviceStep:
 
     def _slots(self, entries: torch.Tensor, ratio: int) -> torch.Tensor:
         """int64 slots of entries [T, n] of each token's request; -1 for a negative entry, a missing page, padding."""
-        size = records_per_page(ratio)
+        size, tables = records_per_page(ratio), self.tables if ratio else self._window_tables
         place = entries.clamp_min(0)
-        last = self.tables.shape[1] - 1
-        page = self.tables.gather(1, (place // size).clamp_max(last)).to(torch.int64)
+        last = tables.shape[1] - 1
+        page = tables.gather(1, (place // size).clamp_max(last)).to(torch.int64)
         there = (entries >= 0) & (page >= 0) & self.real.unsqueeze(1)
         return torch.where(there, page * size + place % size, -1)
 

@@ -1,0 +1,108 @@
+"""Decode steps captured as CUDA graphs, one for each batch size of a ladder, over buffers that stay where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from wellhead.model.batch import Batch
+from wellhead.model.device_model import DeviceModel
+from wellhead.model.device_step import StepInputs, context_pages
+from wellhead.model.device_workspace import Workspace
+from wellhead.model.state import ModelState
+
+LADDER = (1, 2, 4, 8, 16, 32, 64)
+WARM_UPS = 2  # the first compiles, the second runs as a replay will
+
+
+@dataclass(frozen=True)
+class DecodeStep:
+    """One batch size: where its inputs lie, what it computes, and how it runs, captured or launch by launch.
+
+    logits fp32 [size, V] and the best token int64 [size] of every request are overwritten by each run.
+    """
+
+    size: int
+    inputs: StepInputs
+    logits: torch.Tensor
+    best: torch.Tensor
+    run: Callable[[], None]
+
+    def load(self, batch: Batch) -> None:
+        """Copy a batch in; it was built with `pad_to` this size and the table's width."""
+        for field in fields(StepInputs):
+            target = getattr(self.inputs, field.name)
+            if target is not None:
+                source = batch.state_slots if field.name == "state_slots" else getattr(batch, field.name)
+                if source.shape != target.shape:
+                    raise ValueError(
+                        f"{field.name} is {tuple(source.shape)}; a decode of {self.size} takes {tuple(target.shape)}"
+                    )
+                target.copy_(source, non_blocking=True)
+
+
+class DecodeSteps:
+    """The ladder. Graphs share one memory pool: they run one at a time, the largest is captured first."""
+
+    def __init__(
+        self, model: DeviceModel, state: ModelState, context: int, sizes: Sequence[int] = LADDER, *,
+        captured: bool = True,
+    ):  # fmt: skip
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"batch sizes are {list(sizes)}, expected at least one, each at least 1")
+        self._pool = torch.cuda.graph_pool_handle() if captured else None
+        self.steps = {size: self._step(model, state, context, size) for size in sorted(set(sizes), reverse=True)}
+
+    def of(self, requests: int) -> DecodeStep:
+        """The smallest step that holds them; ValueError beyond the largest."""
+        fitting = [size for size in self.steps if size >= requests]
+        if not fitting:
+            raise ValueError(f"{requests} requests in a decode step; the ladder ends at {max(self.steps)}")
+        return self.steps[min(fitting)]
+
+    def _step(self, model: DeviceModel, state: ModelState, context: int, size: int) -> DecodeStep:
+        inputs = empty_inputs(size, context_pages(context), model.device)
+        ws = model.workspace(size, context)
+        logits = torch.empty(size, len(model.weights.head.vocabulary), device=model.device)
+        best = torch.zeros(size, dtype=torch.int64, device=model.device)
+
+        def compute() -> None:
+            _compute(model, state, inputs, ws, logits, best)
+
+        if self._pool is None:
+            return DecodeStep(size, inputs, logits, best, compute)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                compute()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            compute()
+        return DecodeStep(size, inputs, logits, best, graph.replay)
+
+
+def empty_inputs(size: int, pages: int, device: torch.device) -> StepInputs:
+    """Inputs of padding alone."""
+
+    def full(value: int, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        return torch.full((size, *shape), value, dtype=dtype, device=device)
+
+    return StepInputs(
+        token_ids=full(0, torch.int64),
+        positions=full(0, torch.int64),
+        rows=torch.arange(size, dtype=torch.int32, device=device),
+        state_slots=full(-1, torch.int64),
+        page_table=full(-1, torch.int32, pages),
+        window_table=full(-1, torch.int32, pages),
+    )
+
+
+def _compute(
+    model: DeviceModel, state: ModelState, inputs: StepInputs, ws: Workspace, logits: torch.Tensor, best: torch.Tensor
+) -> None:
+    logits.copy_(model.logits(model.forward(inputs, state, ws), ws))
+    torch.argmax(logits, dim=-1, out=best)
