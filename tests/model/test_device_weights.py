@@ -263,3 +263,33 @@ def test_header_of_the_shipped_file_is_where_reads_begin(checkpoint_folder: Path
     assert first.begin == 0
     weights, _ = load_device_weights(checkpoint, Split(), "cpu", threads=1, buffer_bytes=SMALL_BUFFER)
     assert torch.equal(dict(official_tensors(weights))[first.name], dict(iter_tensors(checkpoint))[first.name])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+def test_on_a_card_the_same_bytes_and_one_buffer_more(checkpoint_folder: Path) -> None:
+    checkpoint = open_checkpoint(checkpoint_folder)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    weights, _ = load_device_weights(checkpoint, Split(), "cuda", with_mtp=True, buffer_bytes=SMALL_BUFFER)
+    peak = torch.cuda.max_memory_allocated() - before
+    # the allocator rounds each tensor to 512 bytes; the largest tensor is copied through a temporary at most
+    largest = max(tensor.nbytes for _, tensor in leaves(weights))
+    assert peak < weights.nbytes + SMALL_BUFFER + largest + 1024 * len(list(leaves(weights)))
+    expected, _ = load_device_weights(checkpoint, Split(), "cpu", with_mtp=True)
+    for (path, found), (_, tensor) in zip(leaves(weights), leaves(expected), strict=True):
+        assert found.is_cuda and torch.equal(as_bytes(found.cpu()), as_bytes(tensor)), path
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+def test_on_a_card_dummy_weights_are_drawn_there() -> None:
+    config = load_config(resolve_model())
+    weights = dummy_weights(config, Split(), "cuda", with_mtp=True)
+    model = DeepseekV4.load(
+        ((name, tensor.cpu()) for name, tensor in official_tensors(weights)), config, Numerics.named("checkpoint")
+    )
+    streams = model.forward(Batch.build([Chunk(list(range(200)), 0, [0], 0, "last")]), model.allocate(1, 1))
+    assert all(tensor.is_cuda for _, tensor in leaves(weights))
+    assert streams.isfinite().all() and 0.3 < streams.float().std() < 10
