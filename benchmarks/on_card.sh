@@ -15,7 +15,7 @@ export PYTHONPATH=src OMP_NUM_THREADS=2
 tests() { # name, options of pytest, command in front of it
     local name=$1 options=$2 front=${3:-}
     local files=(tests/kernels/interpreted_*.py)
-    [ -z "$options" ] && files+=(tests/kernels/test_graphs.py)
+    [ -z "$options" ] && files+=(tests/kernels/test_*on_card.py tests/kernels/test_graphs.py)
     for file in "${files[@]}"; do
         local log="$out/$name-$(basename "$file" .py).log"
         # shellcheck disable=SC2086

@@ -23,6 +23,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER|HUB_ID",
         help="checkpoint folder or hub id (default: $WELLHEAD_MODEL, else the embedded checkpoint)",
     )
+    parser.add_argument(
+        "--device", default="cpu", metavar="cpu|cuda", help="cuda computes in kernels on the card, cpu in torch (cpu)"
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -44,11 +47,11 @@ def model_name(args: argparse.Namespace) -> str | None:
     return args.model or environment.default_model()
 
 
-def load(model: str | None) -> LLM:
+def load(model: str | None, device: str = "cpu") -> LLM:
     """Load a model, with a progress bar where stderr is a terminal. torch is first imported here."""
     from wellhead.engine.llm import LLM
 
-    return LLM(model, progress=sys.stderr.isatty())
+    return LLM(model, progress=sys.stderr.isatty(), device=device)
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:

@@ -9,11 +9,11 @@ import torch
 from wellhead.engine.memory import Memory
 from wellhead.engine.output import Delta, TextOutput
 from wellhead.engine.request import FinishReason, Request, RequestError
-from wellhead.engine.runner import Runner
+from wellhead.engine.runner import MakeRunner, Runner
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.engine.scheduler import Counters, Scheduler
 from wellhead.model.batch import Chunk
-from wellhead.model.load import LanguageModel
+from wellhead.model.load import ServedModel
 from wellhead.model.state import PAGE_TOKENS, bytes_per_page, pages_for
 from wellhead.text.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ class Engine:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: ServedModel,
         tokenizer: Tokenizer | None,
         eos_ids: frozenset[int],
         *,
@@ -36,6 +36,7 @@ class Engine:
         num_pages: int | None = None,
         window_pages: int | None = None,
         prefix_caching: bool = True,
+        make_runner: MakeRunner = Runner,
     ):
         if max_running < 1:
             raise ValueError(f"max_running is {max_running}, expected at least 1")
@@ -49,7 +50,7 @@ class Engine:
             num_pages, max_running, window_pages, window=config.sliding_window, prefix_caching=prefix_caching
         )
         self._scheduler = Scheduler(self._memory, chunk_tokens)
-        self._runner = Runner(model, num_pages, max_running, self._memory.window_pages.total)
+        self._runner = make_runner(model, num_pages, max_running, self._memory.window_pages.total)
         self._texts: dict[Request, TextOutput] = {}
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,11 +12,12 @@ import torch
 from wellhead.engine.core import Engine
 from wellhead.engine.output import Delta
 from wellhead.engine.request import FinishReason, Request, RequestError
+from wellhead.engine.runner import MakeRunner, Runner
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.model.checkpoint import open_checkpoint, resolve_model
 from wellhead.model.config import ModelConfig
 from wellhead.model.layers_attention import Ablation
-from wellhead.model.load import load_model
+from wellhead.model.load import ServedModel, load_device_model, load_model
 from wellhead.model.numerics import Numerics
 from wellhead.text.tokenizer import Tokenizer
 
@@ -45,8 +47,8 @@ class LLM:
     index_keys "fp8" or "fp4" and kv_dtype "uint8" or "float8_e4m3fn" only matter to the former. At most
     max_running requests run together, chunk_tokens tokens a step; num_pages logical pages of 256 tokens hold their
     caches (None: as many as fit 2 GiB), window_pages the window's (None: as many). prefix_caching keeps the pages of
-    ended requests, while nobody else wants them, for prompts that begin alike. A folder without tokenizer.json takes
-    prompts as ids only and gives empty text.
+    ended requests, while nobody else wants them, for prompts that begin alike. device "cuda" computes in kernels, "cpu"
+    in torch. A folder without tokenizer.json takes prompts as ids only and gives empty text.
     """
 
     def __init__(
@@ -64,13 +66,22 @@ class LLM:
         kv_dtype: str = "uint8",
         impl: str = "reference",
         ablation: Ablation | str = Ablation.NONE,
+        device: str = "cpu",
     ):
         precision = Numerics.named(numerics, index_keys, kv_dtype)
         checkpoint = open_checkpoint(resolve_model(model))
         tokenizer = None
         if (checkpoint.folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_folder(checkpoint.folder)
-        loaded = load_model(checkpoint, precision, impl=impl, ablation=ablation, progress=progress)
+        loaded: ServedModel
+        make_runner: MakeRunner = Runner
+        if device == "cpu":
+            loaded = load_model(checkpoint, precision, impl=impl, ablation=ablation, progress=progress)
+        else:
+            from wellhead.engine.device_runner import DeviceRunner
+
+            loaded = load_device_model(checkpoint, precision, device, ablation=ablation, progress=progress)
+            make_runner = partial(DeviceRunner, chunk_tokens=chunk_tokens)
         self._folder, self._model, self._tokenizer = checkpoint.folder, loaded, tokenizer
         self._pending: dict[Request, list[Delta]] = {}
         eos_ids = tokenizer.eos_ids if tokenizer else frozenset([checkpoint.config.eos_token_id])
@@ -83,6 +94,7 @@ class LLM:
             num_pages=num_pages,
             window_pages=window_pages,
             prefix_caching=prefix_caching,
+            make_runner=make_runner,
         )
 
     @property

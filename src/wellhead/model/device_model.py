@@ -15,6 +15,10 @@ from wellhead.model.numerics import Numerics
 from wellhead.model.state import ModelState
 from wellhead.ops.hyper_connection import api as hyper_connection
 
+OPS = (
+    "hyper_connection", "norm_quant", "linear", "bf16_linear", "rope", "kv_store", "compressor", "indexer", "topk",
+    "sparse_mla", "output_projection", "routing", "moe",
+)  # fmt: skip
 Reduce = Callable[[torch.Tensor], None]
 
 
@@ -39,10 +43,14 @@ class DeviceModel:
         self.device = weights.embedding.device
         self._freqs = frequencies(config, self.device)
 
-    def allocate(self, num_pages: int, num_slots: int) -> ModelState:
-        """Caches of `num_pages` logical pages and `num_slots` state slots on the device."""
+    def allocate(self, num_pages: int, num_slots: int, window_pages: int | None = None) -> ModelState:
+        """Caches on the device, as `LanguageModel.allocate` says."""
         with torch.device(self.device):
-            return ModelState.allocate(self.config, self.numerics, num_pages, num_slots)
+            return ModelState.allocate(self.config, self.numerics, num_pages, num_slots, window_pages=window_pages)
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """(operation, implementation, why) of every operation."""
+        return [(op, "triton", f"--device {self.device.type}") for op in OPS]
 
     def workspace(self, tokens: int, context: int, *, chunked: bool = False) -> Workspace:
         """Plans and buffers for steps of up to `tokens` tokens of requests of up to `context` tokens."""

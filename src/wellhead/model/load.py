@@ -12,11 +12,13 @@ from wellhead.model.config import ModelConfig
 from wellhead.model.deepseek_v4 import DeepseekV4
 from wellhead.model.layers_attention import Ablation
 from wellhead.model.numerics import Numerics
+from wellhead.model.split import Split
 from wellhead.model.state import ModelState
+from wellhead.model.stream import load_device_weights
 from wellhead.model.weights import iter_tensors
 
 
-class LanguageModel(Protocol):
+class ServedModel(Protocol):
     """What the engine needs of a model; it holds no request state."""
 
     @property
@@ -30,14 +32,41 @@ class LanguageModel(Protocol):
         as logical ones).
         """
 
+    def describe(self) -> list[tuple[str, str, str]]:
+        """(operation, implementation, why) of every operation."""
+
+
+class LanguageModel(ServedModel, Protocol):
+    """A model in torch: its steps are made of host tensors."""
+
     def forward(self, batch: Batch, state: ModelState) -> torch.Tensor:
         """Compute a batch's tokens, updating `state`: the last layer's output, one row a token."""
 
     def logits(self, streams: torch.Tensor) -> torch.Tensor:
         """fp32 [N, vocab] of rows of `forward`'s result."""
 
-    def describe(self) -> list[tuple[str, str, str]]:
-        """(operation, implementation, why) of every operation."""
+
+def load_device_model(
+    checkpoint: Checkpoint,
+    numerics: Numerics,
+    device: str,
+    *,
+    ablation: Ablation | str = Ablation.NONE,
+    progress: bool = False,
+) -> ServedModel:
+    """Stream the weights to a card, in the layout that the kernels read. ValueError where there is no such card."""
+    from wellhead.model.device_model import DeviceModel
+
+    if Ablation(ablation) is not Ablation.NONE:
+        raise NotImplementedError(f"ablation is {ablation!r}; the kernels have none, use device 'cpu'")
+    if device.split(":")[0] != "cuda":
+        raise ValueError(f"device is {device!r}, expected 'cpu' or 'cuda'")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"device is {device!r}, but torch sees no CUDA card; `wellhead doctor` says what is here, 'cpu' works"
+        )
+    weights, _ = load_device_weights(checkpoint, Split(), device, progress=progress)
+    return DeviceModel(weights, checkpoint.config, numerics)
 
 
 def load_model(

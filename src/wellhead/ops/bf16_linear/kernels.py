@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from wellhead.ops.overlap import after_producers
+from wellhead.ops.dependent_launch import after_producers
 
 
 @triton.jit(do_not_specialize=["TOKENS"])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wellhead.ops.overlap import after_producers
+from wellhead.ops.dependent_launch import after_producers
 
 
 @triton.jit

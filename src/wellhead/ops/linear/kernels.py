@@ -8,8 +8,8 @@ Both take E4M3 rows with their scales, or bf16 rows that they round on the way i
 import triton
 import triton.language as tl
 
+from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import power_of_two, round_rows
-from wellhead.ops.overlap import after_producers
 
 
 @triton.jit

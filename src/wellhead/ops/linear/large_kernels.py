@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
+from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import power_of_two
-from wellhead.ops.overlap import after_producers
 
 
 @triton.jit

@@ -10,8 +10,8 @@ them: so the matrix is loaded as it is, by copies that write zeros off the diago
 import triton
 import triton.language as tl
 
+from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import power_of_two, widen_e2m1
-from wellhead.ops.overlap import after_producers
 
 
 @triton.jit

@@ -7,8 +7,8 @@ weight, widened to bf16, to the tensor cores as their M side: for more. A head i
 import triton
 import triton.language as tl
 
+from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import power_of_two, round_groups
-from wellhead.ops.overlap import after_producers
 from wellhead.ops.rope.kernels import cos_sin, turn
 
 HEAD = tl.constexpr(512)

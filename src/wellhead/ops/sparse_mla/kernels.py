@@ -10,8 +10,8 @@ behind the page's data (formats.kv_record).
 import triton
 import triton.language as tl
 
+from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import INTERPRETED, power_of_two
-from wellhead.ops.overlap import after_producers
 
 DIM = tl.constexpr(512)
 QUARTER = tl.constexpr(128)  # a tile is unpacked, and the sums are kept, a quarter at a time: fewer live registers
