@@ -99,15 +99,16 @@ class Scenario:
 )
 def test_every_answer_is_what_it_is_alone_and_nothing_leaks(seed: int, options: dict) -> None:
     scenario = Scenario(seed, **options)
-    counters = scenario.run(160, aborts=0.003 if "long" in options else 0.03)
+    requests, aborts = (60, 0.003) if "long" in options else (160, 0.03)
+    counters = scenario.run(requests, aborts=aborts)
     assert not scenario.wrong()
     engine = scenario.engine
-    assert counters.finished == 160 and counters.pages_used == counters.window_pages_used == 0
+    assert counters.finished == requests and counters.pages_used == counters.window_pages_used == 0
     assert counters.pages_free + counters.pages_cached == options["num_pages"]
     if options.get("prefix_caching", True):
         assert counters.prefix_hit_tokens and counters.pages_cached
     if "long" in options:
-        assert counters.preemptions > 10 and counters.recomputed_tokens > 10 * 256
+        assert counters.preemptions > 3 and counters.recomputed_tokens > 3 * 256
     engine.forget_prefixes()
     engine.check()
     assert engine.counters.pages_free == options["num_pages"] and not engine.counters.window_pages_cached
