@@ -43,7 +43,8 @@ class WeightBytes:
 @dataclass(frozen=True)
 class StateBytes:
     """Caches of one logical page of 256 tokens: its window records (with the compressors' rows that resuming behind it
-    takes), compressed records and index keys over all layers; and of one state slot. Every rank holds all of them: there is one key-value head.
+    takes), compressed records and index keys over all layers; and of one state slot. Every rank holds all of them:
+    there is one key-value head.
     """
 
     window_page: int
