@@ -21,5 +21,5 @@ def choose_config(tokens: int, n: int) -> Config:
     if padded == 128:
         return Config(128, 128, 8, 2) if n >= 4096 else Config(128, 32, 4, 2)
     if padded == 64:
-        return Config(64, 128, 4, 2) if n >= 4096 else Config(64, 32, 4, 2)
+        return Config(64, 64, 4, 2) if n >= 4096 else Config(64, 32, 2, 2)
     return Config(padded, 64, 4 if padded == 16 else 2, 3) if n >= 16384 else Config(padded, 16, 2, 5)

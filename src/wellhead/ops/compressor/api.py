@@ -10,6 +10,7 @@ from wellhead.formats import kv_record
 from wellhead.ops.checks import expect
 from wellhead.ops.compressor.configs import Config, choose_config
 from wellhead.ops.compressor.reference import overlap, ring_rows
+from wellhead.ops.overlap import launch
 
 CACHE_DTYPES = (torch.uint8, torch.float8_e4m3fn, torch.int8)
 
@@ -69,7 +70,7 @@ class Decode:
         advance_kernel[(tokens,)](
             projected, ape, positions, state_slots, state, norm, cos, sin, slots, out, self.eps, out.stride(0),
             **constants(self.ratio, self.dim, self.page_size, self.config), num_warps=self.config.num_warps,
-            num_stages=self.config.num_stages,
+            num_stages=self.config.num_stages, **launch(),
         )  # fmt: skip
 
 

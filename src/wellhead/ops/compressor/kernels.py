@@ -7,6 +7,7 @@ from the projection instead of the ring: a row is never read in the launch that 
 import triton
 import triton.language as tl
 
+from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import power_of_two, scale_exponent
 
 ROTATED = tl.constexpr(64)  # the last dims of an entry
@@ -84,6 +85,7 @@ def _store_record(entry, slot, out, STRIDE, D: tl.constexpr, PAGE: tl.constexpr)
 def advance_kernel(
     projected, ape, positions, state_slots, state, norm, cos, sin, slots, out, eps, STRIDE,
     D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, ROWS: tl.constexpr, PAGE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """state[state_slots[t], positions[t] mod ring] = (kv, gate + ape); the entry of a block that ends there to `out`.
 
@@ -91,6 +93,7 @@ def advance_kernel(
     fp32 [T, 32] of the block's first position. PAGE 0: out bf16 [T, D]. Else D is 512 and out u8 are pages of PAGE
     packed records (formats.kv_record), STRIDE bytes apart; slots int64 [T], -1 none.
     """
+    after_producers(PDL)
     WIDTH: tl.constexpr = OVERLAP * D
     token = tl.program_id(0).to(tl.int64)
     request = tl.load(state_slots + token).to(tl.int64)

@@ -10,6 +10,7 @@ from wellhead.ops.checks import expect
 from wellhead.ops.compressor.api import check_cache, check_plan
 from wellhead.ops.compressor.configs import PrefillConfig, choose_prefill_config
 from wellhead.ops.compressor.reference import overlap, ring_rows
+from wellhead.ops.overlap import launch
 
 INTEGERS = (torch.int32, torch.int64)
 
@@ -80,12 +81,12 @@ class Prefill:
             entries_kernel[(count,)](
                 projected, ape, positions, state_slots, firsts, state, norm, ends, cos, sin, slots, out,
                 self.eps, out.stride(0), **entry_constants(self.ratio, self.dim, self.page_size, c),
-                num_warps=c.num_warps, num_stages=c.num_stages,
+                num_warps=c.num_warps, num_stages=c.num_stages, **launch(),
             )  # fmt: skip
         if tokens:
             keep_kernel[(-(-tokens // c.tokens), 2 * width // c.columns)](
                 projected, ape, positions, state_slots, state, tokens, **keep_constants(self.ratio, self.dim, c),
-                num_warps=c.keep_warps, num_stages=c.num_stages,
+                num_warps=c.keep_warps, num_stages=c.num_stages, **launch(),
             )  # fmt: skip
 
 

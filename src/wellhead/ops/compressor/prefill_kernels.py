@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.compressor.kernels import _normed_and_rotated, _store_record
+from wellhead.ops.dependent_launch import after_producers
 
 
 @triton.jit
@@ -50,12 +51,14 @@ def _pooled(
 def entries_kernel(
     projected, ape, positions, state_slots, firsts, state, norm, ends, cos, sin, slots, out, eps, STRIDE,
     D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, ROWS: tl.constexpr, PAGE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Entry e of the block that ends at token ends[e] (-1: none) to `out`, as the decode step's; state is only read.
 
     projected fp32 [T, 2W], positions, state_slots, firsts int [T], ends int [E], cos and sin fp32 [E, 32], slots int64
     [E]. PAGE 0: out bf16 [E, D]. Else D is 512 and out u8 are pages of PAGE packed records, STRIDE bytes apart.
     """
+    after_producers(PDL)
     entry = tl.program_id(0).to(tl.int64)
     token = tl.load(ends + entry).to(tl.int64)
     if token < 0:
@@ -76,12 +79,13 @@ def entries_kernel(
 @triton.jit
 def keep_kernel(
     projected, ape, positions, state_slots, state, TOKENS,
-    WIDTH: tl.constexpr, RATIO: tl.constexpr, RING: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
+    WIDTH: tl.constexpr, RATIO: tl.constexpr, RING: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """state[state_slots[t], positions[t] mod RING] = (kv, gate + ape) of the last token of each row of each ring.
 
     A token has a successor in its row where the token RING later is of the same request.
     """
+    after_producers(PDL)
     token = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     request = tl.load(state_slots + token, mask=token < TOKENS, other=-1).to(tl.int64)
     later = tl.load(state_slots + token + RING, mask=token + RING < TOKENS, other=-1).to(tl.int64)

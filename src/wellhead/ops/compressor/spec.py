@@ -22,7 +22,7 @@ def builds() -> tuple[KernelBuild, ...]:
     found = []
     for name, (ratio, dim, page) in FORMS.items():
         config = choose_config(ratio, dim)
-        given = constants(ratio, dim, page, config)
+        given = {**constants(ratio, dim, page, config), "PDL": False}
         signature = {
             "projected": "*fp32", "ape": "*fp32", "positions": "*i32", "state_slots": "*i32", "state": "*fp32",
             "norm": "*bf16", "cos": "*fp32", "sin": "*fp32", "slots": "*i64", "out": "*u8" if page else "*bf16",
@@ -43,7 +43,7 @@ def prefill_builds() -> Iterator[KernelBuild]:
     }  # fmt: skip
     for name, (ratio, dim, page) in FORMS.items():
         config = choose_prefill_config(ratio, dim)
-        given = entry_constants(ratio, dim, page, config)
+        given = {**entry_constants(ratio, dim, page, config), "PDL": False}
         signature = {
             **tensors, "firsts": "*i32", "norm": "*bf16", "ends": "*i32", "cos": "*fp32", "sin": "*fp32",
             "slots": "*i64", "out": "*u8" if page else "*bf16", "eps": "fp32", "STRIDE": "i32:16",
@@ -51,7 +51,7 @@ def prefill_builds() -> Iterator[KernelBuild]:
         }  # fmt: skip
         tile = config.num_warps, config.num_stages
         yield KernelBuild(f"entries[{name}]", kernels.entries_kernel, signature, given, *tile)
-        given = keep_constants(ratio, dim, config)
+        given = {**keep_constants(ratio, dim, config), "PDL": False}
         signature = {**tensors, "TOKENS": "i32", **dict.fromkeys(given, "constexpr")}
         tile = config.keep_warps, config.num_stages
         yield KernelBuild(f"keep[{name}]", kernels.keep_kernel, signature, given, *tile)

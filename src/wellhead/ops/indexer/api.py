@@ -10,6 +10,7 @@ from wellhead.formats import index_key
 from wellhead.formats.paged import PagedLayout
 from wellhead.ops.checks import expect
 from wellhead.ops.indexer.configs import PAGE, VECTORS, Config, choose_config
+from wellhead.ops.overlap import launch
 
 LAYOUTS = {"fp8": index_key.FP8, "fp4": index_key.FP4}
 MOST_HEADS = 64
@@ -80,11 +81,11 @@ class IndexLogits:
             weights, pages, page_table, rows, lengths, out,
             tokens, self.heads, page_table.shape[1], self.columns, cache.stride(0),
         )  # fmt: skip
-        launch = {**constants(c), "num_warps": c.num_warps, "num_stages": c.num_stages}
+        options = {**constants(c), "num_warps": c.num_warps, "num_stages": c.num_stages, **launch()}
         if fp8:
-            kernels.logits_fp8_kernel[(tokens, c.programs)](query.codes.view(torch.uint8), *common, **launch)
+            kernels.logits_fp8_kernel[(tokens, c.programs)](query.codes.view(torch.uint8), *common, **options)
         else:
-            kernels.logits_fp4_kernel[(tokens, c.programs)](query.codes, query.scale, *common, **launch)
+            kernels.logits_fp4_kernel[(tokens, c.programs)](query.codes, query.scale, *common, **options)
 
 
 def constants(config: Config) -> dict[str, int]:
@@ -131,8 +132,9 @@ def write_keys(
     pages = _pages(layout, cache)
     if count:
         rounding.write_keys_kernel[(-(-count // VECTORS),)](
-            keys, slots, pages, count, cache.stride(0), **rounding_constants(layout, rotate), num_warps=4, num_stages=2
-        )
+            keys, slots, pages, count, cache.stride(0), **rounding_constants(layout, rotate), num_warps=4, num_stages=2,
+            **launch(),
+        )  # fmt: skip
 
 
 def round_query(
@@ -171,6 +173,7 @@ def round_query(
             **rounding_constants(layout, rotate),
             num_warps=4,
             num_stages=2,
+            **launch(),
         )
 
 

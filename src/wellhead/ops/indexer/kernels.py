@@ -9,6 +9,7 @@ their scales (formats.index_key).
 import triton
 import triton.language as tl
 
+from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import power_of_two, widen_e2m1
 
 DIM = tl.constexpr(128)
@@ -58,12 +59,13 @@ def _store_logits(logits, score, weight, scale, known, at, length, COLUMNS, G: t
 def logits_fp8_kernel(
     q, weights, cache, table, rows, lengths, logits,
     TOKENS, HEADS, TABLE_WIDTH, COLUMNS, STRIDE,
-    G: tl.constexpr, BH: tl.constexpr,
+    G: tl.constexpr, BH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """logits fp32 [T, COLUMNS], entries below lengths[t] only: E4M3 q [T, H, 128] on pages of 132-byte keys.
 
     weights fp32 [T, H]; cache u8, a page STRIDE bytes; table i32 [R, TABLE_WIDTH]; rows, lengths i32 [T].
     """
+    after_producers(PDL)
     leads, request, length = _group(rows, lengths, TOKENS, COLUMNS, G)
     longest = tl.max(length, axis=0)
     if (not leads) | (tl.program_id(1) * PAGE >= longest):
@@ -130,9 +132,10 @@ def _add_block(score, codes, scale, packed, word, B: tl.constexpr):
 def logits_fp4_kernel(
     q, q_scale, weights, cache, table, rows, lengths, logits,
     TOKENS, HEADS, TABLE_WIDTH, COLUMNS, STRIDE,
-    G: tl.constexpr, BH: tl.constexpr,
+    G: tl.constexpr, BH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """As `logits_fp8_kernel`: MXFP4 q, codes u8 [T, H, 64] and scales u8 [T, H, 4], on pages of 68-byte keys."""
+    after_producers(PDL)
     leads, request, length = _group(rows, lengths, TOKENS, COLUMNS, G)
     longest = tl.max(length, axis=0)
     if (not leads) | (tl.program_id(1) * PAGE >= longest):

@@ -7,6 +7,7 @@ A program takes BN vectors of 128 bf16. ROTATE turns them first: a product with 
 import triton
 import triton.language as tl
 
+from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import power_of_two
 
 DIM = tl.constexpr(128)
@@ -55,8 +56,11 @@ def _fp4(vectors, BN: tl.constexpr):
 
 
 @triton.jit
-def write_keys_kernel(keys, slots, cache, COUNT, STRIDE, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr):
+def write_keys_kernel(
+    keys, slots, cache, COUNT, STRIDE, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr, PDL: tl.constexpr
+):
     """Record of keys[n] bf16 [N, 128] at slots[n] int64 (page * 64 + offset, -1: none) of cache u8, pages of STRIDE."""
+    after_producers(PDL)
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     slot = tl.load(slots + row, mask=row < COUNT, other=-1)
     known = slot >= 0
@@ -76,11 +80,14 @@ def write_keys_kernel(keys, slots, cache, COUNT, STRIDE, BN: tl.constexpr, FP4: 
 
 
 @triton.jit
-def round_query_kernel(q, weights, codes, tail, COUNT, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr):
+def round_query_kernel(
+    q, weights, codes, tail, COUNT, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr, PDL: tl.constexpr
+):
     """q bf16 [N, 128], N = T H. FP8: codes E4M3 [N, 128] and tail fp32 [N] = weights fp32 [N] times q's scale.
 
     FP4: codes u8 [N, 64] and tail u8 [N, 4], its scales; weights is not read.
     """
+    after_producers(PDL)
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     inside = row < COUNT
     wide = row.to(tl.int64)

@@ -30,14 +30,14 @@ def builds() -> tuple[KernelBuild, ...]:
         query = {"q": "*u8"} if name == "fp8" else {"q": "*u8", "q_scale": "*u8"}
         for heads, chunked in ((64, False), (32, False), (16, False), (64, True), (32, True), (16, True), (8, True)):
             config = choose_config(1, heads, 65536, name, chunked=chunked)
-            given = constants(config)
+            given = {**constants(config), "PDL": False}
             signature = {**query, **tensors, **sizes, **dict.fromkeys(given, "constexpr")}
             title = f"logits[{name},group={config.group},heads={config.heads}]"
             found.append(
                 KernelBuild(title, kernel, signature, given, config.num_warps, config.num_stages, _MMA, not chunked)
             )
         for rotate in (False, True):
-            given = rounding_constants(layout, rotate)
+            given = {**rounding_constants(layout, rotate), "PDL": False}
             kinds = dict.fromkeys(given, "constexpr")
             turned = ",rotate" if rotate else ""
             signature = {"keys": "*bf16", "slots": "*i64", "cache": "*u8", "COUNT": "i32", "STRIDE": "i32:16", **kinds}

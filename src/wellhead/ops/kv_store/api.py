@@ -9,6 +9,7 @@ import torch
 from wellhead.formats import kv_record
 from wellhead.ops.checks import expect, row_stride
 from wellhead.ops.kv_store.configs import HEADS, WARPS
+from wellhead.ops.overlap import launch
 
 MOST_HEADS = 4096
 
@@ -68,7 +69,7 @@ class Store:
         if tokens:
             kernels.kv_store_kernel[(tokens, 1 + -(-self.heads // HEADS))](
                 q, q_out, kv, kv_out, weight, cache.view(torch.uint8), slots, positions, freqs, self.eps, self.heads,
-                stride, **constants(self.page_size, cache.stride(0)), num_warps=WARPS,
+                stride, **constants(self.page_size, cache.stride(0)), num_warps=WARPS, **launch(),
             )  # fmt: skip
 
     def _check_cache(self, cache: torch.Tensor) -> None:

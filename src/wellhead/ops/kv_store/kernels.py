@@ -7,6 +7,7 @@ bytes lie as `formats.kv_record` says.
 import triton
 import triton.language as tl
 
+from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import round_groups
 from wellhead.ops.rope.kernels import ROTATED, angles, turn
 
@@ -48,9 +49,10 @@ def _write_record(cache, slot, row, tail, PAGE: tl.constexpr, STRIDE: tl.constex
 def kv_store_kernel(
     q, q_out, kv, kv_out, weight, cache, slots, positions, freqs, eps,
     HEADS, KV_STRIDE,
-    PAGE: tl.constexpr, STRIDE: tl.constexpr, BH: tl.constexpr,
+    PAGE: tl.constexpr, STRIDE: tl.constexpr, BH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """q bf16 [T, H, 512] or None -> q_out; kv bf16 rows, KV_STRIDE apart -> cache, and kv_out [T, 512] or None."""
+    after_producers(PDL)
     token = tl.program_id(0).to(tl.int64)
     column, last = tl.arange(0, DIM)[None, :], NOPE + tl.arange(0, ROTATED)[None, :]
     cos, sin = angles(positions, freqs, token)

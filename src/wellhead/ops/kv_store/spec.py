@@ -28,7 +28,7 @@ def builds() -> tuple[KernelBuild, ...]:
         for queries in (True, False) if page == WINDOW_PAGE else (False,):
             for keep in (False, True):
                 absent = (() if queries else ("q", "q_out")) + (() if keep else ("kv_out",))
-                given: dict[str, Any] = {**constants(page, page_stride(page)), **dict.fromkeys(absent)}
+                given: dict[str, Any] = {**constants(page, page_stride(page)), "PDL": False, **dict.fromkeys(absent)}
                 signature = {**tensors, **dict.fromkeys(given, "constexpr")}
                 name = f"{'queries' if queries else 'records'}[page={page}{',keep' if keep else ''}]"
                 found.append(KernelBuild(name, kernels.kv_store_kernel, signature, given, WARPS))

@@ -31,6 +31,7 @@ def choose_config(tokens: int, n: int, k: int, *, rounds: bool = False) -> Confi
         inputs = next(step for step in (512, 256, 128) if k % step == 0)
         return Config(True, 1, 4, inputs, 2, 1)
     if padded == 64:
-        # rows that are rounded on the way in need registers of their own
-        return Config(False, 64, 64 if rounds else 128, 128, 4, 3) if many else Config(False, 64, 32, 128, 4, 5)
+        if many:
+            return Config(False, 64, 64, 128, 4, 3) if rounds else Config(False, 64, 64, 128, 8, 4)
+        return Config(False, 64, 32, 128, 4, 5)
     return Config(False, max(16, padded), 64, 128, 2, 3) if many else Config(False, max(16, padded), 16, 128, 2, 6)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.ops.checks import expect
+from wellhead.ops.overlap import launch
 from wellhead.ops.rope.configs import HEADS, WARPS
 
 ROTATED = 64
@@ -37,7 +38,7 @@ class Rope:
         if tokens:
             given = constants(self.dim, self.inverse, x.data_ptr() != out.data_ptr())
             grid = (tokens, -(-self.heads // HEADS))
-            kernels.rope_kernel[grid](x, out, positions, freqs, self.heads, **given, num_warps=WARPS)
+            kernels.rope_kernel[grid](x, out, positions, freqs, self.heads, **given, num_warps=WARPS, **launch())
 
 
 def constants(dim: int, inverse: bool, copy: bool) -> dict[str, int | bool]:

@@ -9,6 +9,8 @@ Cephes (sinf, cosf).
 import triton
 import triton.language as tl
 
+from wellhead.ops.dependent_launch import after_producers
+
 PAIRS = tl.constexpr(32)
 ROTATED = tl.constexpr(64)
 
@@ -46,9 +48,10 @@ def turn(tail, cos, sin, ROWS: tl.constexpr):
 def rope_kernel(
     x, out, positions, freqs,
     HEADS,
-    D: tl.constexpr, BH: tl.constexpr, INVERSE: tl.constexpr, COPY: tl.constexpr,
+    D: tl.constexpr, BH: tl.constexpr, INVERSE: tl.constexpr, COPY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out bf16 [T, H, D]: the last 64 of BH heads of one token turned; COPY brings the other D - 64 along."""
+    after_producers(PDL)
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1) * BH + tl.arange(0, BH)
     inside = (head < HEADS)[:, None]
     place = ((token * HEADS + head) * D)[:, None]

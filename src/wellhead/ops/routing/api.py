@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.ops.checks import expect
+from wellhead.ops.overlap import launch
 from wellhead.ops.routing.configs import Config, choose_config
 
 MOST_EXPERTS = 512
@@ -50,7 +51,7 @@ class Router:
             x, x.stride(0), gate, bias, self.scores, self.arrived, ids, weights, tokens, self.scale,
             D=self.width, E=self.experts, E_PAD=power_of_two(self.experts), K=self.top_k,
             K_PAD=power_of_two(self.top_k), BLOCK_T=c.block_t, BLOCK_E=c.block_e, BLOCK_D=c.block_d,
-            CHOOSE_T=CHOOSE_T, num_warps=c.num_warps, num_stages=c.num_stages,
+            CHOOSE_T=CHOOSE_T, num_warps=c.num_warps, num_stages=c.num_stages, **launch(),
         )  # fmt: skip
 
     def choose_by_token(
@@ -67,6 +68,7 @@ class Router:
         route_by_token[(tokens,)](
             x, x.stride(0), gate, table, token_ids, ids, weights, table.shape[0], self.scale,
             D=self.width, E=self.experts, K=self.top_k, K_PAD=power_of_two(self.top_k), BLOCK_D=256, num_warps=4,
+            **launch(),
         )  # fmt: skip
 
     def _check(self, x: torch.Tensor, gate: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> int:
@@ -113,7 +115,7 @@ class ExpertLists:
         list_tokens[(self.experts,)](
             ids, self.slots, self.counts, self.offsets, self.block_expert, ids.numel(), self.slots.shape[0],
             self.first_expert, E=self.experts, E_PAD=power_of_two(self.experts), BLOCK=self.block, CHUNK=CHUNK,
-            num_warps=4,
+            num_warps=4, **launch(),
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.topk.kernels import ordered_key
 
 SUM_FLOOR = tl.constexpr(1e-20)
@@ -63,13 +64,14 @@ def choose_best(
 def route(
     x_ptr, x_stride, gate_ptr, bias_ptr, scores_ptr, arrived_ptr, ids_ptr, weights_ptr, tokens, scale,
     D: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, CHOOSE_T: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, CHOOSE_T: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """scores [T, E] = affinity(x gate^T), then ids and weights [T, K] by the top K of scores + bias.
 
     x bf16 [T, D], gate bf16 [E, D] contiguous, products summed in fp32. arrived int32 [blocks of tokens] is zero
     before and after. Grid (blocks of experts, blocks of tokens).
     """
+    after_producers(PDL)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     d = tl.arange(0, BLOCK_D)
@@ -97,12 +99,13 @@ def route(
 @triton.jit
 def route_by_token(
     x_ptr, x_stride, gate_ptr, table_ptr, token_ptr, ids_ptr, weights_ptr, vocabulary, scale,
-    D: tl.constexpr, E: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """ids = table[token id]; only the affinities of those experts are computed. One program a token.
 
     A token id outside [0, vocabulary), or an expert outside [0, E), is nobody: id -1, weight 0, nothing read.
     """
+    after_producers(PDL)
     t = tl.program_id(0).to(tl.int64)
     rank, d = tl.arange(0, K_PAD), tl.arange(0, BLOCK_D)
     token = tl.load(token_ptr + t).to(tl.int64)
@@ -124,12 +127,13 @@ def route_by_token(
 @triton.jit(do_not_specialize=["numel"])
 def list_tokens(
     ids_ptr, slots_ptr, counts_ptr, offsets_ptr, block_expert_ptr, numel, capacity, first_expert,
-    E: tl.constexpr, E_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    E: tl.constexpr, E_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The positions in ids of one expert, in order, at its place among the experts' runs. Grid (E,).
 
     Every program counts all experts for itself, so none waits for another and no atomic operation decides an order.
     """
+    after_producers(PDL)
     e = tl.program_id(0)
     expert, lane = tl.arange(0, E_PAD), tl.arange(0, CHUNK)
     counts = tl.zeros([E_PAD], tl.int32)

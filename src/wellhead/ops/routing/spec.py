@@ -25,7 +25,7 @@ def builds() -> tuple[KernelBuild, ...]:
         for name, c in (("few", SMALL), ("many", LARGE)):
             given = {
                 **shape, "E_PAD": power_of_two(experts), "BLOCK_T": c.block_t, "BLOCK_E": c.block_e,
-                "BLOCK_D": c.block_d, "CHOOSE_T": CHOOSE_T,
+                "BLOCK_D": c.block_d, "CHOOSE_T": CHOOSE_T, "PDL": False,
             }  # fmt: skip
             signature = {
                 "x_ptr": "*bf16", "x_stride": "i32:16", "gate_ptr": "*bf16", "bias_ptr": "*fp32", "scores_ptr": "*fp32",
@@ -33,14 +33,14 @@ def builds() -> tuple[KernelBuild, ...]:
             }  # fmt: skip
             title = f"route[d={width},experts={experts},{name}]"
             found.append(KernelBuild(title, route, signature, given, c.num_warps, c.num_stages, _MMA))
-        given = {**shape, "BLOCK_D": 256}
+        given = {**shape, "BLOCK_D": 256, "PDL": False}
         signature = {
             "x_ptr": "*bf16", "x_stride": "i32:16", "gate_ptr": "*bf16", "table_ptr": "*i32", "token_ptr": "*i64",
             **out, "vocabulary": "i32", "scale": "fp32", **dict.fromkeys(given, "constexpr"),
         }  # fmt: skip
         found.append(KernelBuild(f"route_by_token[d={width},experts={experts}]", route_by_token, signature, given))
         for block in (16, 64, 128):
-            given = {"E": experts, "E_PAD": power_of_two(experts), "BLOCK": block, "CHUNK": CHUNK}
+            given = {"E": experts, "E_PAD": power_of_two(experts), "BLOCK": block, "CHUNK": CHUNK, "PDL": False}
             lists = ("ids_ptr", "slots_ptr", "counts_ptr", "offsets_ptr", "block_expert_ptr")
             sizes = ("numel", "capacity", "first_expert")
             signature = {**dict.fromkeys(lists, "*i32"), **dict.fromkeys(sizes, "i32")}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.ops.checks import expect_rows
+from wellhead.ops.overlap import launch
 from wellhead.ops.topk.configs import Config, choose_config
 
 PAGE = 64  # entries of one index page
@@ -37,7 +38,7 @@ class TopK:
 
     def run(self, logits: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor | None, out: torch.Tensor) -> None:
         """Write `out`. ValueError if a tensor is not what was planned."""
-        from wellhead.ops.topk.kernels import launch
+        from wellhead.ops.topk.kernels import launch_passes
 
         rows = logits.shape[0]
         expect_rows("logits", logits, (rows, self.columns), torch.float32)
@@ -51,10 +52,10 @@ class TopK:
             expect_rows("table", table, (rows, table.shape[-1]), torch.int32)
             if table.shape[1] * self.page < self.columns:
                 raise ValueError(f"table has {table.shape[1]} pages of {self.page}; {self.columns} columns need more")
-        launch(
+        launch_passes(
             logits, lengths, table, out, self.counts, self.state[0], self.state[1], self.above,
             k=self.k, page=self.page, splits=self.config.splits, block=self.config.block,
-            num_warps=self.config.num_warps,
+            num_warps=self.config.num_warps, **launch(),
         )  # fmt: skip
 
 

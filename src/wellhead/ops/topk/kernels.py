@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from wellhead.ops.dependent_launch import after_producers
+
 BINS = 256
 PASSES = 4
 
@@ -74,13 +76,14 @@ def settle(counts_ptr, prefix_ptr, wanted_ptr, above_ptr, row, split, k, PASS: t
 def count_digits(
     logits_ptr, logits_stride, lengths_ptr, counts_in_ptr, counts_ptr, prefix_ptr, wanted_ptr, above_ptr,
     columns, k,
-    PASS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    PASS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Histogram of digit PASS of the keys in one part of a row that share the prefix found so far.
 
     counts int32 [rows, SPLITS, 256] of this pass, counts_in of the last one. Rows with no more than k entries need
     no threshold and are skipped. Grid (SPLITS, rows).
     """
+    after_producers(PDL)
     split, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     length = row_length(lengths_ptr, row, columns)
     if length <= k:
@@ -105,13 +108,14 @@ def count_digits(
 def write_chosen(
     logits_ptr, logits_stride, lengths_ptr, counts_in_ptr, prefix_ptr, wanted_ptr, above_ptr,
     table_ptr, table_stride, out_ptr, out_stride, columns, k,
-    SPLITS: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr, FILL: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr, FILL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The chosen entries of one part of a row in ascending order, as slots, and -1 behind the last of the row.
 
     Entries above the threshold key are in; of those equal to it the first `wanted` are. PAGE 0 writes entries
     instead of slots. Grid (SPLITS, rows).
     """
+    after_producers(PDL)
     split, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     length = row_length(lengths_ptr, row, columns)
     out_ptr += row * out_stride
@@ -156,7 +160,7 @@ def write_chosen(
         tl.store(out_ptr + at, slot.to(out_ptr.dtype.element_ty), mask=live)
 
 
-def launch(logits, lengths, table, out, counts, prefix, wanted, above, *, k, page, splits, block, num_warps):
+def launch_passes(logits, lengths, table, out, counts, prefix, wanted, above, *, k, page, splits, block, **options):
     """Four counting passes and the writing one. counts [2, rows, splits, 256]: passes write them in turn."""
     rows, columns = logits.shape
     if rows == 0:
@@ -165,10 +169,10 @@ def launch(logits, lengths, table, out, counts, prefix, wanted, above, *, k, pag
     for number in range(PASSES):
         count_digits[grid](
             logits, logits.stride(0), lengths, counts[1 - number % 2], counts[number % 2], prefix, wanted, above,
-            columns, k, PASS=number, SPLITS=splits, BLOCK=block, num_warps=num_warps,
+            columns, k, PASS=number, SPLITS=splits, BLOCK=block, **options,
         )  # fmt: skip
     write_chosen[grid](
         logits, logits.stride(0), lengths, counts[1], prefix, wanted, above,
         table if page else lengths, table.stride(0) if page else 0, out, out.stride(0), columns, k,
-        SPLITS=splits, BLOCK=block, PAGE=page, FILL=128, num_warps=num_warps,
+        SPLITS=splits, BLOCK=block, PAGE=page, FILL=128, **options,
     )  # fmt: skip

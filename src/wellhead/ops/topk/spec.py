@@ -22,14 +22,14 @@ def builds() -> tuple[KernelBuild, ...]:
     for splits in SPLITS:
         constants = {"SPLITS": splits, "BLOCK": BLOCK}
         for number in range(PASSES):
-            given = {"PASS": number, **constants}
+            given = {"PASS": number, "PDL": False, **constants}
             signature = {**row, **_STATE, "counts_ptr": "*i32", "columns": "i32", "k": "i32"}
             signature.update(dict.fromkeys(given, "constexpr"))
             found.append(
                 KernelBuild(f"count_digits[pass={number},splits={splits}]", count_digits, signature, given, warps)
             )
         for page, out in ((64, "*i64"), (64, "*i32"), (0, "*i64")):
-            given = {**constants, "PAGE": page, "FILL": 128}
+            given = {**constants, "PAGE": page, "FILL": 128, "PDL": False}
             table = {"table_ptr": "*i32", "table_stride": "i32", "out_ptr": out, "out_stride": "i32"}
             signature = {**row, **_STATE, **table, "columns": "i32", "k": "i32", **dict.fromkeys(given, "constexpr")}
             name = f"write_chosen[page={page},out={out[1:]},splits={splits}]"
