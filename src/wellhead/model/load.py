@@ -12,6 +12,7 @@ from wellhead.model.config import ModelConfig
 from wellhead.model.deepseek_v4 import DeepseekV4
 from wellhead.model.layers_attention import Ablation
 from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState
 from wellhead.model.stream import load_device_weights
@@ -77,10 +78,12 @@ def load_model(
     impl: str = "reference",
     ablation: Ablation | str = Ablation.NONE,
     progress: bool = False,
+    split: Split = WHOLE,
+    group: Group = ALONE,
 ) -> LanguageModel:
-    """Read the weights, unpacked to fp32. MTP weights stay on disk unless asked for."""
+    """Read the weights, unpacked to fp32; a rank of several keeps its part. MTP's stay on disk unless asked for."""
     names = [name for name in checkpoint.tensors if with_mtp or not name.startswith("mtp.")]
     tensors = iter_tensors(checkpoint, names, progress=progress)
     return DeepseekV4.load(
-        tensors, checkpoint.config, numerics, with_mtp=with_mtp, impl=impl, ablation=ablation
+        tensors, checkpoint.config, numerics, with_mtp=with_mtp, impl=impl, ablation=ablation, split=split, group=group
     )
