@@ -32,7 +32,7 @@ def load_with_runner(
         )
         return model, Runner
     if group.world > 1:
-        raise NotImplementedError(f"--tp {group.world} with --device {device}: several ranks run with --device cpu only")
+        raise NotImplementedError(f"--tp {group.world} with --device {device}: several ranks run on the cpu only")
     from wellhead.engine.device_runner import DeviceRunner
 
     loaded = load_device_model(checkpoint, numerics, device, ablation=ablation, progress=progress)

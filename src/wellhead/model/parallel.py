@@ -60,11 +60,11 @@ class Group:
         if self.world == 1:
             return part
         rows, columns = part.shape
-        parts = part.new_empty(self.world * rows, columns)
+        parts = part.new_empty(self.world, rows, columns)
         if rows:
             with _naming(self.rank):
-                dist.all_gather_into_tensor(parts, part.contiguous())
-        return parts.unflatten(0, (self.world, rows)).transpose(0, 1).flatten(1)
+                dist.all_gather(list(parts.unbind()), part.contiguous())
+        return parts.transpose(0, 1).flatten(1)
 
     def broadcast(self, values: Sequence[int] | None = None) -> list[int]:
         """Rank 0's integers (int64), to every rank; the others give none and wait, for days if need be."""
