@@ -72,6 +72,8 @@ def launch(ranks: Ranks, command: Callable[[int, str, int], Sequence[str]], *, v
 
     A rank must call `hold` with its lifeline. `verbose` shows all that a failed rank wrote, not its last line only.
     """
+    if ranks.nodes > 1:
+        print(f"wellhead: host {ranks.node} of {ranks.nodes}, they meet at {ranks.master}", file=sys.stderr)
     lifeline, held = os.pipe()
     started: list[_Rank] = []
     handlers = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
@@ -116,30 +118,33 @@ def _start(number: int, command: Sequence[str], lifeline: int) -> _Rank:
 
 def _watch(ranks: Sequence[_Rank], verbose: bool) -> int:
     """Wait for the end, good or bad; says on stderr which rank failed and how."""
-    while not any(rank.process.poll() for rank in ranks):
-        if all(rank.process.poll() == 0 for rank in ranks):
-            return 0
-        if ranks[0].number == 0 and ranks[0].process.poll() == 0:
-            return _leave(ranks)
+    lead = ranks[0]  # rank 0, or on another host the first of those that follow it
+    while lead.process.poll() != 0 and not any(rank.process.poll() for rank in ranks):
         time.sleep(POLL_SECONDS)
-    time.sleep(SETTLE_SECONDS)
+    if lead.process.poll() != 0:
+        time.sleep(SETTLE_SECONDS)
+    if lead.process.poll() == 0:
+        return _leave(ranks)
     failed = [rank for rank in ranks if rank.process.poll()]
     first = [rank for rank in failed if rank.process.returncode != EXIT_LOST] or failed
     for rank in first:
         status = rank.process.returncode
-        if rank.number == 0 and status in (EXIT_ERROR, EXIT_INTERRUPTED):
-            return int(status)  # it has said why
+        if rank.number == 0 and status in (EXIT_ERROR, EXIT_INTERRUPTED, -signal.SIGINT):
+            return EXIT_ERROR if status == EXIT_ERROR else EXIT_INTERRUPTED  # it has said why
     for rank in first:
         print(f"wellhead: error: rank {rank.number} {_how(rank, verbose)}; all ranks are ended", file=sys.stderr)
     return EXIT_ERROR
 
 
 def _leave(ranks: Sequence[_Rank]) -> int:
-    """Rank 0 is done, and has told the others so."""
+    """Rank 0 is done and has told the others so; wait for them."""
     deadline = time.monotonic() + LEAVE_SECONDS
     while time.monotonic() < deadline and any(rank.process.poll() is None for rank in ranks):
         time.sleep(POLL_SECONDS)
-    return 0
+    worst = [rank for rank in ranks if rank.process.poll() and ranks[0].number]
+    for rank in worst:
+        print(f"wellhead: error: rank {rank.number} {_how(rank, False)}", file=sys.stderr)
+    return EXIT_ERROR if worst else 0
 
 
 def _how(rank: _Rank, verbose: bool) -> str:

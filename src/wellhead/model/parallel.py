@@ -30,6 +30,7 @@ class Group:
         if (words is None) != (world == 1):
             raise ValueError(f"a group of {world} ranks without connections; make it with Group.join")
         self.rank, self.world, self._words = rank, world, words
+        self._lost = f"rank {rank} lost the other ranks"
 
     @classmethod
     def join(cls, rendezvous: str, rank: int, world: int, device: torch.device | str = "cpu") -> Group:
@@ -42,7 +43,7 @@ class Group:
         on_card = device.type == "cuda"
         if on_card:
             torch.cuda.set_device(device)
-        with _naming(rank):
+        with _naming(f"rank {rank} cannot meet the other ranks at {rendezvous}"):
             dist.init_process_group(
                 "nccl" if on_card else "gloo", init_method=rendezvous, rank=rank, world_size=world,
                 device_id=device if on_card else None,
@@ -52,7 +53,7 @@ class Group:
     def reduce(self, partial: torch.Tensor) -> None:
         """Add up contiguous tensors of one shape over the ranks, in place; every rank gets the same bits."""
         if self.world > 1:
-            with _naming(self.rank):
+            with _naming(self._lost):
                 dist.all_reduce(partial)
 
     def gather(self, part: torch.Tensor) -> torch.Tensor:
@@ -62,7 +63,7 @@ class Group:
         rows, columns = part.shape
         parts = part.new_empty(self.world, rows, columns)
         if rows:
-            with _naming(self.rank):
+            with _naming(self._lost):
                 dist.all_gather(list(parts.unbind()), part.contiguous())
         return parts.transpose(0, 1).flatten(1)
 
@@ -78,7 +79,7 @@ class Group:
             told = torch.tensor([len(values), *values], dtype=torch.int64)
             message[: len(told)] = told[:WORDS]
             rest = told[WORDS:]
-        with _naming(self.rank):
+        with _naming(self._lost):
             dist.broadcast(message, 0, group=self._words)
             count = int(message[0])
             if count >= WORDS:
@@ -90,7 +91,7 @@ class Group:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world > 1:
-            with _naming(self.rank):
+            with _naming(self._lost):
                 dist.barrier(group=self._words)
 
     def close(self) -> None:
@@ -101,12 +102,12 @@ class Group:
 
 
 @contextmanager
-def _naming(rank: int) -> Iterator[None]:
+def _naming(what: str) -> Iterator[None]:
     """Connection errors of torch.distributed (RuntimeError) as PeerLost."""
     try:
         yield
     except RuntimeError as error:
-        raise PeerLost(f"rank {rank} lost the other ranks: {str(error).splitlines()[0]}") from error
+        raise PeerLost(f"{what}: {str(error).splitlines()[0]}") from error
 
 
 ALONE = Group()
