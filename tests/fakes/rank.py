@@ -29,14 +29,20 @@ def teacher_forced() -> list[int]:
     return torch.randint(3, 3000, (330,), generator=torch.Generator().manual_seed(5)).tolist()
 
 
-def answers(numerics: str, split: Split = WHOLE, group: Group = ALONE) -> tuple[list[list[int]], torch.Tensor]:
-    """Greedy tokens of the prompts asked together, and the last 40 rows of the sequence's logits."""
-    llm = LLM(progress=False, numerics=numerics, num_pages=8, chunk_tokens=200, split=split, group=group)
+def answers(llm: LLM) -> tuple[list[list[int]], torch.Tensor]:
+    """Greedy tokens of the prompts asked together, then of a long one twice, the second time from the prefix cache; and
+    the last 40 rows of the sequence's logits.
+    """
     logits = llm.logits(teacher_forced())[-40:]
-    tokens = [done.token_ids for done in llm.generate(PROMPTS, GREEDY)]
-    if group.world > 1:
-        dismiss(group)
-    return tokens, logits
+    done = llm.generate(PROMPTS, GREEDY)
+    for _ in range(2):
+        done += llm.generate([teacher_forced()[:300]], GREEDY)
+    assert llm.engine.counters.prefix_hit_tokens == 256
+    return [one.token_ids for one in done], logits
+
+
+def load(numerics: str, split: Split = WHOLE, group: Group = ALONE) -> LLM:
+    return LLM(progress=False, numerics=numerics, num_pages=8, chunk_tokens=200, split=split, group=group)
 
 
 def main(rank: int, world: int, rendezvous: str, output: Path) -> None:
@@ -52,7 +58,8 @@ def main(rank: int, world: int, rendezvous: str, output: Path) -> None:
             model, make_runner = load_with_runner(checkpoint, Numerics.named(numerics), split=split, group=group)
             follow(group, make_runner, model)
         else:
-            tokens, logits = answers(numerics, split, group)
+            tokens, logits = answers(load(numerics, split, group))
+            dismiss(group)
             found[f"{experts} {numerics}"] = {"tokens": tokens, "logits": logits.tolist()}
     if rank == 0:
         output.write_text(json.dumps(found))

@@ -107,7 +107,7 @@ def _naming(what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise PeerLost(f"{what}: {str(error).splitlines()[0]}") from error
+        raise PeerLost(f"{what}: {str(error).splitlines()[0].split(". ")[0]}") from error
 
 
 ALONE = Group()
