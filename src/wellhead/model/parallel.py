@@ -107,7 +107,8 @@ def _naming(what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise PeerLost(f"{what}: {str(error).splitlines()[0].split(". ")[0]}") from error
+        said = str(error).splitlines()[0].split(". ")[0]
+        raise PeerLost(f"{what}: {said}") from error
 
 
 ALONE = Group()
