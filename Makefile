@@ -19,6 +19,7 @@ demo:  ## install what is missing, then answer four questions with the embedded 
 
 test:  ## install what is missing, then ruff, mypy and pytest
 	@$(PYTHON) tools/install.py --venv $(VENV) --extra dev
+	-@$(BIN)/python tools/triton_versions.py
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)

@@ -21,7 +21,10 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 @pytest.fixture(autouse=True)
 def nothing_left(llm: LLM):  # type: ignore[no-untyped-def]
     yield
+    llm.engine.check()
     assert llm.engine.free_pages == 6 and not llm.engine.busy
+    # what one test leaves in the prefix cache must not help the next
+    llm.engine.forget_prefixes()
 
 
 def test_a_batch_equals_each_prompt_alone(llm: LLM) -> None:
@@ -80,17 +83,65 @@ def test_a_stream_and_a_batch_share_steps(llm: LLM) -> None:
 
 def test_abort_waiting_and_running(llm: LLM) -> None:
     engine = llm.engine
-    # 4 pages, then 3 wanted of the 2 left
+    # 4 pages, then 3 wanted of the 2 that the first will leave
     running = engine.make_request(prompt(1000), SamplingParams(max_tokens=20))
     waiting = engine.make_request(prompt(600), SamplingParams(max_tokens=20))
     engine.submit(running)
     engine.submit(waiting)
     engine.step()
-    assert engine.free_pages == 2
+    assert engine.free_pages == 5 and (engine.counters.running, engine.counters.waiting) == (1, 1)
     engine.abort(waiting)
     engine.abort(running)
     engine.abort(running)
     assert (running.finish_reason, waiting.finish_reason) == ("abort", "abort")
+
+
+@pytest.mark.parametrize("length", [256, 300, 512, 700])
+def test_a_reused_prefix_gives_the_same_tokens(llm: LLM, length: int) -> None:
+    """The second request computes what lies behind the last page boundary before its last token, no more."""
+    sampled = SamplingParams(max_tokens=12, temperature=1.0, seed=5, ignore_eos=True, logprobs=1)
+    ids = prompt(length, 40)
+    (first,) = llm.generate([ids], sampled)
+    before = llm.engine.counters.prefix_hit_tokens
+    (second,) = llm.generate([ids], sampled)
+    assert second == first
+    assert llm.engine.counters.prefix_hit_tokens - before == (length - 1) // 256 * 256
+
+
+def test_a_shared_beginning_gives_the_same_tokens(llm: LLM) -> None:
+    """Chunks of 64 tokens end at every page boundary, so the second prompt already finds a cut."""
+    common = prompt(520, 41)
+    prompts = [common + prompt(250, seed) for seed in (1, 2, 3)]
+    hits, found = [], []
+    for ids in prompts:
+        before = llm.engine.counters.prefix_hit_tokens
+        found += llm.generate([ids], GREEDY)
+        hits.append(llm.engine.counters.prefix_hit_tokens - before)
+    assert hits == [0, 512, 512]
+    llm.engine.forget_prefixes()
+    assert found == [llm.generate([ids], GREEDY)[0] for ids in prompts]
+
+
+def test_an_answer_is_a_prefix_for_what_follows_it(llm: LLM) -> None:
+    long = SamplingParams(max_tokens=30, temperature=0.7, seed=1, ignore_eos=True)
+    (turn,) = llm.generate([prompt(240, 42)], long)
+    ids = prompt(240, 42) + turn.token_ids + prompt(9, 43)
+    before = llm.engine.counters.prefix_hit_tokens
+    (followed,) = llm.generate([ids], long)
+    assert llm.engine.counters.prefix_hit_tokens - before == 256
+    llm.engine.forget_prefixes()
+    assert llm.generate([ids], long)[0] == followed
+
+
+def test_a_preempted_request_gives_the_same_tokens(llm: LLM, folder: Path) -> None:
+    """Two requests of two pages each in the end, on three pages: the later goes in the middle of its answer."""
+    small = LLM(folder, progress=False, num_pages=3, max_running=2, chunk_tokens=300)
+    prompts = [prompt(246, 51), prompt(246, 52)]
+    params = [SamplingParams(max_tokens=24, temperature=1.0, seed=i, ignore_eos=True, logprobs=1) for i in (1, 2)]
+    together = small.generate(prompts, params)
+    assert small.engine.counters.preemptions == 1 and small.engine.counters.recomputed_tokens >= 250
+    small.engine.check()
+    assert together == [llm.generate([p], own)[0] for p, own in zip(prompts, params, strict=True)]
 
 
 def test_a_stream_aborted_from_outside_says_so(llm: LLM) -> None:
@@ -181,7 +232,8 @@ def test_misuse_is_refused(llm: LLM, folder: Path) -> None:
     for option in (
         {"max_running": 0},
         {"num_pages": 0},
-        {"chunk_tokens": 0},
+        {"chunk_tokens": 31},
+        {"window_pages": 1},
         {"impl": "cuda"},
         {"numerics": "x"},
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -45,6 +47,10 @@ def answer(model: DeviceModel, prompts: list[list[int]], captured: bool) -> list
         streams = model.forward(StepInputs.of(batch, "cuda", chunked=True), state, prefill)
         tokens[request].append(int(model.logits(streams[-1:], prefill).argmax()))
     ladder = DecodeSteps(model, state, CONTEXT, sizes=(1, 4, 8), captured=captured)
+    gc.collect()
+    rubbish = torch.randint(0, 256, (1 << 28,), dtype=torch.uint8, device="cuda")  # over whatever nobody kept
+    torch.cuda.synchronize()
+    del rubbish
     for _ in range(STEPS):
         chunks = [Chunk(t[-1:], len(t) - 1, pages[request], request) for request, t in enumerate(tokens)]
         step = ladder.of(len(chunks))

@@ -54,9 +54,9 @@ def test_caches_are_those_of_the_state(tiny: ModelConfig, numerics: Numerics, wi
 
 
 def test_pages_of_the_large_model() -> None:
-    """Bytes by hand: 43 window pages of 149,760; 21 C4 pages of 64 records and 20 of 2; 21 pages of 64 keys."""
+    """Bytes by hand: 43 window pages of 149,760 with 21 tails; 21 C4 pages of 64 records and 20 of 2; 21 of 64 keys."""
     planned = state_bytes(load_config(published_config("v4-flash")), CHECKPOINT)
-    assert planned.window_page == 43 * 149_760
+    assert planned.window_page == 43 * 149_760 + 21 * 4 * 2 * (512 + 128) * 4
     assert planned.compressed_page == 21 * 37_440 + 20 * 1_728
     assert planned.index_page == 21 * 64 * 132
     assert planned.slot == 4 * (21 * 8 * (2 * 1024 + 2 * 256) + 20 * 128 * 2 * 512)

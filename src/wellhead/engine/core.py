@@ -110,12 +110,15 @@ class Engine:
             self._scheduler.finish(request, "abort")
 
     def step(self) -> list[tuple[Request, Delta]]:
-        """Run one step; what every request that got a token gained by it. Checks the pools when nothing is left."""
+        """Run one step; what every request that got a token gained by it.
+
+        When nothing is left to run, the pools must be whole; else IntegrityError names what is lost.
+        """
         work = self._scheduler.schedule()
         sampled = self._runner.run(work)
         self._scheduler.advance(work)
         deltas = [(request, self._collect(request, token)) for request, token in sampled]
-        if work and not self.busy:
+        if not (self.busy or self._memory.whole):
             self.check()
         return deltas
 

@@ -54,6 +54,12 @@ class Memory:
         """The same of window pages."""
         return self.window_pages.free + self.prefix.unused_tails
 
+    @property
+    def whole(self) -> bool:
+        """Whether no page, window page or slot is held by a request, counted from the books alone."""
+        left = self.available, self.available_window, self.slots.free
+        return left == (self.pages.total, self.window_pages.total, self.slots.total)
+
     def admit(self, request: Request, running: Sequence[Request]) -> int | None:
         """Give a request its state slot and what the prefix cache has of it: the window page whose tail must be
         restored first, -1 for none. None, and nothing given, while there is no slot, or while the pages of all its

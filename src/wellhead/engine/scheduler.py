@@ -23,7 +23,7 @@ from wellhead.model.state import PAGE_TOKENS
 
 @dataclass(frozen=True)
 class Work:
-    """`tokens` tokens of a request in one step; sampled from when the last is the newest known.
+    """`tokens` tokens of a request in one step; `samples` when the last is the newest known.
 
     restore: window page whose tail goes into the request's state slot before the step; save: window page that takes
     the tail from the slot after it; -1 for none.
@@ -31,12 +31,9 @@ class Work:
 
     request: Request
     tokens: int
+    samples: bool
     restore: int = -1
     save: int = -1
-
-    @property
-    def samples(self) -> bool:
-        return self.tokens == self.request.pending
 
 
 @dataclass(frozen=True)
@@ -166,4 +163,5 @@ class Scheduler:
 
     def _plan(self, request: Request, tokens: int, restore: int = -1) -> Work:
         self.memory.grow(request, tokens)
-        return Work(request, tokens, restore, self.memory.tail_wanted(request, tokens))
+        samples = tokens == request.pending
+        return Work(request, tokens, samples, restore, self.memory.tail_wanted(request, tokens))

@@ -21,13 +21,15 @@ WARM_UPS = 2  # the first compiles, the second runs as a replay will
 class DecodeStep:
     """One batch size: where its inputs lie, what it computes, and how it runs, captured or launch by launch.
 
-    logits fp32 [size, V] and the best token int64 [size] of every request are overwritten by each run.
+    logits fp32 [size, V] and the best token int64 [size] of every request are overwritten by each run. A graph knows
+    addresses only, so the buffers between its launches live here.
     """
 
     size: int
     inputs: StepInputs
     logits: torch.Tensor
     best: torch.Tensor
+    workspace: Workspace
     run: Callable[[], None]
 
     def load(self, batch: Batch) -> None:
@@ -72,7 +74,7 @@ class DecodeSteps:
             _compute(model, state, inputs, ws, logits, best)
 
         if self._pool is None:
-            return DecodeStep(size, inputs, logits, best, compute)
+            return DecodeStep(size, inputs, logits, best, ws, compute)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -82,7 +84,7 @@ class DecodeSteps:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             compute()
-        return DecodeStep(size, inputs, logits, best, graph.replay)
+        return DecodeStep(size, inputs, logits, best, ws, graph.replay)
 
 
 def empty_inputs(size: int, pages: int, device: torch.device) -> StepInputs:

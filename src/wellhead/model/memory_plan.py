@@ -42,8 +42,9 @@ class WeightBytes:
 
 @dataclass(frozen=True)
 class StateBytes:
-    """Caches of one logical page of 256 tokens: its window records, compressed records and index keys over all layers;
-    and of one state slot. Every rank holds all of them: there is one key-value head.
+    """Caches of one logical page of 256 tokens: its window records (with the compressors' rows that resuming behind it
+    takes), compressed records and index keys over all layers; and of one state slot. Every rank holds all of them:
+    there is one key-value head.
     """
 
     window_page: int
@@ -138,11 +139,15 @@ def state_bytes(config: ModelConfig, numerics: Numerics, *, with_mtp: bool = Fal
 
     page, slot = layers(1, 0), layers(0, 1)
     return StateBytes(
-        window_page=sum(layer.window.nbytes for layer in page),
+        window_page=sum(_bytes(layer.window, layer.tail, layer.index_tail) for layer in page),
         compressed_page=sum(layer.compressed.nbytes for layer in page if layer.compressed is not None),
         index_page=sum(layer.index_keys.nbytes for layer in page if layer.index_keys is not None),
         slot=sum(layer.nbytes for layer in slot),
     )
+
+
+def _bytes(*tensors: torch.Tensor | None) -> int:
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def workspace_bytes(

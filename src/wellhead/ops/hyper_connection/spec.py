@@ -151,10 +151,11 @@ SPEC = OpSpec(
     ),
     cases=tuple(_case(t, d) for d in (4096, 7168) for t in (1, 4, 16, 64, 256, 4096)) + (_case(3, 256),),
     error=ErrorBudget(
-        2.0**-7,
+        2.0**-6,
         2.0**-16,
         "bf16 results: the fp32 sums differ from the reference's in order only, which moves at most the last of bf16's "
-        "8 bits; the absolute part is for results that cancel",
+        "8 bits, once where the streams are contracted and once more where the norm follows; the absolute part is for "
+        "results that cancel",
     ),
     batch_invariant=True,
     batch_reason="the split over d is fixed, every tile of 16 tokens runs the same instructions and a row of a "

@@ -178,9 +178,10 @@ SPEC = OpSpec(
     + fp8_spec.cases(),
     error=ErrorBudget(
         2.0**-6,
-        2.0**-5,
-        "products are exact; an fp32 sum in another order can move a bf16 g or u by its last bit, and with it an E4M3 "
-        "code of the hidden vector by one step; the absolute part is for sums that cancel",
+        2.0**-4,
+        "an fp32 sum in another order, and on Hopper an FP8 product of 13 bits, can move a bf16 g or u by its last "
+        "bit, and with it an E4M3 code of the hidden vector by one step; the absolute part is for sums that cancel, "
+        "of outputs of size one: 3e-3 in norm, the tail of 10^7 of them",
     ),
     batch_invariant=True,
     batch_reason="each slot has its own columns of a product, and its partial sums are added in a fixed order; the "
