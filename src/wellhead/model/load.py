@@ -54,8 +54,10 @@ def load_device_model(
     *,
     ablation: Ablation | str = Ablation.NONE,
     progress: bool = False,
+    split: Split = WHOLE,
+    group: Group = ALONE,
 ) -> ServedModel:
-    """Stream the weights to a card, in the layout that the kernels read. ValueError where there is no such card."""
+    """Stream the weights (a rank's) to a card, in the layout that the kernels read. ValueError where there is none."""
     from wellhead.model.device_model import DeviceModel
 
     if Ablation(ablation) is not Ablation.NONE:
@@ -66,8 +68,10 @@ def load_device_model(
         raise ValueError(
             f"device is {device!r}, but torch sees no CUDA card; `wellhead doctor` says what is here, 'cpu' works"
         )
-    weights, _ = load_device_weights(checkpoint, Split(), device, progress=progress)
-    return DeviceModel(weights, checkpoint.config, numerics)
+    weights, _ = load_device_weights(checkpoint, split, device, progress=progress)
+    if group.world == 1:
+        return DeviceModel(weights, checkpoint.config, numerics)
+    return DeviceModel(weights, checkpoint.config, numerics, reduce=group.reduce, gather=group.gather)
 
 
 def load_model(
