@@ -225,7 +225,7 @@ def test_orders_survive_the_way() -> None:
     ("words", "reason"),
     [
         (["--cp", "2"], "--cp 2: context parallelism is not implemented"),
-        (["--tp", "2", "--device", "cuda"], "--tp 2 with --device cuda"),
+        (["--tp", "2", "--device", "cuda:1"], "--device cuda:1 with --tp 2: expected cpu or cuda"),
         (["--tp", "3", "--nnodes", "2"], "as many ranks on every host"),
         (["--tp", "2", "--nnodes", "2"], "needs --master HOST:PORT"),
         (["--tp", "2", "--experts", "half"], "--experts half: expected width or expert"),

@@ -54,8 +54,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--experts {args.experts}: expected width or expert")
     if args.cp != 1:
         raise NotImplementedError(f"--cp {args.cp}: context parallelism is not implemented, expected 1")
-    if args.tp > 1 and args.device != "cpu":
-        raise NotImplementedError(f"--tp {args.tp} with --device {args.device}: several ranks run on the cpu only")
+    if args.tp > 1 and args.device not in ("cpu", "cuda"):
+        raise ValueError(f"--device {args.device} with --tp {args.tp}: expected cpu or cuda, the ranks share the cards")
 
 
 def _as_rank(args: argparse.Namespace) -> int:
@@ -67,8 +67,12 @@ def _as_rank(args: argparse.Namespace) -> int:
 
     here = args.tp // args.nnodes
     torch.set_num_threads(max(1, torch.get_num_threads() // here))  # they share this host's cores
+    if args.device == "cuda":
+        if (cards := torch.cuda.device_count()) < here:
+            raise ValueError(f"--tp {args.tp} --device cuda: {here} ranks on this host, torch sees {cards} CUDA cards")
+        args.device = f"cuda:{args.rank % here}"
     try:
-        args.group = Group.join(args.rendezvous, args.rank, args.tp)
+        args.group = Group.join(args.rendezvous, args.rank, args.tp, args.device)
         if args.rank:
             _follow(args, args.group)
             status = 0

@@ -31,9 +31,9 @@ def load_with_runner(
             checkpoint, numerics, impl=impl, ablation=ablation, progress=progress, split=split, group=group
         )
         return model, Runner
-    if group.world > 1:
-        raise NotImplementedError(f"--tp {group.world} with --device {device}: several ranks run on the cpu only")
     from wellhead.engine.device_runner import DeviceRunner
 
-    loaded = load_device_model(checkpoint, numerics, device, ablation=ablation, progress=progress)
+    loaded = load_device_model(
+        checkpoint, numerics, device, ablation=ablation, progress=progress, split=split, group=group
+    )
     return loaded, partial(DeviceRunner, chunk_tokens=chunk_tokens)
