@@ -33,7 +33,7 @@ def loaded() -> list[str | None]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, llm: FakeLLM, models: list[str | None] | None = None) -> FakeLLM:
-    def load(model: str | None, device: str = "cpu") -> FakeLLM:
+    def load(model: str | None, args: object = None) -> FakeLLM:
         if models is not None:
             models.append(model)
         return llm
@@ -84,7 +84,7 @@ def test_generate_reads_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_error_is_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
-    def load(model: str | None, device: str = "cpu") -> FakeLLM:
+    def load(model: str | None, args: object = None) -> FakeLLM:
         raise error
 
     monkeypatch.setattr(options, "load", load)

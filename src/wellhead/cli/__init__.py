@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from wellhead import __version__, environment
-from wellhead.cli import bench, chat, demo, doctor, evaluate, generate
+from wellhead.cli import bench, chat, demo, doctor, evaluate, generate, ranks
 
 EXIT_WRONG, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -42,10 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Bad input and unreadable files are one line on stderr; `--debug` shows where they were raised.
     """
-    args = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = parser().parse_args(words)
     try:
         environment.check()
-        status: int = args.run(args)
+        status = ranks.run(args, words)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has left: leave too, and keep the interpreter's own flush at exit quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, NotImplementedError) as error:
         if args.debug:
             raise
         print(f"wellhead: error: {error}", file=sys.stderr)

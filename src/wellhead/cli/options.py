@@ -7,10 +7,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from wellhead import environment
+from wellhead.cli import ranks
 
 if TYPE_CHECKING:
     from wellhead.engine.llm import LLM
     from wellhead.engine.sampling_params import SamplingParams
+    from wellhead.model.split import Split
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +28,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", metavar="cpu|cuda", help="cuda computes in kernels on the card, cpu in torch (cpu)"
     )
+    ranks.add(parser)
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +50,25 @@ def model_name(args: argparse.Namespace) -> str | None:
     return args.model or environment.default_model()
 
 
-def load(model: str | None, device: str = "cpu") -> LLM:
-    """Load a model, with a progress bar where stderr is a terminal. torch is first imported here."""
+def load(model: str | None, args: argparse.Namespace | None = None) -> LLM:
+    """Load a model as the options of `add_model` say, with a progress bar where stderr is a terminal. torch is first
+    imported here.
+    """
     from wellhead.engine.llm import LLM
 
-    return LLM(model, progress=sys.stderr.isatty(), device=device)
+    progress = sys.stderr.isatty()
+    if args is None:
+        return LLM(model, progress=progress)
+    if args.group is None:
+        return LLM(model, progress=progress, device=args.device)
+    return LLM(model, progress=progress, device=args.device, split=split(args), group=args.group)
+
+
+def split(args: argparse.Namespace) -> Split:
+    """The part of the model that this rank holds."""
+    from wellhead.model.split import Split
+
+    return Split(args.rank, args.tp, args.experts)
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:

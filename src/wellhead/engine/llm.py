@@ -10,15 +10,17 @@ from pathlib import Path
 import torch
 
 from wellhead.engine.core import Engine
+from wellhead.engine.loading import load_with_runner
 from wellhead.engine.output import Delta
+from wellhead.engine.parallel import LeadingRunner
 from wellhead.engine.request import FinishReason, Request, RequestError
-from wellhead.engine.runner import MakeRunner, Runner
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.model.checkpoint import open_checkpoint, resolve_model
 from wellhead.model.config import ModelConfig
 from wellhead.model.layers_attention import Ablation
-from wellhead.model.load import ServedModel, load_device_model, load_model
 from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import ALONE, WHOLE, Group
+from wellhead.model.split import Split
 from wellhead.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "Completion", "Delta", "RequestError", "SamplingParams"]
@@ -48,7 +50,8 @@ class LLM:
     max_running requests run together, chunk_tokens tokens a step; num_pages logical pages of 256 tokens hold their
     caches (None: as many as fit 2 GiB), window_pages the window's (None: as many). prefix_caching keeps the pages of
     ended requests, while nobody else wants them, for prompts that begin alike. device "cuda" computes in kernels, "cpu"
-    in torch. A folder without tokenizer.json takes prompts as ids only and gives empty text.
+    in torch. In a group of several ranks this is rank 0, and the others run `engine.parallel.follow` over the same
+    model. A folder without tokenizer.json takes prompts as ids only and gives empty text.
     """
 
     def __init__(
@@ -67,21 +70,22 @@ class LLM:
         impl: str = "reference",
         ablation: Ablation | str = Ablation.NONE,
         device: str = "cpu",
+        split: Split = WHOLE,
+        group: Group = ALONE,
     ):
         precision = Numerics.named(numerics, index_keys, kv_dtype)
         checkpoint = open_checkpoint(resolve_model(model))
         tokenizer = None
         if (checkpoint.folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_folder(checkpoint.folder)
-        loaded: ServedModel
-        make_runner: MakeRunner = Runner
-        if device == "cpu":
-            loaded = load_model(checkpoint, precision, impl=impl, ablation=ablation, progress=progress)
-        else:
-            from wellhead.engine.device_runner import DeviceRunner
-
-            loaded = load_device_model(checkpoint, precision, device, ablation=ablation, progress=progress)
-            make_runner = partial(DeviceRunner, chunk_tokens=chunk_tokens)
+        if group.rank:
+            raise ValueError(f"this is rank {group.rank}; requests are rank 0's, the others follow it")
+        loaded, make_runner = load_with_runner(
+            checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, ablation=ablation,
+            progress=progress, split=split, group=group,
+        )  # fmt: skip
+        if group.world > 1:
+            make_runner = partial(LeadingRunner, group, make_runner)
         self._folder, self._model, self._tokenizer = checkpoint.folder, loaded, tokenizer
         self._pending: dict[Request, list[Delta]] = {}
         eos_ids = tokenizer.eos_ids if tokenizer else frozenset([checkpoint.config.eos_token_id])

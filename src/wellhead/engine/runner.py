@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from wellhead.engine.orders import Orders
 from wellhead.engine.request import Request
 from wellhead.engine.scheduler import Work
 from wellhead.model.batch import Batch, Chunk
@@ -30,24 +31,34 @@ class StepRunner(ABC):
         """Compute the work's tokens; (request, next token) of every request whose newest token was among them. The
         scheduler is told by its `advance`, not here.
         """
-        chunks = []
+        chunks, restores, saves = [], [], []
         for item in work:
             request = item.request
             assert request.state_slot is not None
             if item.restore >= 0:
-                self.state.restore_tail(item.restore, request.state_slot)
+                restores.append((item.restore, request.state_slot))
+            if item.save >= 0:
+                saves.append((request.state_slot, item.save))
             chunks.append(
                 Chunk(
                     request.next_tokens(item.tokens), request.computed, request.pages, request.state_slot,
                     logits="last" if item.samples else "none", window_pages=request.window_pages,
                 )
             )  # fmt: skip
-        logits = self.compute(chunks)
+        logits = self.execute(Orders(chunks, restores, saves))
         sampled = [item.request for item in work if item.samples]
-        for item in work:
-            if item.save >= 0 and item.request.state_slot is not None:
-                self.state.save_tail(item.request.state_slot, item.save)
         return [(request, self._sample(request, row)) for request, row in zip(sampled, logits, strict=True)]
+
+    def execute(self, orders: Orders) -> torch.Tensor:
+        """`compute` the orders' chunks, between what they restore and what they save. Every rank of several does this
+        for every step.
+        """
+        for window_page, slot in orders.restores:
+            self.state.restore_tail(window_page, slot)
+        logits = self.compute(orders.chunks)
+        for slot, window_page in orders.saves:
+            self.state.save_tail(slot, window_page)
+        return logits
 
     def _sample(self, request: Request, logits: torch.Tensor) -> int:
         params = request.params

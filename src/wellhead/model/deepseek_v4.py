@@ -14,7 +14,9 @@ from wellhead.model.layers import Block, Head
 from wellhead.model.layers_attention import Ablation
 from wellhead.model.mtp import MTP
 from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.parameters import Named, load_parameters
+from wellhead.model.split import Split
 from wellhead.model.state import ModelState
 from wellhead.model.step import Frequencies, Step
 
@@ -28,7 +30,8 @@ OPS = (
 class DeepseekV4:
     """The model over weights by official name (`load_parameters`); it holds no request state.
 
-    `forward` reads and writes a `ModelState` allocated for the same config and numerics.
+    `forward` reads and writes a `ModelState` allocated for the same config and numerics. A rank of several has its
+    part of the weights (`split`) and runs in step with the others (`group`): the same batches, the same logits.
     """
 
     def __init__(
@@ -39,20 +42,25 @@ class DeepseekV4:
         *,
         impl: str = "reference",
         ablation: Ablation | str = Ablation.NONE,
+        split: Split = WHOLE,
+        group: Group = ALONE,
     ):
+        if (split.rank, split.world) != (group.rank, group.world):
+            raise ValueError(f"{split} in a group of rank {group.rank} of {group.world}, expected the same")
         if impl not in IMPLEMENTATIONS:
             raise ValueError(
                 f"implementation {impl!r} does not exist, expected one of {', '.join(IMPLEMENTATIONS)}"
             )
         self.config, self.numerics, self.impl, self.ablation = config, numerics, impl, Ablation(ablation)
-        self._embedding = named["embed"]
+        self._embedding, self._group = named["embed"], group
+        self._first_token = split.part(config.vocab_size).start
         self._blocks = [
-            Block(named, f"layers.{layer}.", layer, config.compress_ratios[layer], config, numerics)
+            Block(named, f"layers.{layer}.", layer, config.compress_ratios[layer], config, numerics, split, group)
             for layer in range(config.num_hidden_layers)
         ]
-        self._head = Head(named, "", config)
+        self._head = Head(named, "", config, group)
         self._mtp = [
-            MTP(named, i, config, numerics)
+            MTP(named, i, config, numerics, split, group)
             for i in range(config.num_nextn_predict_layers)
             if f"mtp.{i}.enorm" in named
         ]
@@ -70,10 +78,13 @@ class DeepseekV4:
         with_mtp: bool = False,
         impl: str = "reference",
         ablation: Ablation | str = Ablation.NONE,
+        split: Split = WHOLE,
+        group: Group = ALONE,
     ) -> DeepseekV4:
-        """Build from a stream of checkpoint tensors."""
-        named = load_parameters(tensors, config, with_mtp=with_mtp)
-        return cls(named, config, numerics, impl=impl, ablation=ablation)
+        """Build from a stream of checkpoint tensors, whole ones; ValueError where the model cannot be split so."""
+        split.check(config)
+        named = load_parameters(tensors, config, with_mtp=with_mtp, split=split)
+        return cls(named, config, numerics, impl=impl, ablation=ablation, split=split, group=group)
 
     def allocate(self, num_pages: int, num_slots: int, window_pages: int | None = None) -> ModelState:
         """Caches for this model, MTP's included when it was loaded."""
@@ -115,7 +126,13 @@ class DeepseekV4:
         return [(op, self.impl, "the only implementation so far") for op in OPS]
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        return self._embedding[token_ids].to(self.numerics.dtype)
+        if self._group.world == 1:
+            return self._embedding[token_ids].to(self.numerics.dtype)
+        local = token_ids - self._first_token
+        mine = (local >= 0) & (local < len(self._embedding))
+        rows = self._embedding[torch.where(mine, local, 0)].masked_fill_(~mine.unsqueeze(1), 0)
+        self._group.reduce(rows)
+        return rows.to(self.numerics.dtype)
 
     def _step(self, batch: Batch) -> Step:
         return Step(batch, self._frequencies, self.config.sliding_window)

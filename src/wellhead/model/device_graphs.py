@@ -67,7 +67,7 @@ class DecodeSteps:
     def _step(self, model: DeviceModel, state: ModelState, context: int, size: int) -> DecodeStep:
         inputs = empty_inputs(size, context_pages(context), model.device)
         ws = model.workspace(size, context)
-        logits = torch.empty(size, len(model.weights.head.vocabulary), device=model.device)
+        logits = torch.empty(size, model.config.vocab_size, device=model.device)
         best = torch.zeros(size, dtype=torch.int64, device=model.device)
 
         def compute() -> None:

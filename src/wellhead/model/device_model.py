@@ -12,6 +12,7 @@ from wellhead.model.device_step import DeviceStep, StepInputs, context_pages, fr
 from wellhead.model.device_weights import ModelWeights
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import Reduce
 from wellhead.model.state import ModelState
 from wellhead.ops.hyper_connection import api as hyper_connection
 
@@ -19,26 +20,36 @@ OPS = (
     "hyper_connection", "norm_quant", "linear", "bf16_linear", "rope", "kv_store", "compressor", "indexer", "topk",
     "sparse_mla", "output_projection", "routing", "moe",
 )  # fmt: skip
-Reduce = Callable[[torch.Tensor], None]
+Gather = Callable[[torch.Tensor], torch.Tensor]
 
 
 def keep(partial: torch.Tensor) -> None:
     """The sum over one rank."""
 
 
+def same(part: torch.Tensor) -> torch.Tensor:
+    """The columns of one rank."""
+    return part
+
+
 class DeviceModel:
     """Holds weights and frequencies, no request state and no buffers: `workspace` makes those for a size of step.
 
-    `reduce` adds a rank's partial sums over the ranks, in place. Nothing here synchronises with the host.
+    `reduce` adds a rank's partial sums over the ranks, in place; `gather` puts the ranks' columns side by side. Nothing
+    here synchronises with the host.
     """
 
-    def __init__(self, weights: ModelWeights, config: ModelConfig, numerics: Numerics, *, reduce: Reduce = keep):
+    def __init__(
+        self, weights: ModelWeights, config: ModelConfig, numerics: Numerics, *,
+        reduce: Reduce = keep, gather: Gather = same,
+    ):  # fmt: skip
         if not numerics.quantize:
             raise ValueError("numerics is 'exact'; the kernels compute 'checkpoint', use --device cpu for the other")
         if config.expert_dtype != "fp4":
             raise NotImplementedError(f"expert_dtype is {config.expert_dtype!r}; this model runs 'fp4' experts so far")
-        if weights.split.world > 1 and reduce is keep:
-            raise ValueError(f"weights are split over {weights.split.world} ranks; reduce is needed to add their sums")
+        if weights.split.world > 1 and (reduce is keep or gather is same):
+            raise ValueError(f"weights are split over {weights.split.world} ranks, which needs reduce and gather")
+        self._gather = gather
         self.weights, self.config, self.numerics, self._reduce = weights, config, numerics, reduce
         self.device = weights.embedding.device
         self._freqs = frequencies(config, self.device)
@@ -83,12 +94,12 @@ class DeviceModel:
         return streams
 
     def logits(self, streams: torch.Tensor, ws: Workspace) -> torch.Tensor:
-        """fp32 [N, V] of N rows of `forward`'s result; V is this rank's part of the vocabulary."""
+        """fp32 [N, V] of N rows of `forward`'s result, gathered over the ranks."""
         u = torch.empty(streams.shape[0], self.config.hidden_size, dtype=torch.bfloat16, device=self.device)
         hyper_connection.head(ws.hyper, streams, device_layers.site(self.weights.head.hyper), u)
         out = torch.empty(streams.shape[0], len(self.weights.head.vocabulary), device=self.device)
         ws.vocabulary.run(u, self.weights.head.vocabulary, out)
-        return out
+        return self._gather(out)
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         table, first = self.weights.embedding, self.weights.first_token

@@ -10,7 +10,9 @@ from wellhead.model.config import ModelConfig
 from wellhead.model.layers_attention import Attention
 from wellhead.model.layers_moe import MoE
 from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.parameters import Named
+from wellhead.model.split import Split
 from wellhead.model.state import LayerState
 from wellhead.model.step import Step
 from wellhead.ops.hyper_connection import reference as hyper_connection
@@ -35,11 +37,12 @@ class Block:
     """X -> X' over streams [T, n, d]: attention site, then expert site, each as post(f(norm(pre(X))), X)."""
 
     def __init__(
-        self, named: Named, prefix: str, layer: int, ratio: int, config: ModelConfig, numerics: Numerics
-    ):
+        self, named: Named, prefix: str, layer: int, ratio: int, config: ModelConfig, numerics: Numerics,
+        split: Split = WHOLE, group: Group = ALONE,
+    ):  # fmt: skip
         self._config = config
-        self.attn = Attention(named, f"{prefix}attn.", layer, ratio, config, numerics)
-        self.ffn = MoE(named, f"{prefix}ffn.", config, numerics)
+        self.attn = Attention(named, f"{prefix}attn.", layer, ratio, config, numerics, group)
+        self.ffn = MoE(named, f"{prefix}ffn.", config, numerics, split, group)
         self._sites = tuple(
             (HyperConnection.take(named, f"{prefix}hc_{site}"), named[f"{prefix}{site}_norm"])
             for site in ("attn", "ffn")
@@ -66,8 +69,8 @@ class Head:
     MTP).
     """
 
-    def __init__(self, named: Named, prefix: str, config: ModelConfig):
-        self._config = config
+    def __init__(self, named: Named, prefix: str, config: ModelConfig, group: Group = ALONE):
+        self._config, self._group = config, group
         self._mixing = HyperConnection.take(named, f"{prefix}hc_head")
         self._norm = named[f"{prefix}norm"]
         self._vocabulary = named["head"]
@@ -77,4 +80,5 @@ class Head:
         u = hyper_connection.head(
             streams, mixing.fn, mixing.base, mixing.scale, norm_eps=config.rms_norm_eps, hc_eps=config.hc_eps
         )
-        return linear.product(norm_quant.rms_norm(u, self._norm, config.rms_norm_eps), self._vocabulary)
+        u = norm_quant.rms_norm(u, self._norm, config.rms_norm_eps)
+        return self._group.gather(linear.product(u, self._vocabulary))

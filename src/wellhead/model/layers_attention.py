@@ -13,6 +13,7 @@ import torch
 from wellhead.model.config import ModelConfig
 from wellhead.model.layers_compressor import Compressor, Indexer
 from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import ALONE, Group
 from wellhead.model.parameters import Named
 from wellhead.model.state import LayerState
 from wellhead.model.step import Step
@@ -33,18 +34,22 @@ class Ablation(StrEnum):
 
 
 class Attention:
-    """Multi-query latent attention with a sink; x [T, d] -> [T, d]."""
+    """Multi-query latent attention with a sink; x [T, d] -> [T, d]. A rank of several has its share of the heads and
+    output groups; their sum is rounded once.
+    """
 
     def __init__(
-        self, named: Named, prefix: str, layer: int, ratio: int, config: ModelConfig, numerics: Numerics
-    ):
+        self, named: Named, prefix: str, layer: int, ratio: int, config: ModelConfig, numerics: Numerics,
+        group: Group = ALONE,
+    ):  # fmt: skip
         self.ratio = ratio
         self.ablation = Ablation.NONE
         self._layer, self._config, self._numerics = layer, config, numerics
         self._wq_a, self._q_norm, self._wq_b, self._wkv, self._kv_norm, self._wo_b, self._sink = (
             named[prefix + name] for name in ("wq_a", "q_norm", "wq_b", "wkv", "kv_norm", "wo_b", "attn_sink")
         )
-        self._wo_a = named[f"{prefix}wo_a"].unflatten(0, (config.o_groups, -1))
+        self._group, self._heads = group, config.num_attention_heads // group.world
+        self._wo_a = named[f"{prefix}wo_a"].unflatten(0, (config.o_groups // group.world, -1))
         self._compressor = self._indexer = None
         if ratio:
             self._compressor = Compressor(named, f"{prefix}compressor.", config)
@@ -58,9 +63,7 @@ class Attention:
         a = round_input(x)
         latent = norm_quant.rms_norm(linear.linear(a, self._wq_a), self._q_norm, eps)
         rounded_latent = round_input(latent)
-        q = linear.linear(rounded_latent, self._wq_b).unflatten(
-            -1, (config.num_attention_heads, config.head_dim)
-        )
+        q = linear.linear(rounded_latent, self._wq_b).unflatten(-1, (self._heads, config.head_dim))
         q = rope.rotate(norm_quant.rms_norm(q, None, eps), cos, sin)
         kv = rope.rotate(norm_quant.rms_norm(linear.linear(a, self._wkv), self._kv_norm, eps), cos, sin)
         kv_store.write(state.window, step.write_slots, kv)
@@ -77,9 +80,11 @@ class Attention:
 
         o = sparse_mla.attend_paged(q, pools, self._sink, config.head_dim**-0.5)
         o = rope.rotate(o, cos, sin, inverse=True)
-        grouped = o.flatten(1).unflatten(-1, (config.o_groups, -1))
+        grouped = o.flatten(1).unflatten(-1, (len(self._wo_a), -1))
         z = linear.grouped(grouped, self._wo_a).flatten(1)
-        return linear.linear(round_input(z), self._wo_b)
+        y = linear.product(round_input(z), self._wo_b)
+        self._group.reduce(y)
+        return y.to(x.dtype)
 
     def _select(
         self, x: torch.Tensor, rounded_latent: torch.Tensor, step: Step, state: LayerState

@@ -8,7 +8,9 @@ import torch
 
 from wellhead.model.config import ModelConfig
 from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.parameters import Named
+from wellhead.model.split import Split
 from wellhead.ops.moe import reference as moe
 from wellhead.ops.routing import reference as routing
 
@@ -22,10 +24,14 @@ class Shared(NamedTuple):
 
 
 class MoE:
-    """y = sum over chosen experts (fp32) + shared expert, rounded once to the activations' dtype."""
+    """y = sum over chosen experts (fp32) + shared expert, over the ranks, rounded once to the activations' dtype."""
 
-    def __init__(self, named: Named, prefix: str, config: ModelConfig, numerics: Numerics):
-        self._config, self._numerics = config, numerics
+    def __init__(
+        self, named: Named, prefix: str, config: ModelConfig, numerics: Numerics,
+        split: Split = WHOLE, group: Group = ALONE,
+    ):  # fmt: skip
+        self._config, self._numerics, self._group = config, numerics, group
+        self._mine = split.expert_rows(config)
         self._gate = named[f"{prefix}gate"]
         self._bias = named.get(f"{prefix}gate.bias")
         self._table = named.get(f"{prefix}gate.tid2eid")
@@ -49,10 +55,13 @@ class MoE:
             ids, weights = routing.choose(
                 scores, config.num_experts_per_tok, config.routed_scaling_factor, self._bias
             )
+        ids = torch.where((ids >= self._mine.start) & (ids < self._mine.stop), ids - self._mine.start, -1)
         limit = config.swiglu_limit
         y = moe.routed(x, ids, weights, self._w1, self._w3, self._w2, limit, round_input)
         shared = moe.expert(x, self._shared.w1, self._shared.w3, self._shared.w2, limit, round_input)
-        return (y + shared.float()).to(x.dtype)
+        y += shared.float()
+        self._group.reduce(y)
+        return y.to(x.dtype)
 
 
 def _experts(named: Named, name: str) -> moe.Experts:

@@ -12,6 +12,7 @@ from wellhead.model.config import ModelConfig
 from wellhead.model.deepseek_v4 import DeepseekV4
 from wellhead.model.layers_attention import Ablation
 from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState
 from wellhead.model.stream import load_device_weights
@@ -53,8 +54,10 @@ def load_device_model(
     *,
     ablation: Ablation | str = Ablation.NONE,
     progress: bool = False,
+    split: Split = WHOLE,
+    group: Group = ALONE,
 ) -> ServedModel:
-    """Stream the weights to a card, in the layout that the kernels read. ValueError where there is no such card."""
+    """Stream the weights (a rank's) to a card, in the layout that the kernels read. ValueError where there is none."""
     from wellhead.model.device_model import DeviceModel
 
     if Ablation(ablation) is not Ablation.NONE:
@@ -65,8 +68,10 @@ def load_device_model(
         raise ValueError(
             f"device is {device!r}, but torch sees no CUDA card; `wellhead doctor` says what is here, 'cpu' works"
         )
-    weights, _ = load_device_weights(checkpoint, Split(), device, progress=progress)
-    return DeviceModel(weights, checkpoint.config, numerics)
+    weights, _ = load_device_weights(checkpoint, split, device, progress=progress)
+    if group.world == 1:
+        return DeviceModel(weights, checkpoint.config, numerics)
+    return DeviceModel(weights, checkpoint.config, numerics, reduce=group.reduce, gather=group.gather)
 
 
 def load_model(
@@ -77,10 +82,12 @@ def load_model(
     impl: str = "reference",
     ablation: Ablation | str = Ablation.NONE,
     progress: bool = False,
+    split: Split = WHOLE,
+    group: Group = ALONE,
 ) -> LanguageModel:
-    """Read the weights, unpacked to fp32. MTP weights stay on disk unless asked for."""
+    """Read the weights, unpacked to fp32; a rank of several keeps its part. MTP's stay on disk unless asked for."""
     names = [name for name in checkpoint.tensors if with_mtp or not name.startswith("mtp.")]
     tensors = iter_tensors(checkpoint, names, progress=progress)
     return DeepseekV4.load(
-        tensors, checkpoint.config, numerics, with_mtp=with_mtp, impl=impl, ablation=ablation
+        tensors, checkpoint.config, numerics, with_mtp=with_mtp, impl=impl, ablation=ablation, split=split, group=group
     )

@@ -13,7 +13,9 @@ import torch
 from wellhead.model.config import ModelConfig
 from wellhead.model.layers import Block, Head
 from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.parameters import Named
+from wellhead.model.split import Split
 from wellhead.model.state import LayerState
 from wellhead.model.step import Step
 from wellhead.ops.linear import reference as linear
@@ -23,15 +25,18 @@ from wellhead.ops.norm_quant import reference as norm_quant
 class MTP:
     """One MTP module; `layer` counts from num_hidden_layers."""
 
-    def __init__(self, named: Named, index: int, config: ModelConfig, numerics: Numerics):
+    def __init__(
+        self, named: Named, index: int, config: ModelConfig, numerics: Numerics,
+        split: Split = WHOLE, group: Group = ALONE,
+    ):  # fmt: skip
         prefix = f"mtp.{index}."
         layer = config.num_hidden_layers + index
         self._eps, self._numerics = config.rms_norm_eps, numerics
         self._enorm, self._hnorm, self._e_proj, self._h_proj = (
             named[prefix + name] for name in ("enorm", "hnorm", "e_proj", "h_proj")
         )
-        self._block = Block(named, prefix, layer, config.compress_ratios[layer], config, numerics)
-        self._head = Head(named, prefix, config)
+        self._block = Block(named, prefix, layer, config.compress_ratios[layer], config, numerics, split, group)
+        self._head = Head(named, prefix, config, group)
 
     def forward(
         self, streams: torch.Tensor, next_embedding: torch.Tensor, step: Step, state: LayerState

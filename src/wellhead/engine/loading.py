@@ -1,0 +1,39 @@
+"""A checkpoint to a model and the runner that steps it, on the CPU or on a card, whole or one rank's part."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from wellhead.engine.runner import MakeRunner, Runner
+from wellhead.model.checkpoint import Checkpoint
+from wellhead.model.layers_attention import Ablation
+from wellhead.model.load import ServedModel, load_device_model, load_model
+from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import ALONE, WHOLE, Group
+from wellhead.model.split import Split
+
+
+def load_with_runner(
+    checkpoint: Checkpoint,
+    numerics: Numerics,
+    device: str = "cpu",
+    *,
+    chunk_tokens: int = 512,
+    impl: str = "reference",
+    ablation: Ablation | str = Ablation.NONE,
+    progress: bool = False,
+    split: Split = WHOLE,
+    group: Group = ALONE,
+) -> tuple[ServedModel, MakeRunner]:
+    """The loaded model, and what makes its runner. NotImplementedError for a combination that does not exist yet."""
+    if device == "cpu":
+        model = load_model(
+            checkpoint, numerics, impl=impl, ablation=ablation, progress=progress, split=split, group=group
+        )
+        return model, Runner
+    from wellhead.engine.device_runner import DeviceRunner
+
+    loaded = load_device_model(
+        checkpoint, numerics, device, ablation=ablation, progress=progress, split=split, group=group
+    )
+    return loaded, partial(DeviceRunner, chunk_tokens=chunk_tokens)

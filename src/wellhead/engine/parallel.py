@@ -1,0 +1,80 @@
+"""One engine over several ranks: rank 0 schedules and samples, the others compute what it tells them, step by step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+
+from wellhead.engine.orders import Orders
+from wellhead.engine.runner import MakeRunner, StepRunner
+from wellhead.model.batch import Chunk
+from wellhead.model.load import ServedModel
+from wellhead.model.parallel import Group
+
+_STOP, _ALLOCATE, _STEP = range(3)
+
+
+class LeadingRunner(StepRunner):
+    """Rank 0's runner: tells the other ranks (`follow`) what it is about to do, then does it."""
+
+    def __init__(
+        self, group: Group, make_runner: MakeRunner,
+        model: ServedModel, num_pages: int, num_slots: int, window_pages: int,
+    ):  # fmt: skip
+        self._group = group
+        group.broadcast([_ALLOCATE, num_pages, num_slots, window_pages])
+        self._inner = make_runner(model, num_pages, num_slots, window_pages)
+        self.config, self.state = self._inner.config, self._inner.state
+
+    def execute(self, orders: Orders) -> torch.Tensor:
+        with _interrupts_wait():
+            self._group.broadcast([_STEP, *orders.encode()])
+            return self._inner.execute(orders)
+
+    def compute(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        return self.execute(Orders(chunks))
+
+
+def follow(group: Group, make_runner: MakeRunner, model: ServedModel) -> None:
+    """Another rank's life: compute every step that rank 0 tells, until it says stop."""
+    runner: StepRunner | None = None
+    while True:
+        what, *words = group.broadcast()
+        if what == _STOP:
+            return
+        if what == _ALLOCATE:
+            num_pages, num_slots, window_pages = words
+            runner = make_runner(model, num_pages, num_slots, window_pages)
+        else:
+            assert runner is not None
+            runner.execute(Orders.decode(words))
+
+
+def dismiss(group: Group) -> None:
+    """Rank 0 has no more steps: end `follow` on the others."""
+    group.broadcast([_STOP])
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C in the middle of a step would leave the other ranks waiting inside it: it is raised after the step."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+
+    def catch(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+
+    before = signal.signal(signal.SIGINT, catch)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt

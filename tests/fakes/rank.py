@@ -1,0 +1,70 @@
+"""One rank of two over the embedded checkpoint: rank 0 writes what it answered and the logits as JSON.
+
+python rank.py RANK WORLD RENDEZVOUS OUTPUT
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from wellhead.engine.llm import LLM
+from wellhead.engine.loading import load_with_runner
+from wellhead.engine.parallel import dismiss, follow
+from wellhead.engine.sampling_params import SamplingParams
+from wellhead.model.checkpoint import open_checkpoint, resolve_model
+from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import ALONE, WHOLE, Group
+from wellhead.model.split import Split
+
+PROMPTS = ["15 + 27 =", "103 + 244 =", "The capital of France is", "One, two, three,"]
+GREEDY = SamplingParams(max_tokens=8, ignore_eos=True)
+
+
+def teacher_forced() -> list[int]:
+    """A sequence long enough that compressed entries are chosen among."""
+    return torch.randint(3, 3000, (330,), generator=torch.Generator().manual_seed(5)).tolist()
+
+
+def answers(llm: LLM) -> tuple[list[list[int]], torch.Tensor]:
+    """Greedy tokens of the prompts asked together, then of a long one twice, the second time from the prefix cache; and
+    the last 40 rows of the sequence's logits.
+    """
+    logits = llm.logits(teacher_forced())[-40:]
+    done = llm.generate(PROMPTS, GREEDY)
+    for _ in range(2):
+        done += llm.generate([teacher_forced()[:300]], GREEDY)
+    assert llm.engine.counters.prefix_hit_tokens == 256
+    return [one.token_ids for one in done], logits
+
+
+def load(numerics: str, split: Split = WHOLE, group: Group = ALONE) -> LLM:
+    return LLM(progress=False, numerics=numerics, num_pages=8, chunk_tokens=200, split=split, group=group)
+
+
+def main(rank: int, world: int, rendezvous: str, output: Path) -> None:
+    torch.set_num_threads(1)
+    group = Group.join(rendezvous, rank, world)
+    found = {}
+    long = list(range(10_000)) if rank == 0 else None
+    assert group.broadcast(long) == list(range(10_000))
+    for experts, numerics in (("width", "exact"), ("width", "checkpoint"), ("expert", "checkpoint")):
+        split = Split(rank, world, experts)  # type: ignore[arg-type]
+        if rank:
+            checkpoint = open_checkpoint(resolve_model())
+            model, make_runner = load_with_runner(checkpoint, Numerics.named(numerics), split=split, group=group)
+            follow(group, make_runner, model)
+        else:
+            tokens, logits = answers(load(numerics, split, group))
+            dismiss(group)
+            found[f"{experts} {numerics}"] = {"tokens": tokens, "logits": logits.tolist()}
+    if rank == 0:
+        output.write_text(json.dumps(found))
+    group.close()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
