@@ -26,6 +26,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", metavar="cpu|cuda", help="cuda computes in kernels on the card, cpu in torch (cpu)"
     )
+    parser.add_argument(
+        "--speculative-tokens", type=int, default=0, metavar="N",
+        help="guess 1 to 3 tokens ahead with the model's MTP layer and check them in one step (0)",
+    )  # fmt: skip
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +51,11 @@ def model_name(args: argparse.Namespace) -> str | None:
     return args.model or environment.default_model()
 
 
-def load(model: str | None, device: str = "cpu") -> LLM:
+def load(model: str | None, device: str = "cpu", speculative_tokens: int = 0) -> LLM:
     """Load a model, with a progress bar where stderr is a terminal. torch is first imported here."""
     from wellhead.engine.llm import LLM
 
-    return LLM(model, progress=sys.stderr.isatty(), device=device)
+    return LLM(model, progress=sys.stderr.isatty(), device=device, speculative_tokens=speculative_tokens)
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from wellhead.engine.output import Delta
 from wellhead.engine.request import FinishReason, Request, RequestError
 from wellhead.engine.runner import MakeRunner, Runner
 from wellhead.engine.sampling_params import SamplingParams
+from wellhead.engine.speculative import MOST_TOKENS
+from wellhead.engine.speculative_runner import SpeculativeRunner
 from wellhead.model.checkpoint import open_checkpoint, resolve_model
 from wellhead.model.config import ModelConfig
 from wellhead.model.layers_attention import Ablation
@@ -30,6 +32,7 @@ Prompt = str | Sequence[int]
 class Completion:
     """A finished request. `token_ids` includes the end token, `text` does not; `logprobs` is per generated
     token the natural-log probability of the likeliest tokens and the chosen one, None when not asked for.
+    Of `drafted_tokens` guesses that were checked, `accepted_tokens` were right.
     """
 
     prompt_tokens: int
@@ -37,6 +40,8 @@ class Completion:
     text: str
     finish_reason: FinishReason
     logprobs: list[dict[int, float]] | None
+    drafted_tokens: int = field(default=0, compare=False)
+    accepted_tokens: int = field(default=0, compare=False)
 
 
 class LLM:
@@ -48,7 +53,8 @@ class LLM:
     max_running requests run together, chunk_tokens tokens a step; num_pages logical pages of 256 tokens hold their
     caches (None: as many as fit 2 GiB), window_pages the window's (None: as many). prefix_caching keeps the pages of
     ended requests, while nobody else wants them, for prompts that begin alike. device "cuda" computes in kernels, "cpu"
-    in torch. A folder without tokenizer.json takes prompts as ids only and gives empty text.
+    in torch. speculative_tokens 1 to 3: the model's MTP layer guesses that many tokens ahead and one step checks them;
+    greedy answers stay what they are, sampled ones keep their distribution (not their draws). A folder without tokenizer.json takes prompts as ids only and gives empty text.
     """
 
     def __init__(
@@ -67,16 +73,22 @@ class LLM:
         impl: str = "reference",
         ablation: Ablation | str = Ablation.NONE,
         device: str = "cpu",
+        speculative_tokens: int = 0,
     ):
         precision = Numerics.named(numerics, index_keys, kv_dtype)
         checkpoint = open_checkpoint(resolve_model(model))
         tokenizer = None
         if (checkpoint.folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_folder(checkpoint.folder)
+        _check_speculative(speculative_tokens, checkpoint.config, device)
         loaded: ServedModel
         make_runner: MakeRunner = Runner
         if device == "cpu":
-            loaded = load_model(checkpoint, precision, impl=impl, ablation=ablation, progress=progress)
+            loaded = load_model(
+                checkpoint, precision, with_mtp=bool(speculative_tokens), impl=impl, ablation=ablation, progress=progress
+            )
+            if speculative_tokens:
+                make_runner = partial(SpeculativeRunner, speculative_tokens=speculative_tokens)
         else:
             from wellhead.engine.device_runner import DeviceRunner
 
@@ -94,6 +106,7 @@ class LLM:
             num_pages=num_pages,
             window_pages=window_pages,
             prefix_caching=prefix_caching,
+            speculative_tokens=speculative_tokens,
             make_runner=make_runner,
         )
 
@@ -201,6 +214,22 @@ class LLM:
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
+def _check_speculative(tokens: int, config: ModelConfig, device: str) -> None:
+    """Raise unless that many tokens can be guessed."""
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or not 0 <= tokens <= MOST_TOKENS:
+        raise ValueError(f"speculative_tokens is {tokens!r}, expected 0 to {MOST_TOKENS}")
+    if not tokens:
+        return
+    if device != "cpu":
+        raise NotImplementedError(f"speculative_tokens is {tokens} on device {device!r}; so far it works on 'cpu' only")
+    ratios = config.compress_ratios[config.num_hidden_layers :]
+    if config.num_nextn_predict_layers != 1 or ratios != (0,):
+        raise ValueError(
+            f"speculative_tokens is {tokens}, but the model has {config.num_nextn_predict_layers} MTP layers with "
+            f"compress_ratios {list(ratios)}; expected one, of ratio 0"
+        )
+
+
 def _completion(request: Request, text: str) -> Completion:
     assert request.finish_reason is not None
     return Completion(
@@ -209,4 +238,6 @@ def _completion(request: Request, text: str) -> Completion:
         text=text,
         finish_reason=request.finish_reason,
         logprobs=list(request.logprobs) if request.params.logprobs else None,
+        drafted_tokens=request.drafted,
+        accepted_tokens=request.accepted,
     )
