@@ -43,7 +43,7 @@ class Engine:
             raise ValueError(f"max_running is {max_running}, expected at least 1")
         config = model.config
         if num_pages is None:
-            affordable = DEFAULT_CACHE_BYTES // bytes_per_page(config, model.numerics)
+            affordable = DEFAULT_CACHE_BYTES // bytes_per_page(config, model.numerics, with_mtp=speculative_tokens > 0)
             num_pages = max(1, min(affordable, max_running * pages_for(config.max_position_embeddings)))
         self._model, self._tokenizer, self._eos_ids = model, tokenizer, eos_ids
         self._chunk_tokens = chunk_tokens

@@ -54,7 +54,8 @@ class LLM:
     caches (None: as many as fit 2 GiB), window_pages the window's (None: as many). prefix_caching keeps the pages of
     ended requests, while nobody else wants them, for prompts that begin alike. device "cuda" computes in kernels, "cpu"
     in torch. speculative_tokens 1 to 3: the model's MTP layer guesses that many tokens ahead and one step checks them;
-    greedy answers stay what they are, sampled ones keep their distribution (not their draws). A folder without tokenizer.json takes prompts as ids only and gives empty text.
+    greedy answers stay what they are, sampled ones keep their distribution (not their draws). A folder without
+    tokenizer.json takes prompts as ids only and gives empty text.
     """
 
     def __init__(
@@ -84,10 +85,11 @@ class LLM:
         loaded: ServedModel
         make_runner: MakeRunner = Runner
         if device == "cpu":
+            drafts = speculative_tokens > 0
             loaded = load_model(
-                checkpoint, precision, with_mtp=bool(speculative_tokens), impl=impl, ablation=ablation, progress=progress
+                checkpoint, precision, with_mtp=drafts, impl=impl, ablation=ablation, progress=progress
             )
-            if speculative_tokens:
+            if drafts:
                 make_runner = partial(SpeculativeRunner, speculative_tokens=speculative_tokens)
         else:
             from wellhead.engine.device_runner import DeviceRunner

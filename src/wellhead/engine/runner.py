@@ -62,7 +62,9 @@ class StepRunner(ABC):
         self.propose(work, chunks, found)
         return found
 
-    def propose(self, work: Sequence[Work], chunks: Sequence[Chunk], found: Mapping[Request, list[int]]) -> None:
+    def propose(  # noqa: B027  # nothing to do without a drafting layer
+        self, work: Sequence[Work], chunks: Sequence[Chunk], found: Mapping[Request, list[int]]
+    ) -> None:
         """Leave drafts for the next step with the requests of a step that has been computed; none here."""
 
     def _choose(self, item: Work, logits: torch.Tensor) -> list[int]:

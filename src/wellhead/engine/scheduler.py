@@ -25,8 +25,8 @@ from wellhead.model.state import PAGE_TOKENS
 
 @dataclass(frozen=True)
 class Work:
-    """`tokens` tokens of a request in one step and `drafts` drafts behind them; `samples` when the last of the tokens is
-    the newest known.
+    """`tokens` tokens of a request in one step, and `drafts` drafts behind them; `samples` when the last of the tokens
+    is the newest known.
 
     restore: window page whose tail goes into the request's state slot before the step; save: window page that takes
     the tail from the slot after it; -1 for none.

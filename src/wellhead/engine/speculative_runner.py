@@ -14,6 +14,8 @@ from wellhead.engine.scheduler import Work
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.load import DraftingModel
 
+_Wanting = tuple[Request, Chunk, int]  # a request, its chunk of this application, how many drafts from here on
+
 
 class SpeculativeRunner(Runner):
     """After every step the drafting layer follows over the step's accepted tokens, which fills its own window cache,
@@ -44,7 +46,7 @@ class SpeculativeRunner(Runner):
         following: list[int] = []
         rows: list[int] = []
         first = 0
-        wanting: list[tuple[Request, Chunk, int]] = []
+        wanting: list[_Wanting] = []
         for item, chunk in zip(work, chunks, strict=True):
             request, tokens = item.request, found.get(item.request, [])
             count = item.tokens + max(0, len(tokens) - 1)
@@ -60,9 +62,7 @@ class SpeculativeRunner(Runner):
         if accepted:
             self._draft(self._streams[rows], following, accepted, wanting)
 
-    def _draft(
-        self, streams: torch.Tensor, following: list[int], chunks: list[Chunk], wanting: list[tuple[Request, Chunk, int]]
-    ) -> None:
+    def _draft(self, streams: torch.Tensor, following: list[int], chunks: list[Chunk], wanting: list[_Wanting]) -> None:
         """One application over `chunks`, whose tokens are followed by `following`, and more where drafts are wanted."""
         batch = Batch.build(chunks)
         streams = self.model.draft(streams, torch.tensor(following), batch, self.state)

@@ -110,8 +110,8 @@ class DeepseekV4:
     def draft(
         self, streams: torch.Tensor, next_token_ids: torch.Tensor, batch: Batch, state: ModelState
     ) -> torch.Tensor:
-        """The MTP module's streams [T, n, d] from streams [T, n, d] at the batch's positions, `forward`'s or its own, and
-        the ids [T] behind them. Writes its own window pool.
+        """The MTP module's streams [T, n, d] from streams [T, n, d] at the batch's positions, `forward`'s or its own,
+        and the ids [T] behind them. Writes its own window pool.
         """
         if not self._mtp:
             raise ValueError("the MTP module is not loaded; load the model with with_mtp=True")

@@ -52,8 +52,8 @@ class DraftingModel(LanguageModel, Protocol):
     def draft(
         self, streams: torch.Tensor, next_token_ids: torch.Tensor, batch: Batch, state: ModelState
     ) -> torch.Tensor:
-        """The drafting layer over a batch's tokens: its output, one row a token, from `forward`'s or its own, and the ids
-        [T] that follow the tokens. Updates its own caches in `state`.
+        """The drafting layer over a batch's tokens: its output, one row a token, from `forward`'s or its own, and the
+        ids [T] that follow the tokens. Updates its own caches in `state`.
         """
 
     def draft_logits(self, streams: torch.Tensor) -> torch.Tensor:

@@ -173,7 +173,7 @@ def _layer(
     return LayerState(ratio, window, records(ratio), keys, *(rings(dim) for dim in dims), *tails)
 
 
-def bytes_per_page(config: ModelConfig, numerics: Numerics) -> int:
-    """Pool bytes of one logical page and one window page over the main layers."""
-    two, one = (ModelState.allocate(config, numerics, pages, 0).nbytes for pages in (2, 1))
+def bytes_per_page(config: ModelConfig, numerics: Numerics, *, with_mtp: bool = False) -> int:
+    """Pool bytes of one logical page and one window page over the main layers, and MTP's if it is used."""
+    two, one = (ModelState.allocate(config, numerics, pages, 0, with_mtp=with_mtp).nbytes for pages in (2, 1))
     return two - one
