@@ -33,7 +33,7 @@ def loaded() -> list[str | None]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, llm: FakeLLM, models: list[str | None] | None = None) -> FakeLLM:
-    def load(model: str | None, device: str = "cpu") -> FakeLLM:
+    def load(model: str | None, args: object = None) -> FakeLLM:
         if models is not None:
             models.append(model)
         return llm
@@ -84,7 +84,7 @@ def test_generate_reads_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_error_is_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
-    def load(model: str | None, device: str = "cpu") -> FakeLLM:
+    def load(model: str | None, args: object = None) -> FakeLLM:
         raise error
 
     monkeypatch.setattr(options, "load", load)
@@ -307,3 +307,18 @@ def test_bench_needs_a_card(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setattr("wellhead.testing.bench.detect", lambda: None)
     assert main(["bench", "linear", "--case", "T=3,"]) == EXIT_ERROR
     assert "needs a CUDA card" in capsys.readouterr().err
+
+
+def test_speculative_tokens_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wellhead.engine import llm
+
+    asked = []
+    monkeypatch.setattr(llm, "LLM", lambda model, **given: asked.append(given) or FakeLLM(lambda prompt: "x"))
+    assert main(["generate", "a", "--speculative-tokens", "2"]) == 0
+    assert main(["generate", "a"]) == 0
+    assert [given["speculative_tokens"] for given in asked] == [2, 0]
+
+
+def test_what_is_not_implemented_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a", "--speculative-tokens", "2", "--device", "cuda"]) == 2
+    assert capsys.readouterr().err.startswith("wellhead: error: speculative_tokens is 2 on device 'cuda'")

@@ -61,7 +61,7 @@ def help_along(monkeypatch: pytest.MonkeyPatch, llm: LLM, truth: dict[tuple[int,
     monkeypatch.setattr(runner, "propose", better)
 
 
-PROMPTS = [prompt(n, n) for n in (1, 300, 5, 245, 65, 118, 260)]
+PROMPTS = [prompt(n, n) for n in (1, 5, 245, 118, 260)]
 
 
 def test_greedy_answers_are_the_same(monkeypatch: pytest.MonkeyPatch, plain: LLM, drafting: LLM) -> None:
@@ -70,19 +70,19 @@ def test_greedy_answers_are_the_same(monkeypatch: pytest.MonkeyPatch, plain: LLM
     """
     params = dataclasses.replace(GREEDY, logprobs=2)
     expected = plain.generate(PROMPTS, params)
-    unaided = drafting.generate(PROMPTS[3:6], GREEDY)
+    unaided = drafting.generate(PROMPTS[2:4], GREEDY)
     drafting.engine.forget_prefixes()
     help_along(monkeypatch, drafting, {tuple(p): d.token_ids for p, d in zip(PROMPTS, expected, strict=True)})
     before = drafting.engine.counters
     found = drafting.generate(PROMPTS, params)
-    assert [done.token_ids for done in unaided] == [done.token_ids for done in expected[3:6]]
+    assert [done.token_ids for done in unaided] == [done.token_ids for done in expected[2:4]]
     assert [done.token_ids for done in found] == [done.token_ids for done in expected]
     for mine, other in zip(found, expected, strict=True):
         for a, b in zip(mine.logprobs or (), other.logprobs or (), strict=True):
             assert a == pytest.approx(b, abs=0.02)
     counters = drafting.engine.counters
     accepted = counters.accepted_tokens - before.accepted_tokens
-    assert accepted == sum(done.accepted_tokens for done in found) > 60
+    assert accepted == sum(done.accepted_tokens for done in found) > 40
     assert accepted + counters.draft_steps - before.draft_steps > 0.9 * 23 * len(PROMPTS)
     assert sum(done.drafted_tokens for done in found) == counters.drafted_tokens - before.drafted_tokens > accepted
 
@@ -221,10 +221,10 @@ def test_closing_a_stream_with_drafts_leaves_others_alone(plain: LLM, drafting: 
 
 
 def test_the_embedded_model_says_the_same() -> None:
-    prompts, params = ["15 + 27 =", "Once upon a time"], SamplingParams(max_tokens=10, ignore_eos=True)
+    prompts, params = ["15 + 27 =", "Once upon a time"], SamplingParams(max_tokens=6, ignore_eos=True)
     plain, found = (LLM(progress=False, speculative_tokens=n).generate(prompts, params) for n in (0, 2))
     assert plain == found
-    assert all(done.drafted_tokens >= 10 for done in found)
+    assert all(done.drafted_tokens >= 5 for done in found)
 
 
 def test_misuse_is_refused(folder: Path) -> None:

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has left: leave too, and keep the interpreter's own flush at exit quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, NotImplementedError) as error:
         if args.debug:
             raise
         print(f"wellhead: error: {error}", file=sys.stderr)

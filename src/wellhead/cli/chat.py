@@ -41,7 +41,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     params = options.sampling_params(args)
-    llm = options.load(options.model_name(args), args.device, args.speculative_tokens)
+    llm = options.load(options.model_name(args), args)
     opening = [{"role": "system", "content": args.system}] if args.system else []
     messages: list[dict[str, Any]] = list(opening)
     for turn in _turns():

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     tasks = _tasks(names, args)  # before the model: a bad data file is reported at once
     model = options.model_name(args)
-    llm = options.load(model, args.device, args.speculative_tokens)
+    llm = options.load(model, args)
     results = []
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

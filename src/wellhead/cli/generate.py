@@ -35,7 +35,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     params = options.sampling_params(args)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    llm = options.load(options.model_name(args), args.device, args.speculative_tokens)
+    llm = options.load(options.model_name(args), args)
     answer = stream_answer(llm, prompt, params, lambda text: print(text, end="", flush=True))
     print(flush=True)
     print(

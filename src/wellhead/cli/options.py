@@ -51,11 +51,16 @@ def model_name(args: argparse.Namespace) -> str | None:
     return args.model or environment.default_model()
 
 
-def load(model: str | None, device: str = "cpu", speculative_tokens: int = 0) -> LLM:
-    """Load a model, with a progress bar where stderr is a terminal. torch is first imported here."""
+def load(model: str | None, args: argparse.Namespace | None = None) -> LLM:
+    """Load a model as the options of `add_model` say, with a progress bar where stderr is a terminal. torch is first
+    imported here.
+    """
     from wellhead.engine.llm import LLM
 
-    return LLM(model, progress=sys.stderr.isatty(), device=device, speculative_tokens=speculative_tokens)
+    progress = sys.stderr.isatty()
+    if args is None:
+        return LLM(model, progress=progress)
+    return LLM(model, progress=progress, device=args.device, speculative_tokens=args.speculative_tokens)
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
