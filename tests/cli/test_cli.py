@@ -307,3 +307,18 @@ def test_bench_needs_a_card(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setattr("wellhead.testing.bench.detect", lambda: None)
     assert main(["bench", "linear", "--case", "T=3,"]) == EXIT_ERROR
     assert "needs a CUDA card" in capsys.readouterr().err
+
+
+def test_speculative_tokens_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wellhead.engine import llm
+
+    asked = []
+    monkeypatch.setattr(llm, "LLM", lambda model, **given: asked.append(given) or FakeLLM(lambda prompt: "x"))
+    assert main(["generate", "a", "--speculative-tokens", "2"]) == 0
+    assert main(["generate", "a"]) == 0
+    assert [given["speculative_tokens"] for given in asked] == [2, 0]
+
+
+def test_what_is_not_implemented_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a", "--speculative-tokens", "2", "--device", "cuda"]) == 2
+    assert capsys.readouterr().err.startswith("wellhead: error: speculative_tokens is 2 on device 'cuda'")

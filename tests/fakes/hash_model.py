@@ -66,6 +66,15 @@ class HashState:
     def restore_tail(self, window_page: int, slot: int) -> None:
         self.arrays["ring4"][slot, 4:] = self.arrays["tail"][window_page]
 
+    def ring_rows(self, slot: int, positions: range) -> list[np.ndarray]:
+        rings = (self.arrays[name][slot] for name in ("ring4", "ring128"))
+        return [ring[np.array(positions) % len(ring)] for ring in rings]
+
+    def put_ring_rows(self, slot: int, positions: range, rows: list[np.ndarray]) -> None:
+        for name, kept in zip(("ring4", "ring128"), rows, strict=True):
+            ring = self.arrays[name][slot]
+            ring[np.array(positions) % len(ring)] = kept[-len(positions) :]
+
 
 class HashModel:
     """Stands where a LanguageModel does."""
@@ -119,17 +128,21 @@ class HashModel:
         return _token_hash(*read, position)
 
 
+def next_logits(tokens: list[int]) -> torch.Tensor:
+    """fp32 [VOCAB] behind these tokens, from the tokens themselves."""
+    known = np.array(tokens)
+    padded = np.concatenate((np.zeros(4, np.int64), known))
+    c4 = _hash(padded[np.arange(0, len(known) // 4 * 4, 4)[:, None] + np.arange(8)])
+    c128 = _hash(known[: len(known) // 128 * 128].reshape(-1, 128))
+    return logits_of(_token_hash(known[-WINDOW:], c4, c128, len(known) - 1))[0]
+
+
 def answer(prompt: list[int], params: SamplingParams, max_tokens: int) -> list[int]:
     """What the model says when it is alone, from the tokens themselves; the seed must be given."""
     generator = torch.Generator().manual_seed(params.seed or 0)
     tokens, output = list(prompt), []
     while len(output) < max_tokens and (not output or output[-1] != END or params.ignore_eos):
-        known = np.array(tokens)
-        padded = np.concatenate((np.zeros(4, np.int64), known))
-        c4 = _hash(padded[np.arange(0, len(known) // 4 * 4, 4)[:, None] + np.arange(8)])
-        c128 = _hash(known[: len(known) // 128 * 128].reshape(-1, 128))
-        logits = logits_of(_token_hash(known[-WINDOW:], c4, c128, len(known) - 1))
-        token = sample(logits[0], params.temperature, params.top_k, params.top_p, generator)
+        token = sample(next_logits(tokens), params.temperature, params.top_k, params.top_p, generator)
         tokens.append(token)
         output.append(token)
     return output

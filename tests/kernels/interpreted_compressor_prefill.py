@@ -249,7 +249,8 @@ def test_tokens_that_a_later_one_replaces_write_nothing() -> None:
     batch = {name: x.to(DEVICE) for name, x in world.batch([(0, 0, 20), (1, 0, 1)]).items()}
     given = (batch[name] for name in ("projected", "ape", "positions", "state_slots"))
     state = world.state().to(DEVICE)
-    keep_kernel[(1, 2048 // config.columns)](*given, state, 21, **keep_constants(4, 512, config), PDL=False, num_warps=8)
+    constants = {**keep_constants(4, 512, config), "PDL": False}
+    keep_kernel[(1, 2048 // config.columns)](*given, state, 21, **constants, num_warps=8)
     assert state.isfinite().all(-1).nonzero().tolist() == [[0, position % 8] for position in (12, 13, 14, 15)]
     assert bool(state[1:].isnan().all())
 

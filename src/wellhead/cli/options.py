@@ -28,14 +28,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", metavar="cpu|cuda", help="cuda computes in kernels on the card, cpu in torch (cpu)"
     )
+    parser.add_argument(
+        "--speculative-tokens", type=int, default=0, metavar="N",
+        help="guess 1 to 3 tokens ahead with the model's MTP layer and check them in one step (0)",
+    )  # fmt: skip
     ranks.add(parser)
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--max-tokens", type=int, default=256, metavar="N", help="tokens to generate at most (256)"
-    )
+    group.add_argument("--max-tokens", type=int, default=256, metavar="N", help="tokens to generate at most (256)")
     group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
     group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="keep this probability mass (1)")
     group.add_argument("--top-k", type=int, default=0, metavar="K", help="keep this many tokens, 0 all (0)")
@@ -60,8 +62,15 @@ def load(model: str | None, args: argparse.Namespace | None = None) -> LLM:
     if args is None:
         return LLM(model, progress=progress)
     if args.group is None:
-        return LLM(model, progress=progress, device=args.device)
-    return LLM(model, progress=progress, device=args.device, split=split(args), group=args.group)
+        return LLM(model, progress=progress, device=args.device, speculative_tokens=args.speculative_tokens)
+    return LLM(
+        model,
+        progress=progress,
+        device=args.device,
+        split=split(args),
+        group=args.group,
+        speculative_tokens=args.speculative_tokens,
+    )
 
 
 def split(args: argparse.Namespace) -> Split:

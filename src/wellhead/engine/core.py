@@ -36,20 +36,21 @@ class Engine:
         num_pages: int | None = None,
         window_pages: int | None = None,
         prefix_caching: bool = True,
+        speculative_tokens: int = 0,
         make_runner: MakeRunner = Runner,
     ):
         if max_running < 1:
             raise ValueError(f"max_running is {max_running}, expected at least 1")
         config = model.config
         if num_pages is None:
-            affordable = DEFAULT_CACHE_BYTES // bytes_per_page(config, model.numerics)
+            affordable = DEFAULT_CACHE_BYTES // bytes_per_page(config, model.numerics, with_mtp=speculative_tokens > 0)
             num_pages = max(1, min(affordable, max_running * pages_for(config.max_position_embeddings)))
         self._model, self._tokenizer, self._eos_ids = model, tokenizer, eos_ids
         self._chunk_tokens = chunk_tokens
         self._memory = Memory(
             num_pages, max_running, window_pages, window=config.sliding_window, prefix_caching=prefix_caching
         )
-        self._scheduler = Scheduler(self._memory, chunk_tokens)
+        self._scheduler = Scheduler(self._memory, chunk_tokens, speculative_tokens)
         self._runner = make_runner(model, num_pages, max_running, self._memory.window_pages.total)
         self._texts: dict[Request, TextOutput] = {}
 
@@ -115,9 +116,9 @@ class Engine:
         When nothing is left to run, the pools must be whole; else IntegrityError names what is lost.
         """
         work = self._scheduler.schedule()
-        sampled = self._runner.run(work)
-        self._scheduler.advance(work)
-        deltas = [(request, self._collect(request, token)) for request, token in sampled]
+        found = self._runner.run(work)
+        self._scheduler.advance(work, {request: len(tokens) - 1 for request, tokens in found.items()})
+        deltas = [(request, self._collect(request, tokens)) for request, tokens in found.items()]
         if not (self.busy or self._memory.whole):
             self.check()
         return deltas
@@ -163,7 +164,20 @@ class Engine:
         finally:
             memory.release(request)
 
-    def _collect(self, request: Request, token: int) -> Delta:
+    def _collect(self, request: Request, tokens: list[int]) -> Delta:
+        """What the tokens add to a request, up to the one that ends it."""
+        before, text = len(request.output), ""
+        for token in tokens:
+            more, reason = self._push(request, token)
+            text += more
+            if reason is not None:
+                del self._texts[request], request.logprobs[len(request.output) :]
+                self._scheduler.finish(request, reason)
+                break
+        return Delta(text, request.output[before:], reason)
+
+    def _push(self, request: Request, token: int) -> tuple[str, FinishReason | None]:
+        """A request's next token: the text it makes certain, and whether the request ends with it."""
         request.output.append(token)
         text, reason = "", self._finish_reason(request, token)
         out = self._texts[request]
@@ -174,9 +188,7 @@ class Engine:
             rest, stopped = out.finish()
             text += rest
             reason = "stop" if stopped else reason
-            del self._texts[request]
-            self._scheduler.finish(request, reason)
-        return Delta(text, [token], reason)
+        return text, reason
 
     def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
         if token in self._eos_ids and not request.params.ignore_eos:

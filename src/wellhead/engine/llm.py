@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from wellhead.engine.output import Delta
 from wellhead.engine.parallel import LeadingRunner
 from wellhead.engine.request import FinishReason, Request, RequestError
 from wellhead.engine.sampling_params import SamplingParams
+from wellhead.engine.speculative import MOST_TOKENS
 from wellhead.model.checkpoint import open_checkpoint, resolve_model
 from wellhead.model.config import ModelConfig
 from wellhead.model.layers_attention import Ablation
@@ -32,6 +33,7 @@ Prompt = str | Sequence[int]
 class Completion:
     """A finished request. `token_ids` includes the end token, `text` does not; `logprobs` is per generated
     token the natural-log probability of the likeliest tokens and the chosen one, None when not asked for.
+    Of `drafted_tokens` guesses that were checked, `accepted_tokens` were right.
     """
 
     prompt_tokens: int
@@ -39,6 +41,8 @@ class Completion:
     text: str
     finish_reason: FinishReason
     logprobs: list[dict[int, float]] | None
+    drafted_tokens: int = field(default=0, compare=False)
+    accepted_tokens: int = field(default=0, compare=False)
 
 
 class LLM:
@@ -50,8 +54,10 @@ class LLM:
     max_running requests run together, chunk_tokens tokens a step; num_pages logical pages of 256 tokens hold their
     caches (None: as many as fit 2 GiB), window_pages the window's (None: as many). prefix_caching keeps the pages of
     ended requests, while nobody else wants them, for prompts that begin alike. device "cuda" computes in kernels, "cpu"
-    in torch. In a group of several ranks this is rank 0, and the others run `engine.parallel.follow` over the same
-    model. A folder without tokenizer.json takes prompts as ids only and gives empty text.
+    in torch. speculative_tokens 1 to 3: the model's MTP layer guesses that many tokens ahead and one step checks them;
+    greedy answers stay what they are, sampled ones keep their distribution (not their draws). In a group of several
+    ranks this is rank 0, and the others run `engine.parallel.follow` over the same model. A folder without
+    tokenizer.json takes prompts as ids only and gives empty text.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class LLM:
         device: str = "cpu",
         split: Split = WHOLE,
         group: Group = ALONE,
+        speculative_tokens: int = 0,
     ):
         precision = Numerics.named(numerics, index_keys, kv_dtype)
         checkpoint = open_checkpoint(resolve_model(model))
@@ -80,9 +87,10 @@ class LLM:
             tokenizer = Tokenizer.from_folder(checkpoint.folder)
         if group.rank:
             raise ValueError(f"this is rank {group.rank}; requests are rank 0's, the others follow it")
+        _check_speculative(speculative_tokens, checkpoint.config, device, group.world)
         loaded, make_runner = load_with_runner(
             checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, ablation=ablation,
-            progress=progress, split=split, group=group,
+            progress=progress, split=split, group=group, speculative_tokens=speculative_tokens,
         )  # fmt: skip
         if group.world > 1:
             make_runner = partial(LeadingRunner, group, make_runner)
@@ -98,6 +106,7 @@ class LLM:
             num_pages=num_pages,
             window_pages=window_pages,
             prefix_caching=prefix_caching,
+            speculative_tokens=speculative_tokens,
             make_runner=make_runner,
         )
 
@@ -109,9 +118,7 @@ class LLM:
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer; ValueError when its folder has none."""
         if self._tokenizer is None:
-            raise ValueError(
-                f"{self._folder}: no tokenizer.json; copy it there, or give prompts as token ids"
-            )
+            raise ValueError(f"{self._folder}: no tokenizer.json; copy it there, or give prompts as token ids")
         return self._tokenizer
 
     def describe(self) -> list[tuple[str, str, str]]:
@@ -128,13 +135,9 @@ class LLM:
         """
         if isinstance(prompts, str):
             raise ValueError("prompts is a str, expected a list of prompts; write [prompt]")
-        each = (
-            [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
-        )
+        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
         if len(each) != len(prompts):
-            raise ValueError(
-                f"{len(each)} sampling params for {len(prompts)} prompts, expected one, or one each"
-            )
+            raise ValueError(f"{len(each)} sampling params for {len(prompts)} prompts, expected one, or one each")
         requests: list[Request] = []
         for number, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
             try:
@@ -205,6 +208,24 @@ class LLM:
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
+def _check_speculative(tokens: int, config: ModelConfig, device: str, world: int) -> None:
+    """Raise unless that many tokens can be guessed."""
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or not 0 <= tokens <= MOST_TOKENS:
+        raise ValueError(f"speculative_tokens is {tokens!r}, expected 0 to {MOST_TOKENS}")
+    if not tokens:
+        return
+    if device != "cpu":
+        raise NotImplementedError(f"speculative_tokens is {tokens} on device {device!r}; so far it works on 'cpu' only")
+    if world > 1:
+        raise NotImplementedError(f"speculative_tokens is {tokens} with tp {world}; so far it works on one rank only")
+    ratios = config.compress_ratios[config.num_hidden_layers :]
+    if config.num_nextn_predict_layers != 1 or ratios != (0,):
+        raise ValueError(
+            f"speculative_tokens is {tokens}, but the model has {config.num_nextn_predict_layers} MTP layers with "
+            f"compress_ratios {list(ratios)}; expected one, of ratio 0"
+        )
+
+
 def _completion(request: Request, text: str) -> Completion:
     assert request.finish_reason is not None
     return Completion(
@@ -213,4 +234,6 @@ def _completion(request: Request, text: str) -> Completion:
         text=text,
         finish_reason=request.finish_reason,
         logprobs=list(request.logprobs) if request.params.logprobs else None,
+        drafted_tokens=request.drafted,
+        accepted_tokens=request.accepted,
     )

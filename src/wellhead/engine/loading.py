@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from wellhead.engine.runner import MakeRunner, Runner
+from wellhead.engine.speculative_runner import SpeculativeRunner
 from wellhead.model.checkpoint import Checkpoint
 from wellhead.model.layers_attention import Ablation
 from wellhead.model.load import ServedModel, load_device_model, load_model
@@ -24,13 +25,16 @@ def load_with_runner(
     progress: bool = False,
     split: Split = WHOLE,
     group: Group = ALONE,
+    speculative_tokens: int = 0,
 ) -> tuple[ServedModel, MakeRunner]:
     """The loaded model, and what makes its runner. NotImplementedError for a combination that does not exist yet."""
     if device == "cpu":
+        drafts = speculative_tokens > 0
         model = load_model(
-            checkpoint, numerics, impl=impl, ablation=ablation, progress=progress, split=split, group=group
-        )
-        return model, Runner
+            checkpoint, numerics, with_mtp=drafts, impl=impl, ablation=ablation, progress=progress, split=split,
+            group=group,
+        )  # fmt: skip
+        return model, partial(SpeculativeRunner, speculative_tokens=speculative_tokens) if drafts else Runner
     from wellhead.engine.device_runner import DeviceRunner
 
     loaded = load_device_model(

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from wellhead.engine.sampling_params import SamplingParams
+from wellhead.engine.speculative import Draft
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -20,8 +21,8 @@ class RequestError(ValueError):
 class Request:
     """`computed` tokens are in the caches; what it holds of them (the second group) is `Memory`'s to change.
 
-    Preempted, it forgets its caches but no token, and its generator is not touched: one number is drawn for a new
-    token, none for a token computed again.
+    Preempted, it forgets its caches but no token and no draft, and its generator is not touched: numbers are drawn for
+    new tokens (one each, without drafts), none for a token computed again.
     """
 
     prompt: list[int]
@@ -30,6 +31,9 @@ class Request:
     generator: torch.Generator
     output: list[int] = field(default_factory=list)
     logprobs: list[dict[int, float]] = field(default_factory=list)
+    drafts: list[Draft] = field(default_factory=list)  # guesses of what comes behind its newest token
+    drafted: int = 0  # drafts computed so far, and how many of them were accepted
+    accepted: int = 0
     computed: int = 0
     finish_reason: FinishReason | None = None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 
+from wellhead.engine import speculative
 from wellhead.engine.orders import Orders
 from wellhead.engine.request import Request
 from wellhead.engine.scheduler import Work
@@ -27,9 +28,9 @@ class StepRunner(ABC):
     def compute(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """fp32 logits [N, vocab], on the host, of the tokens of `chunks` that want them, in their order."""
 
-    def run(self, work: Sequence[Work]) -> list[tuple[Request, int]]:
-        """Compute the work's tokens; (request, next token) of every request whose newest token was among them. The
-        scheduler is told by its `advance`, not here.
+    def run(self, work: Sequence[Work]) -> dict[Request, list[int]]:
+        """Compute the work's tokens; the next tokens of every request whose newest token was among them: its drafts as
+        far as they were accepted, then one more. The scheduler is told by its `advance`, not here.
         """
         chunks, restores, saves = [], [], []
         for item in work:
@@ -39,15 +40,27 @@ class StepRunner(ABC):
                 restores.append((item.restore, request.state_slot))
             if item.save >= 0:
                 saves.append((request.state_slot, item.save))
+            drafts = [draft.token for draft in request.drafts[: item.drafts]]
+            wanted: Literal["none", "last", "all"] = "none" if not item.samples else "all" if drafts else "last"
             chunks.append(
                 Chunk(
-                    request.next_tokens(item.tokens), request.computed, request.pages, request.state_slot,
-                    logits="last" if item.samples else "none", window_pages=request.window_pages,
+                    request.next_tokens(item.tokens) + drafts, request.computed, request.pages, request.state_slot,
+                    logits=wanted, window_pages=request.window_pages,
                 )
             )  # fmt: skip
-        logits = self.execute(Orders(chunks, restores, saves))
-        sampled = [item.request for item in work if item.samples]
-        return [(request, self._sample(request, row)) for request, row in zip(sampled, logits, strict=True)]
+        drafted = [(item, chunk) for item, chunk in zip(work, chunks, strict=True) if item.drafts]
+        # a draft's row takes the place of one that the tokens before the draft may still need
+        rows = [self.state.ring_rows(c.state_slot, range(c.end - item.drafts, c.end)) for item, c in drafted]
+        logits = self.execute(Orders(chunks, restores, saves))  # who saves a page's end has no drafts
+        sampled = [item for item in work if item.samples]
+        each = logits.split([1 + item.drafts for item in sampled])
+        found = {item.request: self._choose(item, part) for item, part in zip(sampled, each, strict=True)}
+        for (item, chunk), before in zip(drafted, rows, strict=True):
+            rejected = item.drafts + 1 - len(found[item.request])
+            if rejected:
+                self.state.put_ring_rows(chunk.state_slot, range(chunk.end - rejected, chunk.end), before)
+        self.propose(work, chunks, found)
+        return found
 
     def execute(self, orders: Orders) -> torch.Tensor:
         """`compute` the orders' chunks, between what they restore and what they save. Every rank of several does this
@@ -60,12 +73,20 @@ class StepRunner(ABC):
             self.state.save_tail(slot, window_page)
         return logits
 
-    def _sample(self, request: Request, logits: torch.Tensor) -> int:
-        params = request.params
-        token = sampling.sample(logits, params.temperature, params.top_k, params.top_p, request.generator)
+    def propose(  # noqa: B027  # nothing to do without a drafting layer
+        self, work: Sequence[Work], chunks: Sequence[Chunk], found: Mapping[Request, list[int]]
+    ) -> None:
+        """Leave drafts for the next step with the requests of a step that has been computed; none here."""
+
+    def _choose(self, item: Work, logits: torch.Tensor) -> list[int]:
+        """The next tokens of a request, its drafts used up."""
+        request, params = item.request, item.request.params
+        tokens = speculative.accept(logits, request.drafts[: item.drafts], params, request.generator)
         if params.logprobs:
-            request.logprobs.append(sampling.logprobs(logits, token, params.logprobs))
-        return token
+            for row, token in zip(logits, tokens, strict=False):
+                request.logprobs.append(sampling.logprobs(row, token, params.logprobs))
+        request.drafts = []
+        return tokens
 
 
 class Runner(StepRunner):

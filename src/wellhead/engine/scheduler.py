@@ -6,6 +6,8 @@ is admitted when its tokens fit beside the requests that run. Pages are given as
 longest possible run: when a request finds none, neither free nor evictable, the latest arrival is preempted and goes
 back to the head of the queue. The earliest is never preempted for another, so something always finishes.
 
+A decoding request brings its drafts, guesses of the tokens behind its newest; how many were right, `advance` is told.
+
 A chunk ends early where its prompt parts from the prefix cache and at the prompt's last page boundary: there the
 prefix can be kept for others.
 """
@@ -13,7 +15,7 @@ prefix can be kept for others.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from wellhead.engine.memory import Memory
@@ -23,7 +25,8 @@ from wellhead.model.state import PAGE_TOKENS
 
 @dataclass(frozen=True)
 class Work:
-    """`tokens` tokens of a request in one step; `samples` when the last is the newest known.
+    """`tokens` tokens of a request in one step, and `drafts` drafts behind them; `samples` when the last of the tokens
+    is the newest known.
 
     restore: window page whose tail goes into the request's state slot before the step; save: window page that takes
     the tail from the slot after it; -1 for none.
@@ -34,6 +37,7 @@ class Work:
     samples: bool
     restore: int = -1
     save: int = -1
+    drafts: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,22 +57,28 @@ class Counters:
     preemptions: int
     recomputed_tokens: int
     finished: int
+    draft_steps: int = 0  # how often a request brought drafts to a step
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Scheduler:
     """Decides each step's work; `schedule`, run it, `advance`, then append what was sampled."""
 
-    def __init__(self, memory: Memory, chunk_tokens: int):
-        if chunk_tokens < memory.slots.total:
+    def __init__(self, memory: Memory, chunk_tokens: int, speculative_tokens: int = 0):
+        least = memory.slots.total * (1 + speculative_tokens)
+        if chunk_tokens < least:
+            each = f"{1 + speculative_tokens} tokens" if speculative_tokens else "a token"
             raise ValueError(
-                f"chunk_tokens is {chunk_tokens}, expected at least {memory.slots.total}: in a step every running "
-                "request may need a token; raise chunk_tokens or lower max_running"
+                f"chunk_tokens is {chunk_tokens}, expected at least {least}: in a step every running "
+                f"request may need {each}; raise chunk_tokens or lower max_running"
             )
         self.memory = memory
-        self._budget = chunk_tokens
+        self._budget, self._most_drafts = chunk_tokens, speculative_tokens
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._prompt_tokens = self._hit_tokens = self._preemptions = self._recomputed = self._finished = 0
+        self._draft_steps = self._drafted = self._accepted = 0
 
     @property
     def busy(self) -> bool:
@@ -83,6 +93,7 @@ class Scheduler:
             pages.free, cached, pages.total - pages.free - cached,
             window.free, tails, window.total - window.free - tails,
             self._prompt_tokens, self._hit_tokens, self._preemptions, self._recomputed, self._finished,
+            self._draft_steps, self._drafted, self._accepted,
         )  # fmt: skip
 
     def add(self, request: Request) -> None:
@@ -94,7 +105,7 @@ class Scheduler:
         """The next step's work, decoding requests first; empty only when nothing waits or runs."""
         work: list[Work] = []
         preempted = self._preemptions
-        budget = self._budget - sum(request.decoding for request in self.running)
+        budget = self._budget - sum(1 + len(request.drafts) for request in self.running if request.decoding)
         for request in list(self.running):
             tokens = 1 if request.decoding else self._chunk(request, budget)
             if tokens and request.state_slot is not None:  # not preempted by one before it
@@ -102,7 +113,7 @@ class Scheduler:
                 budget -= 0 if request.decoding else tokens
                 if tokens:
                     work.append(self._plan(request, tokens))
-        while budget > 0 and self.waiting and preempted == self._preemptions:
+        while budget > self._most_drafts and self.waiting and preempted == self._preemptions:
             request = self.waiting[0]
             restore = self.memory.admit(request, self.running)
             if restore is None:
@@ -110,16 +121,26 @@ class Scheduler:
             self.running.append(self.waiting.popleft())
             self._hit_tokens += request.computed
             tokens = self.memory.fitting(request, self._chunk(request, budget))
-            budget -= tokens
             work.append(self._plan(request, tokens, restore))
+            budget -= tokens + work[-1].drafts
         work.sort(key=lambda item: not item.request.decoding)
         return work
 
-    def advance(self, work: Sequence[Work]) -> None:
-        """The work's tokens are in the caches. A request that ended meanwhile is left alone."""
+    def advance(self, work: Sequence[Work], accepted: Mapping[Request, int] | None = None) -> None:
+        """The work's tokens are in the caches, and of a request's drafts the first `accepted`. A request that ended
+        meanwhile is left alone.
+        """
         for item in work:
-            if item.request.state_slot is not None:
-                self.memory.advance(item.request, item.tokens, item.save >= 0)
+            request = item.request
+            if request.state_slot is None:
+                continue
+            right = accepted.get(request, 0) if accepted and item.drafts else 0
+            self.memory.advance(request, item.tokens + right, item.save >= 0)
+            request.drafted += item.drafts
+            request.accepted += right
+            self._draft_steps += item.drafts > 0
+            self._drafted += item.drafts
+            self._accepted += right
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request wherever it is and free what it holds; a finished one is left alone."""
@@ -142,6 +163,8 @@ class Scheduler:
     def _chunk(self, request: Request, budget: int) -> int:
         """How many of a prompt's tokens (or a preempted request's) to compute next."""
         start, end = request.computed, request.computed + max(0, min(request.pending, budget))
+        if request.drafts and end == request.known > start + 1:
+            end -= 1  # a preempted request: its drafts go with its newest token alone, as they would have
         if self.memory.prefix_caching:
             for cut in (request.branch, (request.known - 1) // PAGE_TOKENS * PAGE_TOKENS):
                 end = cut if start < cut < end else end
@@ -164,4 +187,5 @@ class Scheduler:
     def _plan(self, request: Request, tokens: int, restore: int = -1) -> Work:
         self.memory.grow(request, tokens)
         samples = tokens == request.pending
-        return Work(request, tokens, samples, restore, self.memory.tail_wanted(request, tokens))
+        drafts = len(request.drafts) if samples else 0
+        return Work(request, tokens, samples, restore, self.memory.tail_wanted(request, tokens), drafts)

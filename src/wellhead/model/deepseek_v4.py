@@ -115,11 +115,23 @@ class DeepseekV4:
 
         `batch` is the one that gave `streams`. Writes the MTP module's own window pool.
         """
+        return self.draft_logits(self.draft(streams, next_token_ids, batch, state)[batch.logits_at])
+
+    @torch.inference_mode()
+    def draft(
+        self, streams: torch.Tensor, next_token_ids: torch.Tensor, batch: Batch, state: ModelState
+    ) -> torch.Tensor:
+        """The MTP module's streams [T, n, d] from streams [T, n, d] at the batch's positions, `forward`'s or its own,
+        and the ids [T] behind them. Writes its own window pool.
+        """
         if not self._mtp:
             raise ValueError("the MTP module is not loaded; load the model with with_mtp=True")
-        module = self._mtp[0]
-        out = module.forward(streams, self._embed(next_token_ids), self._step(batch), state.mtp[0])
-        return module.logits(out[batch.logits_at])
+        return self._mtp[0].forward(streams, self._embed(next_token_ids), self._step(batch), state.mtp[0])
+
+    @torch.inference_mode()
+    def draft_logits(self, streams: torch.Tensor) -> torch.Tensor:
+        """fp32 [N, vocab] of `draft`'s streams [N, n, d]."""
+        return self._mtp[0].logits(streams)
 
     def describe(self) -> list[tuple[str, str, str]]:
         """(operation, implementation, why) of every operation this model runs."""

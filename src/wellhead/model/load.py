@@ -47,6 +47,20 @@ class LanguageModel(ServedModel, Protocol):
         """fp32 [N, vocab] of rows of `forward`'s result."""
 
 
+class DraftingModel(LanguageModel, Protocol):
+    """A model with a layer that guesses one token further."""
+
+    def draft(
+        self, streams: torch.Tensor, next_token_ids: torch.Tensor, batch: Batch, state: ModelState
+    ) -> torch.Tensor:
+        """The drafting layer over a batch's tokens: its output, one row a token, from `forward`'s or its own, and the
+        ids [T] that follow the tokens. Updates its own caches in `state`.
+        """
+
+    def draft_logits(self, streams: torch.Tensor) -> torch.Tensor:
+        """fp32 [N, vocab] of rows of `draft`'s result: the token behind the one that follows."""
+
+
 def load_device_model(
     checkpoint: Checkpoint,
     numerics: Numerics,

@@ -120,6 +120,29 @@ class ModelState:
             for ring, tail in layer.tails():
                 ring[slot] = tail[window_page]
 
+    def ring_rows(self, slot: int, positions: range) -> list[torch.Tensor]:
+        """Copies of a state slot's ring rows where the tokens at `positions` go, of every ring."""
+        return [ring[slot, _ring_places(ring, positions)] for ring in self._rings()]
+
+    def put_ring_rows(self, slot: int, positions: range, rows: list[torch.Tensor]) -> None:
+        """Undo the last of the positions that `ring_rows` gave `rows` for: their tokens turned out to be wrong.
+
+        The rings alone need it. A rejected token's window record, and the entry of a block that it ended, lie where no
+        accepted token looks: at its own position or, visible from there on only, in its block's entry; both are written
+        again when that position is computed again. But its ring row has taken the place of a token one ring earlier,
+        which the open blocks may still pool.
+        """
+        for ring, kept in zip(self._rings(), rows, strict=True):
+            ring[slot, _ring_places(ring, positions)] = kept[-len(positions) :]
+
+    def _rings(self) -> Iterator[torch.Tensor]:
+        for layer in self.layers:
+            yield from (ring for ring in (layer.compressor, layer.index_compressor) if ring is not None)
+
+
+def _ring_places(ring: torch.Tensor, positions: range) -> torch.Tensor:
+    return torch.tensor([position % ring.shape[1] for position in positions], device=ring.device)
+
 
 def _layer(
     config: ModelConfig, numerics: Numerics, ratio: int, num_pages: int, window_pages: int, num_slots: int
@@ -150,7 +173,7 @@ def _layer(
     return LayerState(ratio, window, records(ratio), keys, *(rings(dim) for dim in dims), *tails)
 
 
-def bytes_per_page(config: ModelConfig, numerics: Numerics) -> int:
-    """Pool bytes of one logical page and one window page over the main layers."""
-    two, one = (ModelState.allocate(config, numerics, pages, 0).nbytes for pages in (2, 1))
+def bytes_per_page(config: ModelConfig, numerics: Numerics, *, with_mtp: bool = False) -> int:
+    """Pool bytes of one logical page and one window page over the main layers, and MTP's if it is used."""
+    two, one = (ModelState.allocate(config, numerics, pages, 0, with_mtp=with_mtp).nbytes for pages in (2, 1))
     return two - one

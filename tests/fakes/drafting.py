@@ -1,0 +1,37 @@
+"""A runner whose drafts come from the test instead of an MTP layer: how often they are right is the test's choice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from wellhead.engine import speculative
+from wellhead.engine.request import Request
+from wellhead.engine.runner import Runner
+from wellhead.engine.scheduler import Work
+from wellhead.model.batch import Chunk
+
+Oracle = Callable[[list[int]], torch.Tensor]
+
+
+class OracleRunner(Runner):
+    """Drafts from `oracle(tokens)`, logits [V] of what follows, spoilt for `wrong` of the tokens by noise that depends
+    on the tokens alone.
+    """
+
+    def __init__(self, *args: object, oracle: Oracle, tokens: int, wrong: float = 0.3):
+        super().__init__(*args)  # type: ignore[arg-type]
+        self._oracle, self._most, self._wrong = oracle, tokens, wrong
+
+    def propose(self, work: Sequence[Work], chunks: Sequence[Chunk], found: Mapping[Request, list[int]]) -> None:
+        for request, tokens in found.items():
+            known = request.prompt + request.output + tokens
+            for _ in range(speculative.draft_count(request, len(known), self._most)):
+                logits = self._oracle(known)
+                dice = random.Random(sum(known) * 1000 + len(known))
+                if dice.random() < self._wrong:
+                    logits = logits.roll(dice.randrange(1, len(logits)))
+                request.drafts.append(speculative.guess(logits, request.params, request.generator))
+                known = [*known, request.drafts[-1].token]
