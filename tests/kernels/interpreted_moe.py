@@ -8,7 +8,7 @@ import torch
 from wellhead.formats import mxfp4
 from wellhead.ops.linear.reference import round_input
 from wellhead.ops.moe import api, layout, reference
-from wellhead.ops.moe.spec import SPEC, make
+from wellhead.ops.moe.spec import TIGHT, make
 from wellhead.ops.routing.api import plan_lists
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,7 +45,7 @@ def expected(case: dict[str, torch.Tensor], *, first: int = 0) -> torch.Tensor:
 
 
 def agree(left: torch.Tensor, right: torch.Tensor) -> bool:
-    bound = SPEC.error.absolute + SPEC.error.relative * right.float().abs()
+    bound = TIGHT.absolute + TIGHT.relative * right.float().abs()
     return bool(((left.float() - right.float()).abs() <= bound).all())
 
 

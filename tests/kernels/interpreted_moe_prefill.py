@@ -9,7 +9,7 @@ from wellhead.formats import mxfp4
 from wellhead.ops.linear.reference import round_input
 from wellhead.ops.moe import api, layout, prefill_api, reference
 from wellhead.ops.moe.prefill_api import W4A8, W4A8_BF16, W4A16, Product
-from wellhead.ops.moe.spec import SPEC, make, prepare_reference
+from wellhead.ops.moe.spec import SPEC, TIGHT, make, prepare_reference
 from wellhead.ops.routing.api import plan_lists
 from wellhead.testing.agreement import compare, results
 
@@ -59,7 +59,7 @@ def expected(case: dict[str, torch.Tensor], product: Product, *, first: int = 0)
 
 
 def agree(left: torch.Tensor, right: torch.Tensor) -> bool:
-    return bool(compare((left,), (right,), SPEC.error))
+    return bool(compare((left,), (right,), TIGHT))
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 67])

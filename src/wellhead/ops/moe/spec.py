@@ -10,6 +10,7 @@ from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBui
 from wellhead.ops.moe import fp8_spec, prefill_spec
 from wellhead.ops.moe.drawing import LIMIT, POOL, byte, rows, scale_bytes
 
+TIGHT = ErrorBudget(2.0**-6, 2.0**-5, "of MXFP4 experts, and of FP8 ones where FP8 products keep every bit of a sum")
 SHAPES = ((4096, 2048, 6), (7168, 3072, 6))  # d, m, top-k of V4-Flash and V4-Pro
 _MMA = dict.fromkeys(("sm89", "sm120"), "m16n8k32.row.col.f32.e4m3.e4m3.f32")
 
