@@ -72,3 +72,10 @@ def test_instructions_behind_a_predicate_are_read_too() -> None:
         "mma.sync.x",
         "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16",
     )
+
+
+def test_codes_packed_and_shifted_are_seen() -> None:
+    pair = "\tcvt.rn.satfinite.e4m3x2.f32  %rs1, %r7, %r6;\n\tcvt.rn.satfinite.e4m3x2.f32  %rs2, %r9, %r8;\n"
+    packed, shifted = "\tmov.b32 \t%r14, {%rs1, %rs2};\n", "\tshr.u16 \t%rs22, %rs1, 8;\n"
+    assert crosscompile.torn_conversions(pair + packed) == crosscompile.torn_conversions(pair + shifted) == 0
+    assert crosscompile.torn_conversions(pair + shifted + packed) == 1

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from wellhead.formats import block_fp8
+from wellhead.ops.moe import layout
 from wellhead.ops.norm_quant import api, reference
 from wellhead.ops.norm_quant.spec import SPEC, WIDTHS, make
 
@@ -63,6 +64,21 @@ def test_where_the_sum_is_exact_so_is_everything(d: int) -> None:
         assert normed is not None and torch.equal(normed, expected) and same((codes, scale), quantised(expected))
     else:
         assert normed is not None and same((codes, scale), quantised(normed))
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("d", [128, *WIDTHS])
+def test_halves_are_the_codes_in_the_order_of_nibbles(d: int, normed: bool, together: bool) -> None:
+    x, weight = drawn(3, d, seed=2)
+    codes, halves = (torch.zeros(3, d, dtype=torch.float8_e4m3fn, device=DEVICE) for _ in range(2))
+    scale = torch.zeros(3, d // 128, dtype=torch.uint8, device=DEVICE)
+    api.plan(d, EPS).run(x, weight if normed else None, codes if together else None, scale, halves=halves)
+    expected, expected_scale, _ = found(x, weight if normed else None)
+    assert torch.equal(halves.cpu().view(torch.uint8), layout.halves(expected))
+    assert torch.equal(scale.cpu(), expected_scale)
+    if together:
+        assert torch.equal(codes.cpu().view(torch.uint8), expected)
 
 
 @pytest.mark.parametrize("d", WIDTHS)

@@ -41,6 +41,7 @@ class Row:
     shared_bytes: int = 0
     spill_bytes: int = 0
     mma: tuple[str, ...] = ()
+    torn: int = 0
     error: str | None = None
 
     @property
@@ -70,7 +71,7 @@ def compile_row(op: str, build: KernelBuild, arch: str) -> Row:
         found = compile_for(build, arch)
     except (CompilationError, PTXASError, RuntimeError) as refused:
         return Row(**{**asdict(row), "error": f"{type(refused).__name__}: {last_line(str(refused))}"})
-    figures = {name: getattr(found, name) for name in ("registers", "shared_bytes", "spill_bytes", "mma")}
+    figures = {name: getattr(found, name) for name in ("registers", "shared_bytes", "spill_bytes", "mma", "torn")}
     return Row(**{**asdict(row), **figures})
 
 
@@ -92,6 +93,8 @@ def objections(rows: Iterable[Row]) -> list[str]:
             continue
         if card and row.shared_bytes > SM12X_SHARED:
             found.append(f"{row.where}: {row.shared_bytes} B of shared memory, the limit is {SM12X_SHARED}")
+        if row.torn:
+            found.append(f"{row.where}: {row.torn} E4M3 pairs are packed and shifted, which ptxas 12.8 compiles wrong")
         if card and row.hot and row.spill_bytes:
             found.append(f"{row.where}: spills {row.spill_bytes} B on the decode path")
         if row.claim is not None and not any(row.claim in line for line in row.mma):

@@ -29,12 +29,13 @@ def norm_quant_kernel(
         if normed is not None:
             tl.store(normed + row * D + column, rounded, mask=inside)
         value = rounded.to(tl.float32)
-    found, exponent = round_groups(tl.reshape(value, (1, BLOCK)), 1, BLOCK, 128)
     place, group = row * D + column[None, :], tl.arange(0, BLOCK // 128)[None, :]
-    found = found.to(tl.uint8, bitcast=True)
+    codes_of, exponent = round_groups(tl.reshape(value, (1, BLOCK)), 1, BLOCK, 128)
     if codes is not None:
-        tl.store(codes + place, found, mask=inside[None, :])
+        tl.store(codes + place, codes_of.to(tl.uint8, bitcast=True), mask=inside[None, :])
     if halves is not None:
-        order = column // 32 * 32 + column % 2 * 16 + column % 32 // 2
-        tl.store(halves + row * D + order[None, :], found, mask=inside[None, :])
+        # rounded again: of codes that are stored twice, ptxas 12.8 takes every second one from a stale register
+        turned = tl.permute(tl.reshape(value, (BLOCK // 32, 16, 2)), (0, 2, 1))
+        codes_of, _ = round_groups(tl.reshape(turned, (1, BLOCK)), 1, BLOCK, 128)
+        tl.store(halves + place, codes_of.to(tl.uint8, bitcast=True), mask=inside[None, :])
     tl.store(scale + row * (D // 128) + group, exponent.to(tl.uint8), mask=group < D // 128)

@@ -21,6 +21,7 @@ def builds() -> tuple[KernelBuild, ...]:
     for d in WIDTHS:
         for kind, absent in (
             ("round", ("weight", "normed", "halves")), ("round,halves", ("weight", "normed", "codes")),
+            ("round,both", ("weight", "normed")),
             ("norm", ("normed", "halves")), ("norm,keep", ("halves",)), ("norm,keep,halves", ()),
         ):  # fmt: skip
             given: dict[str, Any] = {**constants(d), **dict.fromkeys(absent), "PDL": False}
