@@ -9,9 +9,9 @@ import torch
 
 from wellhead.model.batch import Batch
 from wellhead.model.device_model import DeviceModel
-from wellhead.model.device_step import StepInputs, context_pages
+from wellhead.model.device_step import StepInputs
 from wellhead.model.device_workspace import Workspace
-from wellhead.model.state import ModelState
+from wellhead.model.state import ModelState, pages_for
 
 LADDER = (1, 2, 4, 8, 16, 32, 64)
 WARM_UPS = 2  # the first compiles, the second runs as a replay will
@@ -65,7 +65,7 @@ class DecodeSteps:
         return self.steps[min(fitting)]
 
     def _step(self, model: DeviceModel, state: ModelState, context: int, size: int) -> DecodeStep:
-        inputs = empty_inputs(size, context_pages(context), model.device)
+        inputs = empty_inputs(size, pages_for(context), model.device)
         ws = model.workspace(size, context)
         logits = torch.empty(size, model.config.vocab_size, device=model.device)
         best = torch.zeros(size, dtype=torch.int64, device=model.device)

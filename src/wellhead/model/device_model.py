@@ -8,12 +8,12 @@ import torch
 
 from wellhead.model import device_layers
 from wellhead.model.config import ModelConfig
-from wellhead.model.device_step import DeviceStep, StepInputs, context_pages, frequencies
+from wellhead.model.device_step import DeviceStep, StepInputs, frequencies
 from wellhead.model.device_weights import ModelWeights
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import Reduce
-from wellhead.model.state import ModelState
+from wellhead.model.state import ModelState, pages_for
 from wellhead.ops.hyper_connection import api as hyper_connection
 
 OPS = (
@@ -65,7 +65,7 @@ class DeviceModel:
 
     def workspace(self, tokens: int, context: int, *, chunked: bool = False) -> Workspace:
         """Plans and buffers for steps of up to `tokens` tokens of requests of up to `context` tokens."""
-        pages = context_pages(context)
+        pages = pages_for(context)
         split = self.weights.split
         return Workspace(self.config, self.numerics, split, tokens, pages, chunked=chunked, device=self.device)
 
