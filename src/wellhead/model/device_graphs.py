@@ -37,7 +37,7 @@ class DecodeStep:
         for field in fields(StepInputs):
             target = getattr(self.inputs, field.name)
             if target is not None:
-                source = batch.state_slots if field.name == "state_slots" else getattr(batch, field.name)
+                source = getattr(batch, field.name)
                 if source.shape != target.shape:
                     raise ValueError(
                         f"{field.name} is {tuple(source.shape)}; a decode of {self.size} takes {tuple(target.shape)}"
