@@ -36,12 +36,11 @@ class Workspace:
         self, config: ModelConfig, numerics: Numerics, split: Split, tokens: int, pages: int, *, chunked: bool,
         device: torch.device | str,
     ):  # fmt: skip
-        self.config, self.tokens, self.chunked, self.device = config, tokens, chunked, torch.device(device)
+        self.config, self.tokens, self.device = config, tokens, torch.device(device)
         world, eps, d, limit = split.world, config.rms_norm_eps, config.hidden_size, config.swiglu_limit
-        self.heads, self.groups = config.num_attention_heads // world, config.o_groups // world
-        heads, groups, q_rank, dim = self.heads, self.groups, config.q_lora_rank, config.head_dim
-        self.layout = index_key.FP8 if numerics.index_keys == "fp8" else index_key.FP4
-        rounds = numerics.index_keys
+        heads, groups = config.num_attention_heads // world, config.o_groups // world
+        q_rank, dim, packed = config.q_lora_rank, config.head_dim, numerics.index_keys == "fp4"
+        self.layout = index_key.FP4 if packed else index_key.FP8
 
         self.hyper = hyper_connection.plan(
             tokens, d, config.hc_mult, norm_eps=eps, hc_eps=config.hc_eps, iterations=config.hc_sinkhorn_iters,
@@ -53,7 +52,7 @@ class Workspace:
         self.projection = output_projection.plan(heads, groups, config.o_lora_rank)
         self.turn_back = rope.plan(heads, dim, inverse=True)
         width = groups * config.o_lora_rank
-        self.round_z, self.wo_b = norm_quant.plan(width, eps), linear.plan(d, width)
+        self.wo_b = linear.plan(d, width)
         scale = dim**-0.5
         records = {0: 0, 4: config.index_topk, 128: pages * records_per_page(128)}
         self.attend = {
@@ -101,7 +100,6 @@ class Workspace:
         self.o, self.z = empty(heads, dim), empty(width)
         self.z_codes, self.z_scale = empty(width, dtype=e4m3), empty(width // 128, dtype=u8)
         self.index_q = empty(index_heads, config.index_head_dim)
-        packed = rounds == "fp4"
         self.index_codes = empty(index_heads, 64 if packed else 128, dtype=u8 if packed else e4m3)
         self.index_tail = (
             empty(index_heads, 4, dtype=u8) if packed else empty(index_heads, dtype=torch.float32)
