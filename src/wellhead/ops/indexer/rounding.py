@@ -55,7 +55,7 @@ def _fp4(vectors, BN: tl.constexpr):
     return (even | (odd << 4)).to(tl.uint8), exponent
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["COUNT"])
 def write_keys_kernel(
     keys, slots, cache, COUNT, STRIDE, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr, PDL: tl.constexpr
 ):
@@ -79,7 +79,7 @@ def write_keys_kernel(
         tl.store((page + PAGE * DIM + offset * 4).to(tl.pointer_type(tl.float32)), scale, mask=known)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["COUNT"])
 def round_query_kernel(
     q, weights, codes, tail, COUNT, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr, PDL: tl.constexpr
 ):

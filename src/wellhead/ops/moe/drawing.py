@@ -57,7 +57,7 @@ def over_lists(
     from wellhead.ops.routing.api import plan_lists
 
     ids, weights, shared = inputs["ids"], inputs["weights"], inputs["shared"]
-    lists = plan_lists(*ids.shape, layer.experts, layer.config.group, device=ids.device)
+    lists = plan_lists(ids.shape[0], ids.shape[1], layer.experts, layer.config.group, device=ids.device)
     lists.run(ids)
     x, x_scale, out = inputs[rows], None if scale is None else inputs[scale], torch.empty_like(shared)
 

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from wellhead.dispatch.spec import KernelBuild, Sizes
+from wellhead.ops.moe.configs import FEW_TOKENS
 from wellhead.ops.moe.drawing import LIMIT, POOL, over_lists
 
 TOKENS = (256, 4096)  # of the cases
+MANY = FEW_TOKENS + 1
 _BF16 = {
     **dict.fromkeys(("sm89", "sm120", "sm121"), "m16n8k16.row.col.f32.bf16"),
     "sm90": "wgmma.mma_async.sync.aligned",
@@ -63,15 +65,19 @@ def builds(name: str) -> tuple[KernelBuild, ...]:
 
 
 def supports(sizes: Sizes) -> str | None:
-    """Many tokens of MXFP4 experts."""
+    """MXFP4 experts."""
     from wellhead.ops.moe.grouped import refusal
-    from wellhead.ops.moe.grouped_configs import FEW_TOKENS
 
     if sizes.get("weight_bits", 4) != 4:
         return f"weight_bits={sizes['weight_bits']}: MXFP4 experts have 4"
-    if sizes["tokens"] <= FEW_TOKENS:
-        return f"tokens={sizes['tokens']}: more than {FEW_TOKENS}; fewer stream through 'triton'"
     return refusal(sizes["tokens"], sizes["d"], sizes["m"], sizes["top_k"])
+
+
+def supports_many(sizes: Sizes) -> str | None:
+    """As many tokens as are quicker here than in the kernels that stream."""
+    if sizes["tokens"] < MANY and sizes.get("weight_bits", 4) == 4:
+        return f"tokens={sizes['tokens']}: more than {MANY - 1}; fewer stream through 'triton'"
+    return supports(sizes)
 
 
 def prepare(name: str, inputs: Mapping[str, Any]) -> Callable[[], Any]:

@@ -85,7 +85,7 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     """What a plan for these sizes runs: few tokens or many, MXFP4 or FP8."""
     import torch
 
-    from wellhead.ops.moe.grouped_configs import FEW_TOKENS
+    from wellhead.ops.moe.configs import FEW_TOKENS
 
     if inputs["w13"].dtype == torch.float8_e4m3fn:
         return fp8_spec.prepare(inputs)
@@ -138,7 +138,7 @@ SPEC = OpSpec(
             needs=("kernels", "fp8e4nv_conversion", "block_scaled_mma"),
             shared_bytes=101376,
             builds=partial(prefill_spec.builds, "w4a8"),
-            supports=prefill_spec.supports,
+            supports=prefill_spec.supports_many,
             prepare=partial(prefill_spec.prepare, "w4a8"),
         ),
         Impl(
@@ -171,6 +171,7 @@ SPEC = OpSpec(
         "bit, and with it an E4M3 code of the hidden vector by one step; the absolute part is for sums that cancel, "
         "of outputs of size one: 3e-3 in norm, the tail of 10^7 of them",
     ),
+    steps=(prefill_spec.MANY,),
     batch_invariant=True,
     batch_reason="each slot has its own columns of a product, and its partial sums are added in a fixed order; the "
     "group size follows the planned number of tokens, not the batch",
