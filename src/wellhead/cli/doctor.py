@@ -55,13 +55,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         choices=capability.ARCHITECTURES,
         help=f"answer for a card that is not here: {', '.join(capability.ARCHITECTURES)}",
     )
-    parser.add_argument(
-        "--impl",
-        action="append",
-        default=[],
-        metavar="OP=NAME",
-        help="ask for this implementation of an op; may be given again",
-    )
+    options.add_impl(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options.add_debug(parser)
     parser.set_defaults(run=run)

@@ -95,7 +95,8 @@ def choose(spec: OpSpec, features: Features, sizes: Sizes, forced: str | None = 
 def choose_each(
     spec: OpSpec, features: Features, every: Sequence[Sizes], forced: str | None = None
 ) -> tuple[Choice, ...]:
-    """`choose` for an op that is used with each of the sizes in `every`, once for each range of `spec.steps`.
+    """`choose` for an op that is used with each of the sizes in `every`, once for each range of `spec.steps`; one choice
+    where they are all alike.
 
     forced must fit one range at least; the others then keep their own choice, which says so.
     """
@@ -119,7 +120,8 @@ def choose_each(
         chosen.append(replace(found, least=least, most=most))
     if len(refused) == len(bounds):
         raise refused[0]
-    return tuple(chosen)
+    always = [replace(choice, least=0, most=None) for choice in chosen]
+    return tuple(chosen if len(set(always)) > 1 else always[:1])
 
 
 def _all_of(supports: Callable[[Sizes], str | None], every: Sequence[Sizes], _sizes: Sizes) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from wellhead.model.device_choice import INDEX_ROWS
+from wellhead.model.choices import INDEX_ROWS
 from wellhead.model.device_step import Compressed, DeviceStep
 from wellhead.model.device_weights import (
     AttentionWeights,

@@ -9,8 +9,8 @@ import torch
 from wellhead.dispatch.capability import here
 from wellhead.dispatch.choose import AUTO
 from wellhead.model import device_layers
+from wellhead.model.choices import Choices, choose_ops
 from wellhead.model.config import ModelConfig
-from wellhead.model.device_choice import Choices, choose_ops
 from wellhead.model.device_kernels import KERNELS, functions_of
 from wellhead.model.device_step import DeviceStep, StepInputs, frequencies
 from wellhead.model.device_weights import ModelWeights

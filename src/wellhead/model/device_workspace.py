@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from wellhead.formats import index_key
+from wellhead.model.choices import INDEX_ROWS, Choices
 from wellhead.model.config import ModelConfig
-from wellhead.model.device_choice import INDEX_ROWS, Choices
 from wellhead.model.device_kernels import functions_of
 from wellhead.model.numerics import Numerics
 from wellhead.model.split import Split

@@ -1,6 +1,6 @@
-"""Which implementation of every op a model on a device runs: chosen once, with the model's own sizes and every reason.
+"""Which implementation of every op a model runs: chosen once, with the model's own sizes and every reason.
 
-The workspace asks here which plans to make, `describe` shows the same record, and `wellhead doctor` comes to it by the
+The workspace of a model on a device asks here which plans to make, `describe` shows the same record, and `wellhead doctor` comes to it by the
 same function over the sizes of each op's first case.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from wellhead.dispatch.capability import host
 from wellhead.dispatch.choose import AUTO, Choice, choose_each, wanted
 from wellhead.dispatch.features import Features
 from wellhead.dispatch.spec import REFERENCE, Sizes
@@ -45,6 +46,13 @@ class Choices:
                 f"--impl {found[0]}={REFERENCE}: references synchronise with the host, so their steps cannot be "
                 f"captured ({', '.join(found)}); add --eager"
             )
+
+
+def host_choices(impl: str | Mapping[str, str] = AUTO) -> Choices:
+    """Every op's choice for a model in torch on the CPU: its reference, or ValueError with the reason."""
+    specs, features = registry.specs(), host()
+    asked = wanted(impl, specs)
+    return Choices([choice for s in specs for choice in choose_each(s, features, [{}], asked[s.name])])
 
 
 def choose_ops(config: ModelConfig, split: Split, features: Features, impl: str | Mapping[str, str] = AUTO) -> Choices:
