@@ -95,8 +95,8 @@ def choose(spec: OpSpec, features: Features, sizes: Sizes, forced: str | None = 
 def choose_each(
     spec: OpSpec, features: Features, every: Sequence[Sizes], forced: str | None = None
 ) -> tuple[Choice, ...]:
-    """`choose` for an op that is used with each of the sizes in `every`, once for each range of `spec.steps`; one choice
-    where they are all alike.
+    """`choose` for an op that is used with each of the sizes in `every`, once for each range of `spec.steps`, or once
+    for all where they are alike.
 
     forced must fit one range at least; the others then keep their own choice, which says so.
     """

@@ -55,11 +55,12 @@ class LLM:
     max_running requests run together, chunk_tokens tokens a step; num_pages logical pages of 256 tokens hold their
     caches (None: as many as fit 2 GiB), window_pages the window's (None: as many). prefix_caching keeps the pages of
     ended requests, while nobody else wants them, for prompts that begin alike. device "cuda" computes in kernels, "cpu"
-    in torch; impl names the implementation of all ops, or of some as {op: name}, the others take the first that fits;
-    captured=False launches a device's decode steps one by one. speculative_tokens 1 to 3: the model's MTP layer guesses that many tokens ahead and one step checks them;
-    greedy answers stay what they are, sampled ones keep their distribution (not their draws). In a group of several
-    ranks this is rank 0, and the others run `engine.parallel.follow` over the same model. A folder without
-    tokenizer.json takes prompts as ids only and gives empty text.
+    in torch. impl names the implementation of all ops, or of some as {op: name}; the others take the first that fits.
+    captured False launches a device's decode steps one by one. speculative_tokens 1 to 3: the model's MTP layer guesses
+    that many tokens ahead and one step checks them; greedy answers stay what they are, sampled ones keep their
+    distribution (not their draws). In a group of several ranks this is rank 0, and the others run
+    `engine.parallel.follow` over the same model. A folder without tokenizer.json takes prompts as ids only and gives
+    empty text.
     """
 
     def __init__(

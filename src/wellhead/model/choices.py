@@ -1,7 +1,7 @@
 """Which implementation of every op a model runs: chosen once, with the model's own sizes and every reason.
 
-The workspace of a model on a device asks here which plans to make, `describe` shows the same record, and `wellhead doctor` comes to it by the
-same function over the sizes of each op's first case.
+The workspace of a model on a device asks here which plans to make, `describe` shows the same record, and `wellhead
+doctor` comes to it by the same function over the sizes of each op's first case.
 """
 
 from __future__ import annotations
