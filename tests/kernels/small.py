@@ -25,7 +25,7 @@ SMALL: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     "hyper_connection": hyper_connection({"tokens": 3, "n": 4, "d": 256}),
     "norm_quant": partial(norm_quant, 3, 384),
     "linear": partial(linear, 3, 200, 384),
-    "bf16_linear": partial(bf16_linear, 3, 200, 384),
+    "bf16_linear": partial(bf16_linear, 3, (128, 72), 384),
     "rope": partial(rope, 3, 5, 128),
     "kv_store": partial(kv_store, 3, 5, 64),
     "compressor": partial(compressor, 3, 4, 512, 64),
