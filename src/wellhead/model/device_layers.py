@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from wellhead.model.device_choice import INDEX_ROWS
 from wellhead.model.device_step import Compressed, DeviceStep
 from wellhead.model.device_weights import (
     AttentionWeights,
@@ -16,12 +17,11 @@ from wellhead.model.device_weights import (
     IndexerWeights,
     MoeWeights,
 )
-from wellhead.model.device_workspace import FEW, INDEX_ROWS, Workspace
+from wellhead.model.device_workspace import FEW, Workspace
 from wellhead.model.state import LayerState, records_per_page
-from wellhead.ops.compressor.prefill import Prefill
 from wellhead.ops.hyper_connection.api import Site
-from wellhead.ops.indexer.api import Query, round_query, write_keys
-from wellhead.ops.moe.api import Mxfp4Experts, PackedWeights
+from wellhead.ops.indexer.api import Query
+from wellhead.ops.moe.api import PackedWeights
 from wellhead.ops.sparse_mla.api import Pool
 
 
@@ -82,8 +82,7 @@ def _compress(
     plan = ws.compress_index if index else ws.compress[ratio]
     projected = ws.project(u, weights.kv_gate, torch.float32)
     tail = (places.cos, places.sin, places.entry_slots, out)
-    if isinstance(plan, Prefill):
-        assert inputs.firsts is not None and inputs.ends is not None
+    if inputs.firsts is not None and inputs.ends is not None:
         plan.run(
             projected, weights.ape, inputs.positions, inputs.state_slots, inputs.firsts, rings, weights.norm,
             inputs.ends[ratio], *tail,
@@ -101,12 +100,12 @@ def _select(
     t, inputs = step.tokens, step.inputs
     keys = torch.empty(len(places.entry_slots), ws.config.index_head_dim, dtype=torch.bfloat16, device=u.device)
     _compress(ws, 4, weights.compressor, u, step, places, state.index_compressor, keys, index=True)
-    write_keys(state.index_keys, places.entry_slots, keys, layout=ws.layout, rotate=True)
+    ws.indexing.write_keys(state.index_keys, places.entry_slots, keys, layout=ws.layout, rotate=True)
     q, codes, tail = ws.index_q[:t], ws.index_codes[:t], ws.index_tail[:t]
     ws.index_wq_b.run(latent, latent_scale, weights.wq_b.weight, weights.wq_b.scale, q.view(t, -1))
     ws.index_rope.run(q, inputs.positions, step.freqs(4), q)
     weight = ws.project(u, weights.weights_proj, torch.bfloat16).float() * ws.index_scale
-    round_query(q, weight, codes, tail, layout=ws.layout, rotate=True)
+    ws.indexing.round_query(q, weight, codes, tail, layout=ws.layout, rotate=True)
     folded = ws.layout.name.startswith("FP8")
     selected, rows = ws.selected[:t], min(INDEX_ROWS, ws.tokens)
     for low in range(0, t, rows):
@@ -125,10 +124,9 @@ def _select(
 def experts(weights: MoeWeights, u: torch.Tensor, ws: Workspace, step: DeviceStep) -> torch.Tensor:
     """u bf16 [T, d], normed -> bf16 [T, d]: the chosen experts of this rank and its part of the shared one."""
     t = step.tokens
-    codes, halves, scale = ws.codes[:t], ws.halves[:t], ws.scale[:t]
+    codes, scale = ws.codes[:t], ws.scale[:t]
     ids, chosen_weights, shared, y = ws.ids[:t], ws.weights[:t], ws.shared[:t], ws.y[:t]
-    few = isinstance(ws.experts, Mxfp4Experts)
-    ws.round_d.run(u, None, codes, scale, halves=halves if few else None)
+    ws.round_experts(u)
     if weights.table is not None:
         ws.router.choose_by_token(u, weights.gate, weights.table, step.inputs.token_ids, ids, chosen_weights)
     else:
@@ -141,5 +139,5 @@ def experts(weights: MoeWeights, u: torch.Tensor, ws: Workspace, step: DeviceSte
     ws.shared_middle.run(gate_up, hidden, hidden_scale)
     ws.shared_w2.run(hidden, hidden_scale, weights.shared_w2.weight, weights.shared_w2.scale, shared)
     packed = PackedWeights(weights.experts.w13, weights.experts.s13, weights.experts.w2, weights.experts.s2)
-    ws.experts.run(halves if few else codes, scale, ids, chosen_weights, ws.lists, packed, shared, y)
+    ws.experts.run(*ws.expert_rows(u), ids, chosen_weights, ws.lists, packed, shared, y)
     return y

@@ -12,7 +12,7 @@ import torch
 
 from wellhead.model.batch import Batch
 from wellhead.model.config import KIND_OF_RATIO, ModelConfig
-from wellhead.model.state import PAGE_TOKENS, records_per_page
+from wellhead.model.state import records_per_page
 from wellhead.model.step import Frequencies
 from wellhead.ops.rope.reference import tables
 
@@ -128,8 +128,3 @@ def frequencies(config: ModelConfig, device: torch.device | str) -> dict[int, to
     """fp32 [32] by ratio."""
     known = Frequencies(config)
     return {ratio: known.of(ratio).to(device) for ratio in KIND_OF_RATIO}
-
-
-def context_pages(tokens: int) -> int:
-    """Width of a page table for contexts of that many tokens."""
-    return -(-tokens // PAGE_TOKENS)

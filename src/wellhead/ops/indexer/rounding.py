@@ -73,7 +73,7 @@ def _fp4(vectors, BN: tl.constexpr):
     return (even | (odd << 4)).to(tl.uint8), exponent
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["COUNT"])
 def write_keys_kernel(
     keys, slots, cache, COUNT, STRIDE, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr, PDL: tl.constexpr
 ):
