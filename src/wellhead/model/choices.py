@@ -88,6 +88,7 @@ def uses_of(config: ModelConfig, split: Split) -> dict[str, list[Sizes]]:
     gates = [(2 * 2 * dim, d), (2 * dim, d), (2 * 2 * index_dim, d), (index_heads, d)]
     columns = pages_for(config.max_position_embeddings) * records_per_page(4)
     return {
+        "addresses": [{"tokens": 1, "window": config.sliding_window, "page": PAGE_TOKENS}],
         "hyper_connection": [{"tokens": 1, "n": config.hc_mult, "d": d}],
         "norm_quant": [{"d": d}, {"d": q_rank}],
         "linear": [{"n": n, "k": k} for n, k in products],

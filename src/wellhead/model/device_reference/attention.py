@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from wellhead.formats import e4m3, index_key, kv_record, mxfp4
 from wellhead.formats.paged import PagedLayout
+from wellhead.ops.addresses import reference as addresses
+from wellhead.ops.addresses.api import ALIGNED, Wanted
 from wellhead.ops.compressor import reference as compressor
 from wellhead.ops.indexer import reference as indexer
 from wellhead.ops.indexer.api import Query
@@ -17,6 +20,38 @@ from wellhead.ops.sparse_mla import reference as sparse_mla
 from wellhead.ops.sparse_mla.api import Pool
 from wellhead.ops.topk import reference as topk
 from wellhead.ops.topk.api import PAGE
+
+
+@dataclass(frozen=True)
+class Addresses:
+    tokens: int
+    pages: int
+    window: int
+    page: int
+    wanted: Mapping[int, Wanted]
+
+    def run(
+        self, positions: torch.Tensor, rows: torch.Tensor, owners: torch.Tensor, page_table: torch.Tensor,
+        window_table: torch.Tensor, freqs: Mapping[int, torch.Tensor], ends: Mapping[int, torch.Tensor] | None = None,
+    ) -> tuple[addresses.Window, dict[int, addresses.Entries]]:  # fmt: skip
+        found = {}
+        for ratio, of in self.wanted.items():
+            width = -(-page_table.shape[1] * (self.page // ratio) // ALIGNED) * ALIGNED if of.every else 0
+            found[ratio] = addresses.entries(
+                positions, rows, owners, page_table, freqs[ratio], ends[ratio] if ends else None, ratio, self.page,
+                of.most, width,
+            )  # fmt: skip
+        tables = page_table, window_table
+        return addresses.window(positions, rows, owners, *tables, self.window, self.page), found
+
+
+class AllAddresses:
+    @staticmethod
+    def plan(
+        tokens: int, pages: int, window: int, page: int, wanted: Mapping[int, Wanted], *,
+        device: torch.device | str,
+    ) -> Addresses:  # fmt: skip
+        return Addresses(tokens, pages, window, page, wanted)
 
 
 @dataclass(frozen=True)
@@ -131,12 +166,17 @@ class Indexers:
     @staticmethod
     def round_query(
         q: torch.Tensor, weights: torch.Tensor, codes: torch.Tensor, tail: torch.Tensor, *, layout: PagedLayout,
-        rotate: bool,
+        rotate: bool, rotation: tuple[torch.Tensor, torch.Tensor] | None = None, factor: float = 1.0,
+        scaled: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
+        q = q if rotation is None else rope.apply(q, *rotation)
         q = indexer.rotate(q) if rotate else q
         rounded, scale = index_key.quantize_fp8(q) if layout is index_key.FP8 else mxfp4.quantize(q)
+        weights = weights.float() * factor
         codes.copy_(rounded)
         tail.copy_(weights * scale if layout is index_key.FP8 else scale)
+        if scaled is not None:
+            scaled.copy_(weights)
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,13 @@ class Linears:
 
 @dataclass(frozen=True)
 class Bf16Linear:
-    n: int
+    n: int | tuple[int, ...]
     k: int
 
-    def run(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
-        out.copy_(linear.product(x, weight))
+    def run(self, x: torch.Tensor, weight: torch.Tensor, *out: torch.Tensor) -> None:
+        parts = (self.n,) if isinstance(self.n, int) else self.n
+        for y, part in zip(out, linear.product(x, weight).split(parts, dim=1), strict=True):
+            y.copy_(part)
 
 
 class Bf16Linears:
