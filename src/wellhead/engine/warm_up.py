@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -84,9 +84,8 @@ class Phases:
     def __init__(self, progress: bool):
         self._progress, self._began = progress, time.perf_counter()
 
-    def ended(self, what: str, sizes: Sequence[int], synchronise: Callable[[], None] | None = None) -> None:
-        if synchronise is not None:
-            synchronise()
+    def ended(self, what: str, sizes: Sequence[int]) -> None:
+        """`what` has a {} for the span of its sizes."""
         now = time.perf_counter()
         if self._progress and sizes:
             span = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else f"{sizes[0]}"
