@@ -7,6 +7,7 @@ from typing import Any
 
 from wellhead.dispatch.spec import REFERENCE
 from wellhead.model.device_reference import reference_of
+from wellhead.ops.addresses import api as addresses
 from wellhead.ops.bf16_linear import api as bf16_linear
 from wellhead.ops.compressor import api as compressor
 from wellhead.ops.compressor import prefill as compressor_prefill
@@ -29,6 +30,7 @@ def _experts(product: moe.Product) -> SimpleNamespace:
 
 
 KERNELS: dict[str, dict[str, Any]] = {
+    "addresses": {"triton": addresses},
     "hyper_connection": {"triton": hyper_connection},
     "norm_quant": {"triton": norm_quant},
     "linear": {"triton": linear},

@@ -11,6 +11,7 @@ from typing import Any
 from wellhead.model.device_reference import attention, experts, mixing, products
 
 REFERENCES: dict[str, Any] = {
+    "addresses": attention.AllAddresses,
     "hyper_connection": mixing.HyperConnection,
     "norm_quant": products.NormQuants,
     "linear": products.Linears,

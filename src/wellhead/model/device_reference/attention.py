@@ -1,13 +1,16 @@
-"""Records, compressor, indexer and attention in torch, behind the plans of their kernels."""
+"""Addresses, records, compressor, indexer and attention in torch, behind the plans of their kernels."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from wellhead.formats import e4m3, index_key, kv_record, mxfp4
 from wellhead.formats.paged import PagedLayout
+from wellhead.ops.addresses import reference as addresses
+from wellhead.ops.addresses.api import ALIGNED, Wanted
 from wellhead.ops.compressor import reference as compressor
 from wellhead.ops.indexer import reference as indexer
 from wellhead.ops.indexer.api import Query
@@ -17,6 +20,33 @@ from wellhead.ops.sparse_mla import reference as sparse_mla
 from wellhead.ops.sparse_mla.api import Pool
 from wellhead.ops.topk import reference as topk
 from wellhead.ops.topk.api import PAGE
+
+
+@dataclass(frozen=True)
+class Addresses:
+    window: int
+    page: int
+    wanted: Mapping[int, Wanted]
+
+    def run(
+        self, positions: torch.Tensor, rows: torch.Tensor, owners: torch.Tensor, page_table: torch.Tensor,
+        window_table: torch.Tensor, freqs: Mapping[int, torch.Tensor], ends: Mapping[int, torch.Tensor] | None = None,
+    ) -> tuple[addresses.Window, dict[int, addresses.Entries]]:  # fmt: skip
+        of = (positions, rows, owners, page_table)
+        found = {}
+        for ratio, wanted in self.wanted.items():
+            width = -(-page_table.shape[1] * (self.page // ratio) // ALIGNED) * ALIGNED if wanted.every else 0
+            end = None if ends is None else ends[ratio]
+            found[ratio] = addresses.entries(*of, freqs[ratio], end, ratio, self.page, wanted.most, width)
+        return addresses.window(*of, window_table, self.window, self.page), found
+
+
+class AllAddresses:
+    @staticmethod
+    def plan(
+        tokens: int, pages: int, window: int, page: int, wanted: Mapping[int, Wanted], *, device: torch.device | str
+    ) -> Addresses:
+        return Addresses(window, page, wanted)
 
 
 @dataclass(frozen=True)
@@ -131,12 +161,14 @@ class Indexers:
     @staticmethod
     def round_query(
         q: torch.Tensor, weights: torch.Tensor, codes: torch.Tensor, tail: torch.Tensor, *, layout: PagedLayout,
-        rotate: bool,
+        rotate: bool, rotation: tuple[torch.Tensor, torch.Tensor], factor: float, scaled: torch.Tensor,
     ) -> None:  # fmt: skip
+        q = rope.apply(q, *rotation)
         q = indexer.rotate(q) if rotate else q
         rounded, scale = index_key.quantize_fp8(q) if layout is index_key.FP8 else mxfp4.quantize(q)
         codes.copy_(rounded)
-        tail.copy_(weights * scale if layout is index_key.FP8 else scale)
+        scaled.copy_(weights.float() * factor)
+        tail.copy_(scaled * scale if layout is index_key.FP8 else scale)
 
 
 @dataclass(frozen=True)

@@ -23,18 +23,19 @@ class Router:
     scale: float
 
     def choose(
-        self, x: torch.Tensor, gate: torch.Tensor, bias: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
-    ) -> None:
+        self, x: torch.Tensor, gate: torch.Tensor, bias: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
+        owners: torch.Tensor,
+    ) -> None:  # fmt: skip
         chosen, weight = routing.choose(routing.affinity(x, gate), self.top_k, self.scale, bias)
-        ids.copy_(chosen)
+        ids.copy_(torch.where((owners >= 0).unsqueeze(1), chosen, -1))
         weights.copy_(weight)
 
     def choose_by_token(
         self, x: torch.Tensor, gate: torch.Tensor, table: torch.Tensor, token_ids: torch.Tensor, ids: torch.Tensor,
-        weights: torch.Tensor,
+        weights: torch.Tensor, owners: torch.Tensor,
     ) -> None:  # fmt: skip
         chosen, weight = routing.choose_by_token(routing.affinity(x, gate), self.scale, table, token_ids)
-        ids.copy_(chosen)
+        ids.copy_(torch.where((owners >= 0).unsqueeze(1), chosen, -1))
         weights.copy_(weight)
 
 

@@ -38,11 +38,13 @@ class Linears:
 
 @dataclass(frozen=True)
 class Bf16Linear:
-    n: int
+    parts: int | tuple[int, ...]
     k: int
 
-    def run(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
-        out.copy_(linear.product(x, weight))
+    def run(self, x: torch.Tensor, weight: torch.Tensor, *out: torch.Tensor) -> None:
+        found = linear.product(x, weight).split([y.shape[1] for y in out], dim=1)
+        for y, part in zip(out, found, strict=True):
+            y.copy_(part)
 
 
 class Bf16Linears:
