@@ -85,15 +85,15 @@ def uses_of(config: ModelConfig, split: Split) -> dict[str, list[Sizes]]:
         (q_rank + dim, d), (heads * dim, q_rank), (d, width), (index_heads * index_dim, q_rank), (2 * shared, d),
         (d, shared),
     ]  # fmt: skip
-    gates = [(2 * 2 * dim, d), (2 * dim, d), (2 * 2 * index_dim, d), (index_heads, d)]
+    gates = [(4 * dim + 4 * index_dim + index_heads, d), (2 * dim, d)]
     columns = pages_for(config.max_position_embeddings) * records_per_page(4)
     return {
-        "addresses": [{"tokens": 1, "window": config.sliding_window, "page": PAGE_TOKENS}],
+        "addresses": [{"window": config.sliding_window, "page": PAGE_TOKENS}],
         "hyper_connection": [{"tokens": 1, "n": config.hc_mult, "d": d}],
-        "norm_quant": [{"d": d}, {"d": q_rank}],
+        "norm_quant": [{"d": d}, {"d": q_rank}, {"d": width}],
         "linear": [{"n": n, "k": k} for n, k in products],
         "bf16_linear": [{"n": n, "k": k} for n, k in [*gates, (config.vocab_size // world, d)]],
-        "rope": [{"heads": heads, "dim": dim}, {"heads": index_heads, "dim": index_dim}],
+        "rope": [{"heads": heads, "dim": dim}],
         "kv_store": [{"heads": heads, "page": PAGE_TOKENS}],
         "compressor": [{"ratio": 4, "dim": dim}, {"ratio": 128, "dim": dim}, {"ratio": 4, "dim": index_dim}],
         "indexer": [{"heads": index_heads, "columns": columns}],

@@ -86,7 +86,7 @@ class DeviceModel:
 
     def forward(self, inputs: StepInputs, state: ModelState, ws: Workspace) -> torch.Tensor:
         """Streams bf16 [T, n, d] behind the last layer, in a buffer of `ws`; updates `state`."""
-        step, hyper_connection = DeviceStep(inputs, self.config, self._freqs), ws.mixing
+        step, hyper_connection = DeviceStep(inputs, ws, self._freqs), ws.mixing
         t = step.tokens
         streams, u, post, comb = ws.streams[:t], ws.u[:t], ws.post[:t], ws.comb[:t]
         streams.copy_(self._embed(inputs.token_ids).unsqueeze(1).expand_as(streams))

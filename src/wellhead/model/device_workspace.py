@@ -9,13 +9,15 @@ import torch
 from wellhead.formats import index_key
 from wellhead.model.choices import INDEX_ROWS, Choices
 from wellhead.model.config import ModelConfig
+from wellhead.model.device_aside import Aside
 from wellhead.model.device_kernels import functions_of
 from wellhead.model.numerics import Numerics
 from wellhead.model.split import Split
-from wellhead.model.state import records_per_page
+from wellhead.model.state import PAGE_TOKENS, records_per_page
+from wellhead.ops.addresses.api import Wanted
 from wellhead.ops.moe.api import Mxfp4Experts
 
-FEW = 64  # tokens up to which ops round their own input and turn heads on the way
+FEW = 64  # tokens up to which the output projection turns heads on the way
 
 
 class Workspace:
@@ -31,9 +33,9 @@ class Workspace:
         linear, bf16_linear, norm_quant, rope = map(use, ("linear", "bf16_linear", "norm_quant", "rope"))
         kv_store, compressor, indexer, topk = map(use, ("kv_store", "compressor", "indexer", "topk"))
         sparse_mla, output_projection, routing, moe = map(use, ("sparse_mla", "output_projection", "routing", "moe"))
-        hyper_connection = use("hyper_connection")
-        self.config, self.tokens = config, tokens
-        self.mixing, self.indexing, self._bf16_linear = hyper_connection, indexer, bf16_linear
+        hyper_connection, addresses = use("hyper_connection"), use("addresses")
+        self.config, self.tokens, self.aside = config, tokens, Aside(torch.device(device))
+        self.mixing, self.indexing = hyper_connection, indexer
         world, eps, d, limit = split.world, config.rms_norm_eps, config.hidden_size, config.swiglu_limit
         heads, groups = config.num_attention_heads // world, config.o_groups // world
         q_rank, dim, packed = config.q_lora_rank, config.head_dim, numerics.index_keys == "fp4"
@@ -49,7 +51,7 @@ class Workspace:
         self.projection = output_projection.plan(heads, groups, config.o_lora_rank)
         self.turn_back = rope.plan(heads, dim, inverse=True)
         width = groups * config.o_lora_rank
-        self.wo_b = linear.plan(d, width)
+        self.round_z, self.wo_b = norm_quant.plan(width, eps), linear.plan(d, width)
         scale = dim**-0.5
         records = {0: 0, 4: config.index_topk, 128: pages * records_per_page(128)}
         self.attend = {
@@ -58,9 +60,10 @@ class Workspace:
         }
         self.compress = {ratio: _compressor(compressor, ratio, dim, eps, chunked, packed=True) for ratio in (4, 128)}
         self.compress_index = _compressor(compressor, 4, config.index_head_dim, eps, chunked, packed=False)
-        index_heads = config.index_n_heads
+        index_heads, index_dim = config.index_n_heads, config.index_head_dim
+        sides = side_parts(config)
+        self.side = {ratio: bf16_linear.plan(parts, d) for ratio, parts in sides.items()}
         self.index_wq_b = linear.plan(index_heads * config.index_head_dim, q_rank)
-        self.index_rope = rope.plan(index_heads, config.index_head_dim)
         self.index_scale = config.index_head_dim**-0.5 * index_heads**-0.5
         rows = min(tokens, INDEX_ROWS)
         columns = pages * records_per_page(4)
@@ -82,6 +85,11 @@ class Workspace:
         shared = config.moe_intermediate_size * config.n_shared_experts // world
         self.shared_w13, self.shared_w2 = linear.plan(2 * shared, d), linear.plan(d, shared)
         self.shared_middle = moe.plan_shared(shared, limit)
+        wanted = {4: Wanted(config.index_topk, every=False), 128: Wanted(records[128], every=True)}
+        self.addresses = addresses.plan(
+            tokens, pages, config.sliding_window, PAGE_TOKENS,
+            {ratio: wanted[ratio] for ratio in wanted if ratio in config.compress_ratios}, device=device,
+        )  # fmt: skip
         self.vocabulary = bf16_linear.plan(config.vocab_size // world, d)
 
         bf16, e4m3, u8 = torch.bfloat16, torch.float8_e4m3fn, torch.uint8
@@ -97,7 +105,10 @@ class Workspace:
         self.latent, self.latent_scale = empty(q_rank, dtype=e4m3), empty(q_rank // 128, dtype=u8)
         self.o, self.z = empty(heads, dim), empty(width)
         self.z_codes, self.z_scale = empty(width, dtype=e4m3), empty(width // 128, dtype=u8)
-        self.index_q = empty(index_heads, config.index_head_dim)
+        self.projected = {ratio: empty(parts[0], dtype=torch.float32) for ratio, parts in sides.items()}
+        self.index_projected = empty(sides[4][1], dtype=torch.float32)
+        self.index_key, self.index_q = empty(index_dim), empty(index_heads, index_dim)
+        self.index_weights, self.index_scaled = empty(index_heads), empty(index_heads, dtype=torch.float32)
         self.index_codes = empty(index_heads, 64 if packed else 128, dtype=u8 if packed else e4m3)
         self.index_tail = (
             empty(index_heads, 4, dtype=u8) if packed else empty(index_heads, dtype=torch.float32)
@@ -106,6 +117,7 @@ class Workspace:
         self.selected = empty(config.index_topk, dtype=torch.int64)
         self.no_slots = torch.full((tokens, 16), -1, dtype=torch.int64, device=device)
         self.nothing = torch.zeros(tokens, dtype=torch.int32, device=device)
+        self.window_length = torch.full((tokens,), config.sliding_window, dtype=torch.int32, device=device)
         top_k = config.num_experts_per_tok
         self.ids, self.weights = empty(top_k, dtype=torch.int32), empty(top_k, dtype=torch.float32)
         self.shared_gate_up, self.shared = empty(2 * shared), empty(d)
@@ -122,11 +134,19 @@ class Workspace:
         t = len(u)
         self.round_d.run(u, None, self.codes[:t], self.scale[:t], halves=self.halves[:t] if self._halved else None)
 
-    def project(self, x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """x W^T with a bf16 weight, in a new tensor."""
-        out = torch.empty(x.shape[0], weight.shape[0], dtype=dtype, device=x.device)
-        self._bf16_linear.plan(weight.shape[0], weight.shape[1]).run(x, weight, out)
-        return out
+    def project_aside(self, u: torch.Tensor, ratio: int, side: torch.Tensor) -> None:
+        """The bf16 products of the attention input: `projected`, with ratio 4 `index_projected` and `index_weights`."""
+        t = len(u)
+        out = [self.projected[ratio][:t]]
+        if ratio == 4:
+            out += [self.index_projected[:t], self.index_weights[:t]]
+        self.side[ratio].run(u, side, *out)
+
+
+def side_parts(config: ModelConfig) -> dict[int, tuple[int, ...]]:
+    """Rows of `AttentionWeights.side` by ratio: compressor's values and gates; index compressor's; index weights."""
+    wide, narrow = 2 * config.head_dim, 2 * config.index_head_dim
+    return {4: (2 * wide, 2 * narrow, config.index_n_heads), 128: (wide,)}
 
 
 def _compressor(functions: Any, ratio: int, dim: int, eps: float, chunked: bool, *, packed: bool) -> Any:

@@ -1,4 +1,4 @@
-"""Records, compressor, indexer and attention in torch, behind the plans of their kernels."""
+"""Addresses, records, compressor, indexer and attention in torch, behind the plans of their kernels."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ from wellhead.ops.topk.api import PAGE
 
 @dataclass(frozen=True)
 class Addresses:
-    tokens: int
-    pages: int
     window: int
     page: int
     wanted: Mapping[int, Wanted]
@@ -34,24 +32,21 @@ class Addresses:
         self, positions: torch.Tensor, rows: torch.Tensor, owners: torch.Tensor, page_table: torch.Tensor,
         window_table: torch.Tensor, freqs: Mapping[int, torch.Tensor], ends: Mapping[int, torch.Tensor] | None = None,
     ) -> tuple[addresses.Window, dict[int, addresses.Entries]]:  # fmt: skip
+        of = (positions, rows, owners, page_table)
         found = {}
-        for ratio, of in self.wanted.items():
-            width = -(-page_table.shape[1] * (self.page // ratio) // ALIGNED) * ALIGNED if of.every else 0
-            found[ratio] = addresses.entries(
-                positions, rows, owners, page_table, freqs[ratio], ends[ratio] if ends else None, ratio, self.page,
-                of.most, width,
-            )  # fmt: skip
-        tables = page_table, window_table
-        return addresses.window(positions, rows, owners, *tables, self.window, self.page), found
+        for ratio, wanted in self.wanted.items():
+            width = -(-page_table.shape[1] * (self.page // ratio) // ALIGNED) * ALIGNED if wanted.every else 0
+            end = None if ends is None else ends[ratio]
+            found[ratio] = addresses.entries(*of, freqs[ratio], end, ratio, self.page, wanted.most, width)
+        return addresses.window(*of, window_table, self.window, self.page), found
 
 
 class AllAddresses:
     @staticmethod
     def plan(
-        tokens: int, pages: int, window: int, page: int, wanted: Mapping[int, Wanted], *,
-        device: torch.device | str,
-    ) -> Addresses:  # fmt: skip
-        return Addresses(tokens, pages, window, page, wanted)
+        tokens: int, pages: int, window: int, page: int, wanted: Mapping[int, Wanted], *, device: torch.device | str
+    ) -> Addresses:
+        return Addresses(window, page, wanted)
 
 
 @dataclass(frozen=True)
@@ -166,17 +161,14 @@ class Indexers:
     @staticmethod
     def round_query(
         q: torch.Tensor, weights: torch.Tensor, codes: torch.Tensor, tail: torch.Tensor, *, layout: PagedLayout,
-        rotate: bool, rotation: tuple[torch.Tensor, torch.Tensor] | None = None, factor: float = 1.0,
-        scaled: torch.Tensor | None = None,
+        rotate: bool, rotation: tuple[torch.Tensor, torch.Tensor], factor: float, scaled: torch.Tensor,
     ) -> None:  # fmt: skip
-        q = q if rotation is None else rope.apply(q, *rotation)
+        q = rope.apply(q, *rotation)
         q = indexer.rotate(q) if rotate else q
         rounded, scale = index_key.quantize_fp8(q) if layout is index_key.FP8 else mxfp4.quantize(q)
-        weights = weights.float() * factor
         codes.copy_(rounded)
-        tail.copy_(weights * scale if layout is index_key.FP8 else scale)
-        if scaled is not None:
-            scaled.copy_(weights)
+        scaled.copy_(weights.float() * factor)
+        tail.copy_(scaled * scale if layout is index_key.FP8 else scale)
 
 
 @dataclass(frozen=True)

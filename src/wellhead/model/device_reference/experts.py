@@ -24,18 +24,18 @@ class Router:
 
     def choose(
         self, x: torch.Tensor, gate: torch.Tensor, bias: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
-        owners: torch.Tensor | None = None,
+        owners: torch.Tensor,
     ) -> None:  # fmt: skip
         chosen, weight = routing.choose(routing.affinity(x, gate), self.top_k, self.scale, bias)
-        ids.copy_(chosen if owners is None else torch.where(owners.unsqueeze(1) >= 0, chosen, -1))
+        ids.copy_(torch.where((owners >= 0).unsqueeze(1), chosen, -1))
         weights.copy_(weight)
 
     def choose_by_token(
         self, x: torch.Tensor, gate: torch.Tensor, table: torch.Tensor, token_ids: torch.Tensor, ids: torch.Tensor,
-        weights: torch.Tensor, owners: torch.Tensor | None = None,
+        weights: torch.Tensor, owners: torch.Tensor,
     ) -> None:  # fmt: skip
         chosen, weight = routing.choose_by_token(routing.affinity(x, gate), self.scale, table, token_ids)
-        ids.copy_(chosen if owners is None else torch.where(owners.unsqueeze(1) >= 0, chosen, -1))
+        ids.copy_(torch.where((owners >= 0).unsqueeze(1), chosen, -1))
         weights.copy_(weight)
 
 

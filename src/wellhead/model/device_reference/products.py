@@ -38,12 +38,12 @@ class Linears:
 
 @dataclass(frozen=True)
 class Bf16Linear:
-    n: int | tuple[int, ...]
+    parts: int | tuple[int, ...]
     k: int
 
     def run(self, x: torch.Tensor, weight: torch.Tensor, *out: torch.Tensor) -> None:
-        parts = (self.n,) if isinstance(self.n, int) else self.n
-        for y, part in zip(out, linear.product(x, weight).split(parts, dim=1), strict=True):
+        found = linear.product(x, weight).split([y.shape[1] for y in out], dim=1)
+        for y, part in zip(out, found, strict=True):
             y.copy_(part)
 
 

@@ -32,7 +32,8 @@ def builds() -> tuple[KernelBuild, ...]:
                 **dict.fromkeys(("TOKENS", "COUNT", "PAGES", "WIDTH", "MOST"), "i32"),
                 **dict.fromkeys(given, "constexpr"),
             }  # fmt: skip
-            found.append(KernelBuild(f"ratio[{ratio}{',ends' if ends else ''}]", kernels.ratio_kernel, signature, given))
+            name = f"ratio[{ratio}{',ends' if ends else ''}]"
+            found.append(KernelBuild(name, kernels.ratio_kernel, signature, given))
     return tuple(found)
 
 
@@ -64,14 +65,16 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     """All the tensors of a decode step."""
     from wellhead.ops.addresses.api import Wanted, plan
 
-    names = ("positions", "rows", "owners", "page_table", "window_table")
+    positions, rows, owners = (inputs[name] for name in ("positions", "rows", "owners"))
     tokens, pages = inputs["page_table"].shape
     wanted = {ratio: Wanted(*of) for ratio, of in MOST.items()}
     addresses = plan(tokens, pages, WINDOW, PAGE, wanted, device=inputs["positions"].device)
     freqs = dict.fromkeys(MOST, inputs["freqs"])
 
     def run() -> Any:
-        window, entries = addresses.run(*(inputs[name] for name in names), freqs)
+        window, entries = addresses.run(
+            positions, rows, owners, inputs["page_table"], inputs["window_table"], freqs
+        )
         return (*window, *(tensor for of in entries.values() for tensor in of if tensor.numel()))
 
     return run

@@ -38,8 +38,8 @@ class Bf16Linear:
         expect("weight", weight, (self.n, self.k), torch.bfloat16)
         if len(out) != len(self.parts):
             raise ValueError(f"{len(out)} outputs for a product planned with parts of {list(self.parts)} rows")
-        for y, part in zip(out, self.parts, strict=True):
-            expect("out", y, (tokens, part), torch.float32, torch.bfloat16)
+        for each, part in zip(out, self.parts, strict=True):
+            expect("out", each, (tokens, part), torch.float32, torch.bfloat16)
         if not tokens:
             return
         config = choose_config(tokens, self.n, self.k)

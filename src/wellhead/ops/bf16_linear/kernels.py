@@ -1,4 +1,4 @@
-"""y = x w^T of bf16 rows and bf16 weights, fp32 sums, one launch for up to three matrices that lie behind each other."""
+"""y = x w^T of bf16 rows and weights, fp32 sums, one launch for up to three matrices that lie behind each other."""
 
 import triton
 import triton.language as tl

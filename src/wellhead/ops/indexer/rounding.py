@@ -1,5 +1,5 @@
-"""Keys and queries of the indexer on their way to FP8 or FP4: rotated by their position (queries; keys have been), turned
-by the Hadamard matrix, rounded, stored.
+"""Keys and queries of the indexer on their way to FP8 or FP4: rotated by their position (queries; keys have been),
+turned by the Hadamard matrix, rounded, stored.
 
 A program takes BN vectors of 128 bf16. ROTATE turns them first: a product with the signs, the sum in fp32, times
 128^-1/2, rounded to bf16. FP8: scale max(amax, 1e-4) / 448 in fp32; FP4: the rule of formats.mxfp4.

@@ -68,8 +68,8 @@ class Router:
             return
         route_by_token[(tokens,)](
             x, x.stride(0), gate, table, token_ids, owners, ids, weights, table.shape[0], self.scale,
-            D=self.width, E=self.experts, K=self.top_k, K_PAD=power_of_two(self.top_k), BLOCK_D=wide_step(self.width), num_warps=4,
-            **launch(),
+            D=self.width, E=self.experts, K=self.top_k, K_PAD=power_of_two(self.top_k),
+            BLOCK_D=wide_step(self.width), num_warps=4, **launch(),
         )  # fmt: skip
 
     def _check(
