@@ -91,19 +91,19 @@ class DeviceModel:
         streams, u, post, comb = ws.streams[:t], ws.u[:t], ws.post[:t], ws.comb[:t]
         streams.copy_(self._embed(inputs.token_ids).unsqueeze(1).expand_as(streams))
         layers = self.weights.layers
-        hyper_connection.pre(ws.hyper, streams, device_layers.site(layers[0].attn_hyper), u, post, comb)
+        attended, routed = ws.rounded(t, experts=False), ws.rounded(t, experts=True)
+        hyper_connection.pre(ws.hyper, streams, device_layers.site(layers[0].attn_hyper), u, post, comb, attended)
         for index, layer in enumerate(layers):
             y = device_layers.attention(layer.attention, layer.ratio, u, ws, step, state.layers[index])
             self._reduce(y)
             mixing = (y, streams, post, comb)
-            hyper_connection.post_pre(
-                ws.hyper, *mixing, device_layers.site(layer.ffn_hyper), streams, u, post, comb
-            )
+            site = device_layers.site(layer.ffn_hyper)
+            hyper_connection.post_pre(ws.hyper, *mixing, site, streams, u, post, comb, routed)
             y = device_layers.experts(layer.moe, u, ws, step)
             self._reduce(y)
             if index + 1 < len(layers):
                 site = device_layers.site(layers[index + 1].attn_hyper)
-                hyper_connection.post_pre(ws.hyper, *mixing, site, streams, u, post, comb)
+                hyper_connection.post_pre(ws.hyper, *mixing, site, streams, u, post, comb, attended)
             else:
                 hyper_connection.post(*mixing, streams)
         return streams
