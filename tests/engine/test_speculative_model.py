@@ -17,6 +17,7 @@ from wellhead.engine.request import Request
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.engine.speculative import Draft
 from wellhead.model.batch import Batch, Chunk
+from wellhead.ops.compressor import reference as compressor
 
 GREEDY = SamplingParams(max_tokens=24, ignore_eos=True)
 
@@ -50,8 +51,8 @@ def help_along(monkeypatch: pytest.MonkeyPatch, llm: LLM, truth: dict[tuple[int,
     runner, turn = llm.engine._runner, itertools.count()
     propose = runner.propose
 
-    def better(work: object, chunks: object, found: dict[Request, list[int]]) -> None:
-        propose(work, chunks, found)  # type: ignore[arg-type]
+    def better(work: object, chunks: object, found: dict[Request, list[int]], made: object = None) -> None:
+        propose(work, chunks, found, made)  # type: ignore[arg-type]
         for request, tokens in found.items():
             place, answer = len(request.output) + len(tokens), truth.get(tuple(request.prompt), [])
             for index in range(min(len(request.drafts), len(answer) - place)):
@@ -116,8 +117,8 @@ def test_a_reused_prefix_gives_the_same_greedy_tokens(plain: LLM, drafting: LLM)
 def test_caches_after_rejections_are_those_of_the_accepted_tokens(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    """Every record up to the newest, MTP's too, and every ring row, against one pass over the same tokens; positions
-    behind have been written by drafts.
+    """Every record up to the newest, MTP's too, and the ring rows of all tokens that a block may still pool, against one
+    pass over the same tokens; positions behind have been written by drafts.
     """
     llm = LLM(folder, progress=False, numerics="exact", num_pages=3, max_running=2, speculative_tokens=3)
     plain = LLM(folder, progress=False, numerics="exact", num_pages=3, max_running=2)
@@ -157,7 +158,10 @@ def compare(found: object, expected: object, request: Request) -> None:
                 close(getattr(mine, name)[page, :entries], getattr(other, name)[page, :entries])
         for name in ("compressor", "index_compressor"):
             if getattr(mine, name) is not None:
-                close(getattr(mine, name)[request.state_slot], getattr(other, name)[request.state_slot])
+                rings = getattr(mine, name)[request.state_slot], getattr(other, name)[request.state_slot]
+                pooled = compressor.pooled_rows(mine.ratio)
+                needed = torch.arange(last + 1 - pooled, last) % compressor.ring_rows(mine.ratio)
+                close(rings[0][needed], rings[1][needed])
 
 
 def places(llm: LLM, prompts: list[list[int]], params: list[SamplingParams]) -> torch.Tensor:

@@ -25,7 +25,9 @@ class OracleRunner(Runner):
         super().__init__(*args)  # type: ignore[arg-type]
         self._oracle, self._most, self._wrong = oracle, tokens, wrong
 
-    def propose(self, work: Sequence[Work], chunks: Sequence[Chunk], found: Mapping[Request, list[int]]) -> None:
+    def propose(
+        self, work: Sequence[Work], chunks: Sequence[Chunk], found: Mapping[Request, list[int]], made: object = None
+    ) -> None:
         for request, tokens in found.items():
             known = request.prompt + request.output + tokens
             for _ in range(speculative.draft_count(request, len(known), self._most)):

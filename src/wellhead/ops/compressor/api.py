@@ -75,7 +75,10 @@ class Decode:
 
 
 def constants(ratio: int, dim: int, page_size: int, config: Config) -> dict[str, int]:
-    return {"D": dim, "RATIO": ratio, "OVERLAP": overlap(ratio), "ROWS": config.rows, "PAGE": page_size}
+    return {
+        "D": dim, "RATIO": ratio, "OVERLAP": overlap(ratio), "RING": ring_rows(ratio), "ROWS": config.rows,
+        "PAGE": page_size,
+    }  # fmt: skip
 
 
 def supports(ratio: int, dim: int) -> str | None:
