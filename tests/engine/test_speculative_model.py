@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from fakes.drafting import helped
 from fakes.statistics import chi_square
 from wellhead.engine import speculative
 from wellhead.engine.llm import LLM
 from wellhead.engine.request import Request
 from wellhead.engine.sampling_params import SamplingParams
-from wellhead.engine.speculative import Draft
 from wellhead.model.batch import Batch, Chunk
 from wellhead.ops.compressor import reference as compressor
 
@@ -48,18 +47,8 @@ def nothing_left(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def
 
 def help_along(monkeypatch: pytest.MonkeyPatch, llm: LLM, truth: dict[tuple[int, ...], list[int]]) -> None:
     """Put the right token in place of five drafts of six of the prompts in `truth`; MTP runs all the same."""
-    runner, turn = llm.engine._runner, itertools.count()
-    propose = runner.propose
-
-    def better(work: object, chunks: object, found: dict[Request, list[int]], made: object = None) -> None:
-        propose(work, chunks, found, made)  # type: ignore[arg-type]
-        for request, tokens in found.items():
-            place, answer = len(request.output) + len(tokens), truth.get(tuple(request.prompt), [])
-            for index in range(min(len(request.drafts), len(answer) - place)):
-                if next(turn) % 6:
-                    request.drafts[index] = Draft(answer[place + index])
-
-    monkeypatch.setattr(runner, "propose", better)
+    runner = llm.engine._runner
+    monkeypatch.setattr(runner, "propose", helped(runner, truth))
 
 
 PROMPTS = [prompt(n, n) for n in (1, 5, 245, 118, 260)]
@@ -235,7 +224,5 @@ def test_misuse_is_refused(folder: Path) -> None:
     for value in (4, -1, True, "2"):
         with pytest.raises(ValueError, match=r"speculative_tokens is .*, expected 0 to 3"):
             LLM(folder, progress=False, speculative_tokens=value)  # type: ignore[arg-type]
-    with pytest.raises(NotImplementedError, match="speculative_tokens is 1 on device 'cuda'"):
-        LLM(folder, progress=False, speculative_tokens=1, device="cuda")
     with pytest.raises(ValueError, match=r"chunk_tokens is 100, expected at least 128: .* may need 4 tokens"):
         LLM(folder, progress=False, speculative_tokens=3, chunk_tokens=100)

@@ -36,8 +36,12 @@ def load_with_runner(
         )  # fmt: skip
         return model, partial(SpeculativeRunner, speculative_tokens=speculative_tokens) if drafts else Runner
     from wellhead.engine.device_runner import DeviceRunner
+    from wellhead.engine.device_speculative_runner import DeviceSpeculativeRunner
 
     loaded = load_device_model(
-        checkpoint, numerics, device, ablation=ablation, progress=progress, split=split, group=group
-    )
-    return loaded, partial(DeviceRunner, chunk_tokens=chunk_tokens)
+        checkpoint, numerics, device, with_mtp=speculative_tokens > 0, ablation=ablation, progress=progress,
+        split=split, group=group,
+    )  # fmt: skip
+    if not speculative_tokens:
+        return loaded, partial(DeviceRunner, chunk_tokens=chunk_tokens)
+    return loaded, partial(DeviceSpeculativeRunner, chunk_tokens=chunk_tokens, speculative_tokens=speculative_tokens)

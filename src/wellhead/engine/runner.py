@@ -21,19 +21,34 @@ from wellhead.ops.sampling import reference as sampling
 
 @dataclass(frozen=True)
 class Scores:
-    """Of N tokens, where the model computed them: logits fp32 [N, vocab] and their best id int64 [N], first of equals.
+    """Of N tokens, where the model computed them: rows `at` [N] of logits, fp32 [M, vocab] in `parts`, and of `best`
+    int64 [M], their best id, first of equals.
 
     drafts int64 [S, k]: guesses behind the S requests whose newest token was in the step, if the runner has already
     made some (`Orders.following`).
     """
 
-    logits: torch.Tensor
+    parts: Sequence[torch.Tensor]
     best: torch.Tensor
+    at: Sequence[int]
     drafts: torch.Tensor | None = None
 
     @classmethod
     def of(cls, logits: torch.Tensor) -> Scores:
-        return cls(logits, logits.argmax(-1))
+        return cls([logits], logits.argmax(-1), range(len(logits)))
+
+    def read(self, tokens: Sequence[int]) -> torch.Tensor:
+        """fp32 [len(tokens), vocab] on the host."""
+        rows, found, low = [self.at[token] for token in tokens], [], 0
+        for part in self.parts:
+            mine = [place for place, row in enumerate(rows) if low <= row < low + len(part)]
+            if mine:
+                found.append((mine, part[[rows[place] - low for place in mine]].cpu()))
+            low += len(part)
+        out = torch.empty(len(rows), found[0][1].shape[1] if found else 0)
+        for mine, logits in found:
+            out[mine] = logits
+        return out
 
 
 class StepRunner(ABC):
@@ -112,12 +127,13 @@ def choose(sampled: Sequence[Work], scores: Scores) -> dict[Request, list[int]]:
 
     Logits are read from the device only for those that are not greedy or report them.
     """
-    best, low = scores.best.tolist(), 0
+    ids = scores.best.tolist()  # where a greedy step waits for the device
+    best, low = [ids[row] for row in scores.at], 0
     spans: dict[Request, range] = {}
     for item in sampled:
         spans[item.request] = range(low, low := low + 1 + item.drafts)
     wanted = [row for r, span in spans.items() if r.params.temperature or r.params.logprobs for row in span]
-    rows = dict(zip(wanted, scores.logits[wanted].cpu(), strict=True)) if wanted else {}
+    rows = dict(zip(wanted, scores.read(wanted), strict=True)) if wanted else {}
     found = {}
     for item in sampled:
         request, params = item.request, item.request.params

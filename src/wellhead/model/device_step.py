@@ -6,6 +6,7 @@ A padding token has state slot -1: it gets no slots, is visible to nobody and se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,9 +78,14 @@ class Compressed:
 
 
 class DeviceStep:
-    """What `StepInputs` mean to the layers of one model; window_slots int64 [T, window], -1 before the beginning."""
+    """What `StepInputs` mean to the layers of one model, of all its ratios unless told; window_slots int64 [T, window],
+    -1 before the beginning.
+    """
 
-    def __init__(self, inputs: StepInputs, config: ModelConfig, freqs: dict[int, torch.Tensor]):
+    def __init__(
+        self, inputs: StepInputs, config: ModelConfig, freqs: dict[int, torch.Tensor],
+        ratios: Sequence[int] | None = None,
+    ):  # fmt: skip
         self.inputs, self._freqs = inputs, freqs
         positions, device = inputs.positions, inputs.positions.device
         self.tokens = positions.shape[0]
@@ -90,7 +96,8 @@ class DeviceStep:
         self.write_slots = self._slots(positions.unsqueeze(1), 0).squeeze(1)
         self.window_slots = self._slots(positions.unsqueeze(1) + back, 0)
         self.window_length = torch.full((self.tokens,), config.sliding_window, dtype=torch.int32, device=device)
-        self.of_ratio = {ratio: self._compressed(ratio) for ratio in sorted(set(config.compress_ratios) - {0})}
+        compressing = set(config.compress_ratios if ratios is None else ratios) - {0}
+        self.of_ratio = {ratio: self._compressed(ratio) for ratio in sorted(compressing)}
 
     def freqs(self, ratio: int) -> torch.Tensor:
         """fp32 [32] of the layers of that ratio."""
@@ -102,7 +109,7 @@ class DeviceStep:
         place = entries.clamp_min(0)
         last = tables.shape[1] - 1
         page = tables.gather(1, (place // size).clamp_max(last)).to(torch.int64)
-        there = (entries >= 0) & (page >= 0) & self.real.unsqueeze(1)
+        there = (entries >= 0) & (place // size <= last) & (page >= 0) & self.real.unsqueeze(1)
         return torch.where(there, page * size + place % size, -1)
 
     def _compressed(self, ratio: int) -> Compressed:

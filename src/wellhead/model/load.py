@@ -66,6 +66,7 @@ def load_device_model(
     numerics: Numerics,
     device: str,
     *,
+    with_mtp: bool = False,
     ablation: Ablation | str = Ablation.NONE,
     progress: bool = False,
     split: Split = WHOLE,
@@ -82,7 +83,7 @@ def load_device_model(
         raise ValueError(
             f"device is {device!r}, but torch sees no CUDA card; `wellhead doctor` says what is here, 'cpu' works"
         )
-    weights, _ = load_device_weights(checkpoint, split, device, progress=progress)
+    weights, _ = load_device_weights(checkpoint, split, device, with_mtp=with_mtp, progress=progress)
     if group.world == 1:
         return DeviceModel(weights, checkpoint.config, numerics)
     return DeviceModel(weights, checkpoint.config, numerics, reduce=group.reduce, gather=group.gather)
