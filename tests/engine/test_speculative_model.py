@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fakes.drafting import helped
-from fakes.statistics import chi_square
+from fakes.statistics import chi_square, places
 from wellhead.engine import speculative
 from wellhead.engine.llm import LLM
 from wellhead.engine.request import Request
@@ -106,8 +106,8 @@ def test_a_reused_prefix_gives_the_same_greedy_tokens(plain: LLM, drafting: LLM)
 def test_caches_after_rejections_are_those_of_the_accepted_tokens(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    """Every record up to the newest, MTP's too, and the ring rows of all tokens that a block may still pool, against one
-    pass over the same tokens; positions behind have been written by drafts.
+    """Every record up to the newest, MTP's too, and the ring rows of all tokens that a block may still pool, against
+    one pass over the same tokens; positions behind have been written by drafts.
     """
     llm = LLM(folder, progress=False, numerics="exact", num_pages=3, max_running=2, speculative_tokens=3)
     plain = LLM(folder, progress=False, numerics="exact", num_pages=3, max_running=2)
@@ -151,19 +151,6 @@ def compare(found: object, expected: object, request: Request) -> None:
                 pooled = compressor.pooled_rows(mine.ratio)
                 needed = torch.arange(last + 1 - pooled, last) % compressor.ring_rows(mine.ratio)
                 close(rings[0][needed], rings[1][needed])
-
-
-def places(llm: LLM, prompts: list[list[int]], params: list[SamplingParams]) -> torch.Tensor:
-    """Where each sampled token lies in its distribution, likeliest first: even over (0, 1) if it was drawn from it."""
-    found, generator = [], torch.Generator().manual_seed(9)
-    for ids, own, done in zip(prompts, params, llm.generate(prompts, params), strict=True):
-        logits = llm.logits(ids + done.token_ids[:-1])[len(ids) - 1 :]
-        for row, token in zip(logits, done.token_ids, strict=True):
-            p = speculative.restricted(row, own)
-            order = p.argsort(descending=True)
-            rank = int((order == token).nonzero())
-            found.append(float(p[order[:rank]].sum() + p[token] * torch.rand((), generator=generator)))
-    return torch.tensor(found)
 
 
 def test_tokens_sampled_with_mtp_are_drawn_from_the_model(monkeypatch: pytest.MonkeyPatch, drafting: LLM) -> None:

@@ -58,7 +58,8 @@ class HashState:
     def __post_init__(self) -> None:
         shapes = {
             "window": (self.window_pages, 256), "c4": (self.num_pages, 64), "c128": (self.num_pages, 2),
-            "ring4": (self.num_slots, RINGS[4]), "ring128": (self.num_slots, RINGS[128]), "tail": (self.window_pages, 4),
+            "ring4": (self.num_slots, RINGS[4]), "ring128": (self.num_slots, RINGS[128]),
+            "tail": (self.window_pages, 4),
         }  # fmt: skip
         self.arrays = {name: np.full(shape, _POISON) for name, shape in shapes.items()}
 

@@ -110,7 +110,8 @@ class BestDrafts:
     ) -> None:  # fmt: skip
         orders, wanting = plan(work, chunks, found, self.most)
         if made is None:
-            every = [replace(c, logits="last" if i.samples else "none") for i, c in zip(work, orders.chunks, strict=True)]
+            pairs = zip(work, orders.chunks, strict=True)
+            every = [replace(chunk, logits="last" if item.samples else "none") for item, chunk in pairs]
             made = draft(replace(orders, chunks=every))
         for one, tokens in zip(wanting, made.tolist(), strict=True):
             one.request.drafts = [Draft(token) for token in tokens[: one.count]]

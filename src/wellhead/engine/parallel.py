@@ -29,7 +29,8 @@ class LeadingRunner(StepRunner):
         self._group = group
         group.broadcast([_ALLOCATE, num_pages, num_slots, window_pages])
         self._inner = make_runner(model, num_pages, num_slots, window_pages)
-        self.config, self.state, self.proposer = self._inner.config, self._inner.state, self._inner.proposer
+        self.config, self.state = self._inner.config, self._inner.state
+        self.proposer, self.sampler = self._inner.proposer, self._inner.sampler
 
     def execute(self, orders: Orders) -> Scores:
         with _interrupts_wait():

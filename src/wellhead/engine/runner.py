@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from wellhead.engine import speculative
+from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.drafting import Proposer
 from wellhead.engine.orders import DraftOrders, Orders
 from wellhead.engine.request import Request
@@ -55,6 +56,7 @@ class StepRunner(ABC):
     """Holds the caches of `num_pages` logical pages, `num_slots` state slots and `window_pages` window pages."""
 
     proposer: Proposer | None = None
+    sampler: DeviceSampler | None = None
 
     def __init__(self, model: ServedModel, num_pages: int, num_slots: int, window_pages: int | None = None):
         self.config = model.config
@@ -90,7 +92,7 @@ class StepRunner(ABC):
         if any(item.request.params.temperature for item in sampled):
             following = []
         scores = self.execute(Orders(chunks, restores, saves, following))  # who saves a page's end has no drafts
-        found = choose(sampled, scores)
+        found = choose(sampled, scores, self.sampler)
         self.propose(work, chunks, found, scores.drafts)
         return found
 
@@ -122,23 +124,30 @@ class StepRunner(ABC):
             self.proposer.propose(self.draft, work, chunks, found, made)
 
 
-def choose(sampled: Sequence[Work], scores: Scores) -> dict[Request, list[int]]:
+def choose(
+    sampled: Sequence[Work], scores: Scores, sampler: DeviceSampler | None = None
+) -> dict[Request, list[int]]:
     """The next tokens of the requests, whose drafts are used up; their tokens' scores follow each other.
 
-    Logits are read from the device only for those that are not greedy or report them.
+    Logits are read from the device only for requests that report them, and for those that sample where `sampler` does
+    not draw for them.
     """
-    ids = scores.best.tolist()  # where a greedy step waits for the device
-    best, low = [ids[row] for row in scores.at], 0
     spans: dict[Request, range] = {}
+    low = 0
     for item in sampled:
         spans[item.request] = range(low, low := low + 1 + item.drafts)
-    wanted = [row for r, span in spans.items() if r.params.temperature or r.params.logprobs for row in span]
+    drawn = {r: span[0] for r, span in spans.items() if sampler is not None and sampler.takes(r)}
+    chosen = sampler.draw(scores, drawn) if sampler is not None and drawn else scores.best
+    ids = chosen.tolist()  # where the host waits for the device
+    best = [ids[row] for row in scores.at]
+    read = [r for r in spans if r.params.logprobs or (r.params.temperature and r not in drawn)]
+    wanted = [row for request in read for row in spans[request]]
     rows = dict(zip(wanted, scores.read(wanted), strict=True)) if wanted else {}
     found = {}
     for item in sampled:
         request, params = item.request, item.request.params
         span, drafts = spans[request], request.drafts[: item.drafts]
-        if params.temperature:
+        if params.temperature and request not in drawn:
             logits = torch.stack([rows[row] for row in span])
             tokens = speculative.accept(logits, drafts, params, request.generator)
         else:

@@ -80,7 +80,7 @@ class Prefill:
         if tokens and count:
             entries_kernel[(count,)](
                 projected, ape, positions, state_slots, firsts, state, norm, ends, cos, sin, slots, out,
-                self.eps, out.stride(0), **constants(self.ratio, self.dim, self.page_size, c),
+                self.eps, out.stride(0), **constants(self.ratio, self.dim, self.page_size, c.rows),
                 num_warps=c.num_warps, num_stages=c.num_stages, **launch(),
             )  # fmt: skip
         if tokens:
