@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from wellhead import environment
 from wellhead.cli import ranks
@@ -28,11 +29,33 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", metavar="cpu|cuda", help="cuda computes in kernels on the card, cpu in torch (cpu)"
     )
+    add_impl(parser)
+    parser.add_argument(
+        "--eager", action="store_true", help="launch decode steps one by one instead of as CUDA graphs (with cuda)"
+    )
     parser.add_argument(
         "--speculative-tokens", type=int, default=0, metavar="N",
         help="guess 1 to 3 tokens ahead with the model's MTP layer and check them in one step (0)",
     )  # fmt: skip
     ranks.add(parser)
+
+
+def add_impl(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--impl",
+        action="append",
+        default=[],
+        metavar="OP=NAME",
+        help="this implementation of an op, or fail (auto: the first that fits); may be given again",
+    )
+
+
+def impl(args: argparse.Namespace) -> Mapping[str, str]:
+    """{op: implementation} of `--impl`; ValueError names what exists."""
+    from wellhead.dispatch.choose import parse_forced
+    from wellhead.ops import registry
+
+    return parse_forced(args.impl, registry.specs()) if args.impl else {}
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -61,15 +84,15 @@ def load(model: str | None, args: argparse.Namespace | None = None) -> LLM:
     progress = sys.stderr.isatty()
     if args is None:
         return LLM(model, progress=progress)
-    if args.group is None:
-        return LLM(model, progress=progress, device=args.device, speculative_tokens=args.speculative_tokens)
+    ranked: dict[str, Any] = {} if args.group is None else {"split": split(args), "group": args.group}
     return LLM(
         model,
         progress=progress,
         device=args.device,
-        split=split(args),
-        group=args.group,
+        impl=impl(args),
+        captured=not args.eager,
         speculative_tokens=args.speculative_tokens,
+        **ranked,
     )
 
 

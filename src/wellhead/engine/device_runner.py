@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from wellhead.dispatch.frozen import frozen
+from wellhead.dispatch.spec import REFERENCE
+from wellhead.engine import warm_up
 from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.runner import Scores, StepRunner
 from wellhead.model.batch import Batch, Chunk
@@ -38,30 +42,57 @@ class Parts:
 
 
 class DeviceRunner(StepRunner):
-    """Steps of a `DeviceModel`: all kernels of decode steps are compiled and captured here, before any request.
+    """Steps of a `DeviceModel`. All their kernels are compiled, and decode steps captured, here, before any request; a
+    step that needs another one raises `dispatch.frozen.CompiledLate`.
 
     chunk_tokens: tokens of a step's prompts together. context: tokens that a request may have at most (None: what the
-    model and the pages allow).
+    model and the pages allow). progress: tell the seconds of each phase on stderr.
     """
 
     def __init__(
         self, model: DeviceModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
-        chunk_tokens: int, context: int | None = None, captured: bool = True,
+        chunk_tokens: int, context: int | None = None, captured: bool = True, progress: bool = False,
     ):  # fmt: skip
+        if captured:
+            model.choices.check_captured()
         super().__init__(model, num_pages, num_slots, window_pages)
         context = context or min(model.config.max_position_embeddings, num_pages * PAGE_TOKENS)
         self._model, self._width = model, pages_for(context)
         self._prefill = model.workspace(chunk_tokens, context, chunked=True)
-        self._make_steps(context, ladder(num_slots), captured)
-        self.sampler = DeviceSampler(num_slots, model.config.vocab_size, model.device)
-        if captured:
-            self.sampler.warm_up()
+        if model.choices.of("sampling") != REFERENCE:
+            self.sampler = DeviceSampler(num_slots, model.config.vocab_size, model.device)
+        phases, self._compiles = warm_up.Phases(progress), model.device.type == "cuda"  # nothing else compiles
+        sizes = ladder(num_slots)
+        self._make_steps(context, sizes, captured)
+        if self._compiles:
+            torch.cuda.synchronize()
+            phases.ended(f"decodes of {{}} requests {'captured' if captured else 'compiled'}", sizes)
+            sizes = self._warm_up(chunk_tokens)
+            torch.cuda.synchronize()
+            phases.ended("prefills of {} tokens compiled", sizes)
 
     def _make_steps(self, context: int, sizes: Sequence[int], captured: bool) -> None:
-        """What computes decoding requests, for batches of these sizes."""
+        """What computes decoding requests, for batches of these sizes, compiled."""
         self._decode = DecodeSteps(self._model, self.state, context, sizes, captured=captured)
+        if self._compiles and not captured:
+            for step in self._decode.steps.values():
+                step.run()
+
+    def _warm_up(self, chunk_tokens: int) -> list[int]:
+        """Compile what every later step launches beside them, see `engine.warm_up`; the sizes of prefills."""
+        if self.sampler is not None:
+            self.sampler.warm_up()
+        return warm_up.warm_prefill(self._model, self.state, self._prefill, self._width, chunk_tokens)
 
     def compute(self, chunks: Sequence[Chunk]) -> Scores:
+        with self._frozen():
+            return self._compute(chunks)
+
+    def _frozen(self) -> AbstractContextManager[None]:
+        """Where nothing may be compiled any more."""
+        return frozen() if self._compiles else nullcontext()
+
+    def _compute(self, chunks: Sequence[Chunk]) -> Scores:
         single = [index for index, chunk in enumerate(chunks) if len(chunk.token_ids) == 1]
         longer = [index for index, chunk in enumerate(chunks) if len(chunk.token_ids) > 1]
         parts = Parts()

@@ -8,6 +8,7 @@ from itertools import accumulate
 
 import torch
 
+from wellhead.engine import warm_up
 from wellhead.engine.device_runner import DeviceRunner, Parts
 from wellhead.engine.drafting import BestDrafts
 from wellhead.engine.orders import DraftOrders, Orders
@@ -43,11 +44,13 @@ class DeviceSpeculativeRunner(DeviceRunner):
     def __init__(
         self, model: DeviceModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
         chunk_tokens: int, speculative_tokens: int, context: int | None = None, captured: bool = True,
+        progress: bool = False,
     ):  # fmt: skip
         self._mtp, self._guesses = DeviceMtp(model), speculative_tokens
         super().__init__(
-            model, num_pages, num_slots, window_pages, chunk_tokens=chunk_tokens, context=context, captured=captured
-        )
+            model, num_pages, num_slots, window_pages, chunk_tokens=chunk_tokens, context=context, captured=captured,
+            progress=progress,
+        )  # fmt: skip
         self.proposer = BestDrafts(speculative_tokens)
         self.sampler = None  # a draw with drafts is the host's
         self._computed = _Computed((), (), None, None)
@@ -56,8 +59,17 @@ class DeviceSpeculativeRunner(DeviceRunner):
         self._steps = SpeculativeSteps(
             self._mtp, self._model, self.state, context, sizes, self._guesses, captured=captured
         )
+        if self._compiles and not captured:
+            for step in self._steps.steps.values():
+                step.verify()
+                step.draft()
 
-    def compute(self, chunks: Sequence[Chunk]) -> Scores:
+    def _warm_up(self, chunk_tokens: int) -> list[int]:
+        sizes = super()._warm_up(chunk_tokens)
+        warm_up.warm_drafts(self._mtp, self.state, self._prefill, self._width, [1, *sizes])
+        return sizes
+
+    def _compute(self, chunks: Sequence[Chunk]) -> Scores:
         trial = [index for index, chunk in enumerate(chunks) if self._on_trial(chunk)]
         prompts = [index for index, chunk in enumerate(chunks) if not self._on_trial(chunk)]
         parts, step, inputs = Parts(), None, None
@@ -75,6 +87,11 @@ class DeviceSpeculativeRunner(DeviceRunner):
         scores = super().execute(orders)
         if not orders.following:
             return scores
+        with self._frozen():
+            return self._draft_best(orders, scores)
+
+    def _draft_best(self, orders: Orders, scores: Scores) -> Scores:
+        """The scores, with guesses behind the best tokens."""
         if self._computed.step is not None:
             self._computed.step.draft()  # over what `verify` accepted
         wanted = [{"none": 0, "last": 1, "all": len(chunk.token_ids)}[chunk.logits] for chunk in orders.chunks]
@@ -90,6 +107,10 @@ class DeviceSpeculativeRunner(DeviceRunner):
 
     def draft(self, orders: DraftOrders) -> torch.Tensor:
         """int64 [S, speculative_tokens] behind the chunks with logits "last", in their order."""
+        with self._frozen():
+            return self._draft_chosen(orders)
+
+    def _draft_chosen(self, orders: DraftOrders) -> torch.Tensor:
         ends = list(accumulate(len(chunk.token_ids) for chunk in orders.chunks))
         behind = [
             list(orders.following[end - len(chunk.token_ids) : end])

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import torch
 
+from wellhead.model.device_kernels import functions_of
 from wellhead.model.device_model import DeviceModel
-from wellhead.model.device_step import DeviceStep, StepInputs
+from wellhead.model.device_step import StepInputs
 from wellhead.model.device_weights import Fp8Weight
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.state import ModelState
-from wellhead.ops.linear import api as linear
-from wellhead.ops.norm_quant import api as norm_quant
 
 
 class DeviceMtp:
@@ -23,6 +22,7 @@ class DeviceMtp:
             raise ValueError("the MTP module is not loaded; load the weights with with_mtp=True")
         d = model.config.hidden_size
         self._model, self._weights = model, model.weights.mtp[0]
+        linear, norm_quant = (functions_of(op, model.choices.of(op)) for op in ("linear", "norm_quant"))
         self._norm, self._project = norm_quant.plan(d, model.config.rms_norm_eps), linear.plan(d, d)
 
     def forward(
@@ -37,8 +37,7 @@ class DeviceMtp:
         e = self._projected(model.embed(next_ids), weights.enorm, weights.e_proj)
         h = self._projected(streams.reshape(t * n, d), weights.hnorm, weights.h_proj)
         torch.add(e.unsqueeze(1), h.view(t, n, d), out=ws.streams[:t])
-        step = DeviceStep(inputs, model.config, model.freqs, ratios=())
-        return model.blocks((weights.layer,), step, state.mtp, ws)
+        return model.blocks((weights.layer,), inputs, state.mtp, ws)
 
     def guess(
         self, streams: torch.Tensor, last: StepInputs, state: ModelState, ws: Workspace, count: int

@@ -17,8 +17,8 @@ from wellhead.model.batch import Batch, Chunk
 from wellhead.model.device_graphs import WARM_UPS
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_mtp import DeviceMtp
-from wellhead.model.device_step import StepInputs, context_pages
-from wellhead.model.state import ModelState
+from wellhead.model.device_step import StepInputs
+from wellhead.model.state import ModelState, pages_for
 
 Run = Callable[[], None]
 
@@ -42,7 +42,7 @@ class SpeculativeStep:
     ):
         self.size, self._drafts = size, results.guesses.shape[1]
         self.each = 1 + self._drafts
-        self._mtp, self._model, self._state, self._width = mtp, model, state, context_pages(context)
+        self._mtp, self._model, self._state, self._width = mtp, model, state, pages_for(context)
         places, device = size * self.each, model.device
         self.logits, self.best = results.logits[:places], results.best[:places]
         self.guesses = results.guesses[:size]
