@@ -50,7 +50,10 @@ def load_with_runner(
         checkpoint, numerics, device, with_mtp=speculative_tokens > 0, impl=impl, captured=captured, ablation=ablation,
         progress=progress, split=split, group=group,
     )  # fmt: skip
-    make: MakeRunner = DeviceRunner
+    make: MakeRunner = partial(DeviceRunner, chunk_tokens=chunk_tokens, captured=captured, progress=progress)
     if speculative_tokens:
-        make = partial(DeviceSpeculativeRunner, speculative_tokens=speculative_tokens)
-    return loaded, partial(make, chunk_tokens=chunk_tokens, captured=captured, progress=progress)
+        make = partial(
+            DeviceSpeculativeRunner, chunk_tokens=chunk_tokens, speculative_tokens=speculative_tokens,
+            captured=captured, progress=progress,
+        )  # fmt: skip
+    return loaded, make
