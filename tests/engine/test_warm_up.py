@@ -14,6 +14,8 @@ from wellhead.dispatch import capability
 from wellhead.dispatch.frozen import CompiledLate, frozen
 from wellhead.engine import warm_up
 from wellhead.engine.device_runner import DeviceRunner
+from wellhead.engine.device_speculative_runner import DeviceSpeculativeRunner
+from wellhead.engine.orders import DraftOrders, Orders
 from wellhead.engine.warm_up import prefill_sizes, warm_prefill
 from wellhead.model import device_model
 from wellhead.model.batch import Batch, Chunk
@@ -91,6 +93,37 @@ def test_no_decode_wants_a_variant_that_padding_has_not_met(runner: DeviceRunner
         with recorded() as found:
             runner.compute([Chunk([7], 127 + slot, range(4), slot) for slot in range(requests)])
         assert found and found <= known, requests
+
+
+@pytest.fixture(scope="module")
+def drafting(patched: pytest.MonkeyPatch) -> DeviceSpeculativeRunner:
+    patched.setattr(device_model, "here", lambda: capability.features_of(capability.simulated("sm90"), "3.7.1"))
+    checkpoint = open_checkpoint(resolve_model())
+    weights, _ = load_device_weights(checkpoint, WHOLE, "cpu", with_mtp=True)
+    model = DeviceModel(weights, checkpoint.config, Numerics.named("checkpoint"))
+    return DeviceSpeculativeRunner(
+        model, 8, 20, chunk_tokens=CHUNK, context=1024, captured=False, speculative_tokens=3
+    )
+
+
+def test_no_step_with_drafts_wants_a_variant_that_the_warm_up_has_not_met(drafting: DeviceSpeculativeRunner) -> None:
+    with recorded() as known:
+        for step in drafting._steps.steps.values():
+            step.verify()
+            step.draft()
+        drafting._warm_up(CHUNK)
+    for tokens in (1, *FEW, *MANY):
+        prompts = [Chunk([5] * tokens, 2 * tokens, range(4), 1, logits="last")]
+        if 2 < tokens <= 20:  # as many requests of a token or two
+            prompts = [Chunk([5] * (1 + slot % 2), 0, range(4), slot, logits="none") for slot in range(tokens)]
+            last = [Chunk([5], 200, range(4), 1, logits="all"), Chunk([5] * 4, 200, range(4), 2, logits="all")]
+            prompts = [*last, *(c for c in prompts if c.state_slot not in (1, 2))]
+        following = [-1 if chunk.logits != "none" else 7 for chunk in prompts]
+        with recorded() as found:
+            drafting.execute(Orders(prompts, following=following))
+            behind = [7 for chunk in prompts for _ in chunk.token_ids]
+            drafting.draft(DraftOrders(prompts, behind, range(len(behind))))
+        assert found and found <= known, (tokens, found - known)
 
 
 @pytest.mark.parametrize("chunk_tokens", [2, 3, 16, 31, 48, 100, 300, 512, 4096])
