@@ -54,9 +54,10 @@ class LLM:
     max_running requests run together, chunk_tokens tokens a step; num_pages logical pages of 256 tokens hold their
     caches (None: as many as fit 2 GiB), window_pages the window's (None: as many). prefix_caching keeps the pages of
     ended requests, while nobody else wants them, for prompts that begin alike. device "cuda" computes in kernels, "cpu"
-    in torch. speculative_tokens 1 to 3: the model's MTP layer guesses that many tokens ahead and one step checks them;
-    greedy answers stay what they are, sampled ones keep their distribution (not their draws). In a group of several
-    ranks this is rank 0, and the others run `engine.parallel.follow` over the same model. A folder without
+    in torch; captured False launches a card's decode steps kernel by kernel instead of as CUDA graphs.
+    speculative_tokens 1 to 3: the model's MTP layer guesses that many tokens ahead and one step checks them; greedy
+    answers stay what they are, sampled ones keep their distribution (not their draws). In a group of several ranks
+    this is rank 0, and the others run `engine.parallel.follow` over the same model. A folder without
     tokenizer.json takes prompts as ids only and gives empty text.
     """
 
@@ -79,6 +80,7 @@ class LLM:
         split: Split = WHOLE,
         group: Group = ALONE,
         speculative_tokens: int = 0,
+        captured: bool = True,
     ):
         precision = Numerics.named(numerics, index_keys, kv_dtype)
         checkpoint = open_checkpoint(resolve_model(model))
@@ -90,7 +92,7 @@ class LLM:
         _check_speculative(speculative_tokens, checkpoint.config, device, group.world)
         loaded, make_runner = load_with_runner(
             checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, ablation=ablation,
-            progress=progress, split=split, group=group, speculative_tokens=speculative_tokens,
+            progress=progress, split=split, group=group, speculative_tokens=speculative_tokens, captured=captured,
         )  # fmt: skip
         if group.world > 1:
             make_runner = partial(LeadingRunner, group, make_runner)

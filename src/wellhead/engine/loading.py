@@ -26,6 +26,7 @@ def load_with_runner(
     split: Split = WHOLE,
     group: Group = ALONE,
     speculative_tokens: int = 0,
+    captured: bool = True,
 ) -> tuple[ServedModel, MakeRunner]:
     """The loaded model, and what makes its runner. NotImplementedError for a combination that does not exist yet."""
     if device == "cpu":
@@ -40,4 +41,4 @@ def load_with_runner(
     loaded = load_device_model(
         checkpoint, numerics, device, ablation=ablation, progress=progress, split=split, group=group
     )
-    return loaded, partial(DeviceRunner, chunk_tokens=chunk_tokens)
+    return loaded, partial(DeviceRunner, chunk_tokens=chunk_tokens, captured=captured)
