@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wellhead import environment
 from wellhead.cli import ranks
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from wellhead.engine.llm import LLM
     from wellhead.engine.sampling_params import SamplingParams
     from wellhead.model.split import Split
+
+
+REFERENCES = ("cpu", "eager", "alone")
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +30,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--device", default="cpu", metavar="cpu|cuda", help="cuda computes in kernels on the card, cpu in torch (cpu)"
+    )
+    parser.add_argument(
+        "--eager", action="store_true", help="launch a card's decode steps kernel by kernel, not as CUDA graphs"
     )
     parser.add_argument(
         "--speculative-tokens", type=int, default=0, metavar="N",
@@ -52,24 +58,33 @@ def model_name(args: argparse.Namespace) -> str | None:
     return args.model or environment.default_model()
 
 
-def load(model: str | None, args: argparse.Namespace | None = None) -> LLM:
+def load(model: str | None, args: argparse.Namespace | None = None, **more: Any) -> LLM:
     """Load a model as the options of `add_model` say, with a progress bar where stderr is a terminal. torch is first
-    imported here.
+    imported here. more: options of LLM that are no options of a command.
     """
     from wellhead.engine.llm import LLM
 
     progress = sys.stderr.isatty()
     if args is None:
         return LLM(model, progress=progress)
-    if args.group is None:
-        return LLM(model, progress=progress, device=args.device, speculative_tokens=args.speculative_tokens)
+    if args.group is not None:
+        more |= {"split": split(args), "group": args.group}
+    speculative, captured = args.speculative_tokens, not args.eager
+    return LLM(
+        model, progress=progress, device=args.device, speculative_tokens=speculative, captured=captured, **more
+    )
+
+
+def load_reference(way: str, model: str | None, args: argparse.Namespace, max_running: int) -> LLM:
+    """The same model in one process, without drafts, in one of the `REFERENCES` ways."""
+    from wellhead.engine.llm import LLM
+
     return LLM(
         model,
-        progress=progress,
-        device=args.device,
-        split=split(args),
-        group=args.group,
-        speculative_tokens=args.speculative_tokens,
+        progress=sys.stderr.isatty(),
+        device="cpu" if way == "cpu" else args.device,
+        captured=way != "eager" and not args.eager,
+        max_running=1 if way == "alone" else max_running,
     )
 
 

@@ -97,5 +97,7 @@ def _follow(args: argparse.Namespace, group: Group) -> None:
 
     checkpoint = open_checkpoint(resolve_model(options.model_name(args)))
     numerics = Numerics.named("checkpoint")
-    model, make_runner = load_with_runner(checkpoint, numerics, args.device, split=options.split(args), group=group)
+    model, make_runner = load_with_runner(
+        checkpoint, numerics, args.device, split=options.split(args), group=group, captured=not args.eager
+    )
     follow(group, make_runner, model)
