@@ -64,15 +64,17 @@ class DraftModel(TrainModel):
         first = records[0] if draft else kv
         age = origin[:, None] + draft - origin[None, :]
         visible = (age >= draft) & (age < c["sliding_window"])
-        own = torch.stack((*records[1:], kv), 2) if draft else kv[:, :, None][:, :, :0]  # [B, S, draft, D]
-
-        scores = torch.einsum("bshd,bkd->bshk", q, first).float().masked_fill(~visible[:, None], float("-inf"))
-        beside = torch.einsum("bshd,bsjd->bshj", q, own).float()
-        sink = w[f"{p}.attn_sink"].expand(b, s, -1).unsqueeze(-1)
-        scaled = torch.cat((scores, beside), -1) * c["head_dim"] ** -0.5
-        prob = torch.softmax(torch.cat((scaled, sink), -1), -1).to(self.dtype)
+        scale = c["head_dim"] ** -0.5
+        scores = torch.einsum("bshd,bkd->bshk", q, first).float() * scale
+        parts = [scores.masked_fill(~visible[:, None], float("-inf"))]
+        own = torch.stack((*records[1:], kv), 2) if draft else None  # [B, S, draft, D]
+        if own is not None:
+            parts.append(torch.einsum("bshd,bsjd->bshj", q, own).float() * scale)
+        parts.append(w[f"{p}.attn_sink"].expand(b, s, -1).unsqueeze(-1))
+        prob = torch.softmax(torch.cat(parts, -1), -1).to(self.dtype)
         out = torch.einsum("bshk,bkd->bshd", prob[..., :s], first)
-        out = out + torch.einsum("bshj,bsjd->bshd", prob[..., s : s + draft], own)
+        if own is not None:
+            out = out + torch.einsum("bshj,bsjd->bshd", prob[..., s : s + draft], own)
         return self.projected(out, w, p, positions, self.plain), kv
 
 
