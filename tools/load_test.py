@@ -163,8 +163,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = options(arguments)
     dice, console = random.Random(args.seed), Console(stderr=True)
     reference = LLM(
-        args.model, device=args.device, progress=False, max_running=1, num_pages=8, prefix_caching=False, captured=False
-    )
+        args.model, device=args.device, progress=False, captured=not args.device.startswith("cuda"), max_running=1,
+        num_pages=8, prefix_caching=False,
+    )  # fmt: skip
     llm = LLM(
         args.model, device=args.device, progress=False, captured=not args.eager, max_running=args.concurrency,
         num_pages=4 + 3 * args.concurrency // 2, chunk_tokens=max(512, 4 * args.concurrency),

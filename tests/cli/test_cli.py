@@ -296,10 +296,10 @@ def test_speeds_are_those_of_prefill_and_decode(monkeypatch: pytest.MonkeyPatch)
     assert one.decode_speed is None
 
 
-def test_path_names_the_ops_where_they_differ() -> None:
+def test_path_names_the_ops_that_differ_from_most() -> None:
     assert path_taken(FakeLLM(str, paths=[("a", "cpu", "x"), ("b", "cpu", "y")])) == "cpu"  # type: ignore[arg-type]
     mixed = [("a", "cpu", ""), ("b", "triton", ""), ("c", "cpu", "")]
-    assert path_taken(FakeLLM(str, paths=mixed)) == "cpu (a, c); triton (b)"  # type: ignore[arg-type]
+    assert path_taken(FakeLLM(str, paths=mixed)) == "cpu; triton (b)"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("command", ["generate", "chat", "eval", "demo"])
@@ -354,3 +354,35 @@ def test_speculative_tokens_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_not_implemented_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "a", "--speculative-tokens", "2", "--device", "cuda"]) == 2
     assert capsys.readouterr().err.startswith("wellhead: error: speculative_tokens is 2 on device 'cuda'")
+
+
+def test_impl_and_eager_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wellhead.engine import llm
+
+    asked = []
+    monkeypatch.setattr(llm, "LLM", lambda model, **given: asked.append(given) or FakeLLM(lambda prompt: "x"))
+    assert main(["generate", "a", "--impl", "moe=triton-w4a16", "--impl", "topk=auto", "--eager"]) == 0
+    assert main(["generate", "a"]) == 0
+    assert [(given["impl"], given["captured"]) for given in asked] == [
+        ({"moe": "triton-w4a16", "topk": "auto"}, False), ({}, True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--impl", "moee=reference"], "no op 'moee'; the nearest is moe of"),
+        (["--impl", "moe"], "--impl 'moe': expected OP=NAME"),
+        (["--impl", "moe=fast"], "op 'moe' has no implementation 'fast'; there are triton-w4a8, triton,"),
+        (["--impl", "moe=triton", "--impl", "moe=reference"], "op 'moe' is given both 'triton' and 'reference'"),
+        (["--impl", "moe=triton"], "'triton' was asked for and cannot run on CPU only: needs kernels absent"),
+        (["--eager"], "--eager (captured=False) on device 'cpu'"),
+        (["--tp", "2", "--impl", "moee=reference"], "no op 'moee'"),
+    ],
+)
+def test_an_implementation_is_used_or_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "a", *words]) == EXIT_ERROR
+    err = capsys.readouterr().err
+    assert err.startswith("wellhead: error: ") and said in err and err.count("\n") == 1

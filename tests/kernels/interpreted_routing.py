@@ -42,6 +42,21 @@ def test_top_k_of_biased_affinities(tokens: int, planned: int, width: int, exper
     torch.testing.assert_close(router.scores[:tokens], scores, **CLOSE)
 
 
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_a_token_without_an_owner_chooses_nobody(tokens: int) -> None:
+    x, gate, bias = inputs(tokens, 256, 40)
+    router = api.plan(tokens, 256, 40, 6, 1.5, device=DEVICE)
+    (ids, weights), (all_ids, all_weights) = outputs(tokens, 6), outputs(tokens, 6)
+    owners = torch.arange(tokens, device=DEVICE) * 3 - 1  # the first is padding
+    router.choose(x, gate, bias, all_ids, all_weights)
+    router.choose(x, gate, bias, ids, weights, owners)
+    assert bool((ids[0] == -1).all()) and bool((weights[0] == 0).all())
+    assert torch.equal(ids[1:], all_ids[1:]) and torch.equal(weights[1:], all_weights[1:])
+    table = torch.zeros(9, 6, dtype=torch.int32, device=DEVICE) + torch.arange(6, dtype=torch.int32, device=DEVICE)
+    router.choose_by_token(x, gate, table, torch.ones_like(owners), ids, weights, owners)
+    assert bool((ids[0] == -1).all()) and ids[1:].tolist() == [list(range(6))] * (tokens - 1)
+
+
 def test_ties_nan_and_infinite_bias() -> None:
     x, gate, bias = torch.zeros(2, 256).bfloat16().to(DEVICE), inputs(1, 256, 12)[1], torch.zeros(12, device=DEVICE)
     router = api.plan(2, 256, 12, 4, 1.0, device=DEVICE)

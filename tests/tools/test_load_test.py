@@ -24,7 +24,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def load() -> Load:
-    reference = LLM(progress=False, device=DEVICE, max_running=1, num_pages=4, prefix_caching=False, captured=False)
+    reference = LLM(progress=False, device=DEVICE, max_running=1, num_pages=4, prefix_caching=False)
     llm = LLM(progress=False, device=DEVICE, max_running=4, num_pages=9)
     dice = random.Random(1)
     asked = answers(reference, prompts(llm.encode, dice, 8), lambda: None)

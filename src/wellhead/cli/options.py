@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from wellhead import environment
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from wellhead.model.split import Split
 
 
-REFERENCES = ("cpu", "eager", "alone")
+REFERENCES = ("cpu", "eager", "alone")  # ways to answer that others are compared with
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -31,14 +32,33 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", metavar="cpu|cuda", help="cuda computes in kernels on the card, cpu in torch (cpu)"
     )
+    add_impl(parser)
     parser.add_argument(
-        "--eager", action="store_true", help="launch a card's decode steps kernel by kernel, not as CUDA graphs"
+        "--eager", action="store_true", help="launch decode steps one by one instead of as CUDA graphs (with cuda)"
     )
     parser.add_argument(
         "--speculative-tokens", type=int, default=0, metavar="N",
         help="guess 1 to 3 tokens ahead with the model's MTP layer and check them in one step (0)",
     )  # fmt: skip
     ranks.add(parser)
+
+
+def add_impl(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--impl",
+        action="append",
+        default=[],
+        metavar="OP=NAME",
+        help="this implementation of an op, or fail (auto: the first that fits); may be given again",
+    )
+
+
+def impl(args: argparse.Namespace) -> Mapping[str, str]:
+    """{op: implementation} of `--impl`; ValueError names what exists."""
+    from wellhead.dispatch.choose import parse_forced
+    from wellhead.ops import registry
+
+    return parse_forced(args.impl, registry.specs()) if args.impl else {}
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +80,7 @@ def model_name(args: argparse.Namespace) -> str | None:
 
 def load(model: str | None, args: argparse.Namespace | None = None, **more: Any) -> LLM:
     """Load a model as the options of `add_model` say, with a progress bar where stderr is a terminal. torch is first
-    imported here. more: options of LLM that are no options of a command.
+    imported here. more: parameters of LLM that not every command has as options.
     """
     from wellhead.engine.llm import LLM
 
@@ -69,20 +89,29 @@ def load(model: str | None, args: argparse.Namespace | None = None, **more: Any)
         return LLM(model, progress=progress)
     if args.group is not None:
         more |= {"split": split(args), "group": args.group}
-    speculative, captured = args.speculative_tokens, not args.eager
     return LLM(
-        model, progress=progress, device=args.device, speculative_tokens=speculative, captured=captured, **more
+        model,
+        progress=progress,
+        device=args.device,
+        impl=impl(args),
+        captured=not args.eager,
+        speculative_tokens=args.speculative_tokens,
+        **more,
     )
 
 
 def load_reference(way: str, model: str | None, args: argparse.Namespace, max_running: int) -> LLM:
-    """The same model in one process, without drafts, in one of the `REFERENCES` ways."""
+    """The same model in one process, without drafts, in one of the `REFERENCES` ways; "cpu" is the torch references."""
     from wellhead.engine.llm import LLM
 
+    progress = sys.stderr.isatty()
+    if way == "cpu":
+        return LLM(model, progress=progress, max_running=max_running)
     return LLM(
         model,
-        progress=sys.stderr.isatty(),
-        device="cpu" if way == "cpu" else args.device,
+        progress=progress,
+        device=args.device,
+        impl=impl(args),
         captured=way != "eager" and not args.eager,
         max_running=1 if way == "alone" else max_running,
     )

@@ -54,6 +54,9 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--experts {args.experts}: expected width or expert")
     if args.cp != 1:
         raise NotImplementedError(f"--cp {args.cp}: context parallelism is not implemented, expected 1")
+    from wellhead.cli import options
+
+    options.impl(args)
     if args.tp > 1 and args.device not in ("cpu", "cuda"):
         raise ValueError(f"--device {args.device} with --tp {args.tp}: expected cpu or cuda, the ranks share the cards")
 
@@ -98,6 +101,7 @@ def _follow(args: argparse.Namespace, group: Group) -> None:
     checkpoint = open_checkpoint(resolve_model(options.model_name(args)))
     numerics = Numerics.named("checkpoint")
     model, make_runner = load_with_runner(
-        checkpoint, numerics, args.device, split=options.split(args), group=group, captured=not args.eager
-    )
+        checkpoint, numerics, args.device, impl=options.impl(args), captured=not args.eager, split=options.split(args),
+        group=group,
+    )  # fmt: skip
     follow(group, make_runner, model)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
+from wellhead.dispatch.frozen import frozen
+from wellhead.engine import warm_up
 from wellhead.engine.runner import StepRunner
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.device_graphs import LADDER, DecodeSteps
@@ -15,27 +18,49 @@ from wellhead.model.state import PAGE_TOKENS, pages_for
 
 
 class DeviceRunner(StepRunner):
-    """Steps of a `DeviceModel`: all kernels of decode steps are compiled and captured here, before any request.
+    """Steps of a `DeviceModel`. All their kernels are compiled, and decode steps captured, here, before any request; a
+    step that needs another one raises `dispatch.frozen.CompiledLate`.
 
     chunk_tokens: tokens of a step's prompts together. context: tokens that a request may have at most (None: what the
-    model and the pages allow).
+    model and the pages allow). progress: tell the seconds of each phase on stderr.
     """
 
     def __init__(
         self, model: DeviceModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
-        chunk_tokens: int, context: int | None = None, captured: bool = True,
+        chunk_tokens: int, context: int | None = None, captured: bool = True, progress: bool = False,
     ):  # fmt: skip
+        if captured:
+            model.choices.check_captured()
         super().__init__(model, num_pages, num_slots, window_pages)
         context = context or min(model.config.max_position_embeddings, num_pages * PAGE_TOKENS)
         self._model, self._width = model, pages_for(context)
         self._prefill = model.workspace(chunk_tokens, context, chunked=True)
         most = min(num_slots, max(LADDER))
         sizes = [size for size in LADDER if size < most] + [most]
+        phases = warm_up.Phases(progress)
         self._decode = DecodeSteps(model, self.state, context, sizes, captured=captured)
         self._most = most
+        self._compiles = model.device.type == "cuda"  # the interpreter and references compile nothing
+        if self._compiles:
+            self._warm_up(phases, captured, chunk_tokens)
+
+    def _warm_up(self, phases: warm_up.Phases, captured: bool, chunk_tokens: int) -> None:
+        """Compile what every later step launches: see `engine.warm_up`."""
+        if not captured:
+            for step in self._decode.steps.values():
+                step.run()
+        torch.cuda.synchronize()
+        phases.ended(f"decodes of {{}} requests {'captured' if captured else 'compiled'}", list(self._decode.steps))
+        sizes = warm_up.warm_prefill(self._model, self.state, self._prefill, self._width, chunk_tokens)
+        torch.cuda.synchronize()
+        phases.ended("prefills of {} tokens compiled", sizes)
 
     def compute(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """fp32 logits [N, vocab] on the host of the tokens of `chunks` that want them, in their order."""
+        with frozen() if self._compiles else nullcontext():
+            return self._compute(chunks)
+
+    def _compute(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         found: dict[int, torch.Tensor] = {}
         single = [index for index, chunk in enumerate(chunks) if len(chunk.token_ids) == 1]
         longer = [index for index, chunk in enumerate(chunks) if len(chunk.token_ids) > 1]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from wellhead.dispatch.choose import AUTO
 from wellhead.engine.core import Engine
 from wellhead.engine.loading import load_with_runner
 from wellhead.engine.output import Delta
@@ -55,11 +56,12 @@ class LLM:
     max_running requests run together, chunk_tokens tokens a step; num_pages logical pages of 256 tokens hold their
     caches (None: as many as fit 2 GiB), window_pages the window's (None: as many). prefix_caching keeps the pages of
     ended requests, while nobody else wants them, for prompts that begin alike. device "cuda" computes in kernels, "cpu"
-    in torch; captured False launches a card's decode steps kernel by kernel instead of as CUDA graphs.
-    speculative_tokens 1 to 3: the model's MTP layer guesses that many tokens ahead and one step checks them; greedy
-    answers stay what they are, sampled ones keep their distribution (not their draws). In a group of several ranks
-    this is rank 0, and the others run `engine.parallel.follow` over the same model. A folder without
-    tokenizer.json takes prompts as ids only and gives empty text.
+    in torch. impl names the implementation of all ops, or of some as {op: name}; the others take the first that fits.
+    captured False launches a device's decode steps one by one. speculative_tokens 1 to 3: the model's MTP layer guesses
+    that many tokens ahead and one step checks them; greedy answers stay what they are, sampled ones keep their
+    distribution (not their draws). In a group of several ranks this is rank 0, and the others run
+    `engine.parallel.follow` over the same model. A folder without tokenizer.json takes prompts as ids only and gives
+    empty text.
     """
 
     def __init__(
@@ -75,13 +77,13 @@ class LLM:
         window_pages: int | None = None,
         prefix_caching: bool = True,
         kv_dtype: str = "uint8",
-        impl: str = "reference",
+        impl: str | Mapping[str, str] = AUTO,
+        captured: bool = True,
         ablation: Ablation | str = Ablation.NONE,
         device: str = "cpu",
         split: Split = WHOLE,
         group: Group = ALONE,
         speculative_tokens: int = 0,
-        captured: bool = True,
     ):
         precision = Numerics.named(numerics, index_keys, kv_dtype)
         checkpoint = open_checkpoint(resolve_model(model))
@@ -92,8 +94,8 @@ class LLM:
             raise ValueError(f"this is rank {group.rank}; requests are rank 0's, the others follow it")
         _check_speculative(speculative_tokens, checkpoint.config, device, group.world)
         loaded, make_runner = load_with_runner(
-            checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, ablation=ablation,
-            progress=progress, split=split, group=group, speculative_tokens=speculative_tokens, captured=captured,
+            checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, captured=captured,
+            ablation=ablation, progress=progress, split=split, group=group, speculative_tokens=speculative_tokens,
         )  # fmt: skip
         if group.world > 1:
             make_runner = partial(LeadingRunner, group, make_runner)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
+from wellhead.dispatch.choose import AUTO
 from wellhead.engine.runner import MakeRunner, Runner
 from wellhead.engine.speculative_runner import SpeculativeRunner
 from wellhead.model.checkpoint import Checkpoint
@@ -20,16 +22,21 @@ def load_with_runner(
     device: str = "cpu",
     *,
     chunk_tokens: int = 512,
-    impl: str = "reference",
+    impl: str | Mapping[str, str] = AUTO,
+    captured: bool = True,
     ablation: Ablation | str = Ablation.NONE,
     progress: bool = False,
     split: Split = WHOLE,
     group: Group = ALONE,
     speculative_tokens: int = 0,
-    captured: bool = True,
 ) -> tuple[ServedModel, MakeRunner]:
-    """The loaded model, and what makes its runner. NotImplementedError for a combination that does not exist yet."""
+    """The loaded model, and what makes its runner. NotImplementedError for a combination that does not exist yet.
+
+    impl: an implementation for all ops, or {op: implementation}. captured: decode steps as CUDA graphs, on a device.
+    """
     if device == "cpu":
+        if not captured:
+            raise ValueError("--eager (captured=False) on device 'cpu', where nothing is captured; leave it out")
         drafts = speculative_tokens > 0
         model = load_model(
             checkpoint, numerics, with_mtp=drafts, impl=impl, ablation=ablation, progress=progress, split=split,
@@ -39,6 +46,7 @@ def load_with_runner(
     from wellhead.engine.device_runner import DeviceRunner
 
     loaded = load_device_model(
-        checkpoint, numerics, device, ablation=ablation, progress=progress, split=split, group=group
-    )
-    return loaded, partial(DeviceRunner, chunk_tokens=chunk_tokens, captured=captured)
+        checkpoint, numerics, device, impl=impl, captured=captured, ablation=ablation, progress=progress, split=split,
+        group=group,
+    )  # fmt: skip
+    return loaded, partial(DeviceRunner, chunk_tokens=chunk_tokens, captured=captured, progress=progress)

@@ -22,7 +22,7 @@ from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState, pages_for
 from wellhead.testing.bench import commit, needed_card
-from wellhead.testing.timing import Roof
+from wellhead.testing.timing import Roof, timed
 
 RECORD, INDEX_KEY = 584, {"fp8": 132, "fp4": 68}
 
@@ -60,7 +60,7 @@ def measure_step(
     step.run()
     if not bool(step.logits.isfinite().all()):
         raise ValueError("logits are not finite; a step that computes nothing has no speed")
-    took = _replayed(step)
+    took = timed(step.run).median / 1e3
     kernels = _profile(step)
     moved = step_bytes(model.weights, config, batch, context, numerics)
     bound = moved / roof.best / 1e6
@@ -100,17 +100,6 @@ def _fill(state: ModelState) -> None:
         for rings in (layer.compressor, layer.index_compressor):
             if rings is not None:
                 rings.normal_()
-
-
-def _replayed(step: DecodeStep, replays: int = 30) -> float:
-    """Median milliseconds of a replay."""
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(replays)]
-    for begin, end in marks:
-        begin.record()
-        step.run()
-        end.record()
-    torch.cuda.synchronize()
-    return sorted(begin.elapsed_time(end) for begin, end in marks)[replays // 2]
 
 
 def _profile(step: DecodeStep, runs: int = 3) -> list[Kernel]:

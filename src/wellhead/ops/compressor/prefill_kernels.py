@@ -76,7 +76,7 @@ def entries_kernel(
         _store_record(made, tl.load(slots + entry), out, STRIDE, D, PAGE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TOKENS"])
 def keep_kernel(
     projected, ape, positions, state_slots, state, TOKENS,
     WIDTH: tl.constexpr, RATIO: tl.constexpr, RING: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,

@@ -1,0 +1,156 @@
+"""After the warm-up nothing is compiled: prefills of every number of tokens want only variants that it has met."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fakes.recorded_kernels import nothing_runs, recorded
+from wellhead.dispatch import capability
+from wellhead.dispatch.frozen import CompiledLate, frozen
+from wellhead.engine import warm_up
+from wellhead.engine.device_runner import DeviceRunner
+from wellhead.engine.warm_up import prefill_sizes, warm_prefill
+from wellhead.model import device_model
+from wellhead.model.batch import Batch, Chunk
+from wellhead.model.checkpoint import open_checkpoint, resolve_model
+from wellhead.model.device_model import DeviceModel
+from wellhead.model.device_step import StepInputs
+from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import WHOLE
+from wellhead.model.stream import load_device_weights
+from wellhead.ops.norm_quant.api import plan
+
+pytest.importorskip("triton")
+
+CHUNK = 300  # beyond one slice of index logits
+FEW, MANY = range(2, 35), (47, 48, 49, 63, 64, 65, 80, 127, 128, 129, 144, 255, 256, 257, 258, 272, 299, 300)
+
+
+@pytest.fixture(scope="module")
+def patched() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        nothing_runs(patch)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def runner(patched: pytest.MonkeyPatch) -> DeviceRunner:
+    """The embedded model on the CPU as a card would run it; its kernels are never launched."""
+    patched.setattr(device_model, "here", lambda: capability.features_of(capability.simulated("sm90"), "3.7.1"))
+    checkpoint = open_checkpoint(resolve_model())
+    weights, _ = load_device_weights(checkpoint, WHOLE, "cpu")
+    model = DeviceModel(weights, checkpoint.config, Numerics.named("checkpoint"))
+    return DeviceRunner(model, 8, 4, chunk_tokens=CHUNK, context=1024, captured=False)
+
+
+def warmed(runner: DeviceRunner) -> set[str]:
+    with recorded() as found:
+        warm_prefill(runner._model, runner.state, runner._prefill, runner._width, CHUNK)
+    return found
+
+
+def prefill(runner: DeviceRunner, tokens: int) -> set[str]:
+    """Variants of a prefill of one request that wants all logits, or of two with a few finished blocks or none."""
+    with recorded() as found:
+        runner.compute([Chunk([5] * tokens, 2 * tokens, range(4), 1, logits="all")])
+        parts = (tokens - tokens // 2, tokens // 2) if tokens >= 4 else (tokens,)
+        runner.compute([Chunk([5] * n, 128, range(4), slot, logits="last") for slot, n in enumerate(parts)])
+    return found
+
+
+def test_no_prefill_wants_a_variant_that_the_warm_up_has_not_met(runner: DeviceRunner) -> None:
+    known = warmed(runner)
+    assert len(known) > 40
+    for tokens in (*FEW, *MANY):
+        assert prefill(runner, tokens) <= known, tokens
+
+
+def test_fewer_sizes_would_miss_some(runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_up, "prefill_sizes", lambda chunk_tokens: [16, 300])
+    missed = prefill(runner, 33) - warmed(runner)
+    assert any("few_kernel" in variant for variant in missed)
+
+
+def test_no_decode_wants_a_variant_that_padding_has_not_met(runner: DeviceRunner) -> None:
+    with recorded() as known:
+        for step in runner._decode.steps.values():
+            step.run()
+    for requests in (1, 2, 3, 4):
+        with recorded() as found:
+            runner.compute([Chunk([7], 127 + slot, range(4), slot) for slot in range(requests)])
+        assert found and found <= known, requests
+
+
+@pytest.mark.parametrize("chunk_tokens", [2, 3, 16, 31, 48, 100, 300, 512, 4096])
+def test_every_number_of_tokens_has_a_size_that_stands_for_it(chunk_tokens: int) -> None:
+    def kind(tokens: int) -> tuple[int, bool]:
+        return (tokens - 1).bit_length(), tokens % 16 == 0
+
+    sizes = prefill_sizes(chunk_tokens)
+    assert {kind(tokens) for tokens in range(2, chunk_tokens + 1)} == {kind(size) for size in sizes}
+    assert sizes[0] == 2 and sizes[-1] == chunk_tokens and len(sizes) <= 3 * chunk_tokens.bit_length()
+
+
+def test_no_prefill_without_two_tokens() -> None:
+    assert prefill_sizes(1) == []
+
+
+def test_padding_is_laid_out_as_a_batch_is() -> None:
+    real = StepInputs.of(Batch.build([Chunk([1] * 9, 0, [0, 1], 0)]), "cpu", chunked=True)
+    made = warm_up.padding(9, 2, torch.device("cpu"))
+    for field in dataclasses.fields(StepInputs):
+        ours, theirs = getattr(made, field.name), getattr(real, field.name)
+        if field.name == "ends":
+            assert {ratio: ends.dtype for ratio, ends in ours.items()} == {r: e.dtype for r, e in theirs.items()}
+            assert all((ends == -1).all() for ends in ours.values())
+        else:
+            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), field.name
+    assert (made.state_slots == -1).all() and (made.page_table == -1).all()
+
+
+def launch_norm(d: int) -> None:
+    x, codes = torch.zeros(3, d, dtype=torch.bfloat16), torch.zeros(3, d, dtype=torch.float8_e4m3fn)
+    plan(d, 1e-6).run(x, None, codes, torch.zeros(3, d // 128, dtype=torch.uint8))
+
+
+def test_a_compile_in_a_step_names_op_kernel_and_case(patched: pytest.MonkeyPatch) -> None:
+    said = r"op 'norm_quant': kernel norm_quant_kernel would be compiled .* x \*bf16:16, weight=None.* D=640"
+    with pytest.raises(CompiledLate, match=said), frozen():
+        launch_norm(640)
+    with recorded() as found:  # Triton is as it was
+        launch_norm(640)
+    assert len(found) == 1
+
+
+def test_other_threads_may_compile(patched: pytest.MonkeyPatch) -> None:
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            launch_norm(768)
+        except BaseException as error:
+            failed.append(error)
+
+    with recorded() as found, frozen():
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert not failed and len(found) == 1
+
+
+def test_a_step_of_the_runner_is_frozen(runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_compiles", True)
+    with pytest.raises(CompiledLate, match=r"would be compiled in the middle of a step"):
+        runner.compute([Chunk([5] * 9, 0, range(4), 1)])
+
+
+def test_phases_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    warm_up.Phases(True).ended("prefills of {} tokens compiled", [2, 3, 300])
+    warm_up.Phases(False).ended("silence {}", [1])
+    said = capsys.readouterr().err
+    assert said.startswith("wellhead: prefills of 2 to 300 tokens compiled in 0.") and "silence" not in said
