@@ -18,7 +18,7 @@ from fakes import rank as fake_rank
 from wellhead.cli import EXIT_ERROR, EXIT_INTERRUPTED, main
 from wellhead.engine.launch import Ranks
 from wellhead.engine.llm import LLM
-from wellhead.engine.orders import Orders
+from wellhead.engine.orders import DraftOrders, Orders
 from wellhead.evals.against import judge_by
 from wellhead.model.batch import Chunk
 from wellhead.model.checkpoint import open_checkpoint, resolve_model
@@ -213,9 +213,11 @@ def test_orders_survive_the_way() -> None:
         Chunk([9], 0, [0], 0, "all", None),
         Chunk([1, 2], 10, [7], 1, "last", [2]),
     ]
-    orders = Orders(chunks, restores=[(4, 2)], saves=[(0, 3), (1, 5)])
+    orders = Orders(chunks, restores=[(4, 2)], saves=[(0, 3), (1, 5)], following=[8, -1, -1])
     assert Orders.decode(orders.encode()) == orders
-    assert Orders.decode(Orders([]).encode()) == Orders([], [], [])
+    assert Orders.decode(Orders([]).encode()) == Orders([], [], [], [])
+    drafts = DraftOrders(chunks, [6, 7, 8, 1, 2, 3], [4, 5, 6, 0, 9, 8])
+    assert DraftOrders.decode(drafts.encode()) == drafts
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,19 @@ from wellhead.engine.warm_up import prefill_sizes, warm_prefill
 from wellhead.model import device_model
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.checkpoint import open_checkpoint, resolve_model
+from wellhead.model.choices import uses_of
+from wellhead.model.config_file import load_config
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_step import StepInputs
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import WHOLE
+from wellhead.model.published import published_config
 from wellhead.model.stream import load_device_weights
+from wellhead.ops.bf16_linear import configs as bf16_linear
+from wellhead.ops.linear import configs as linear
+from wellhead.ops.linear import large_configs
 from wellhead.ops.norm_quant.api import plan
+from wellhead.ops.output_projection import configs as output_projection
 
 pytest.importorskip("triton")
 
@@ -94,6 +101,21 @@ def test_every_number_of_tokens_has_a_size_that_stands_for_it(chunk_tokens: int)
     sizes = prefill_sizes(chunk_tokens)
     assert {kind(tokens) for tokens in range(2, chunk_tokens + 1)} == {kind(size) for size in sizes}
     assert sizes[0] == 2 and sizes[-1] == chunk_tokens and len(sizes) <= 3 * chunk_tokens.bit_length()
+
+
+def test_tiles_follow_the_next_power_of_two_at_full_size() -> None:
+    """What makes the sizes complete, for the widths of a published model."""
+    uses = uses_of(load_config(published_config("v4-flash")), WHOLE)
+    for tokens in range(2, 1025):
+        power = 1 << (tokens - 1).bit_length()
+        for sizes in uses["linear"]:
+            for rounds in (True, False):
+                chosen, stands = (linear.choose_config(t, **sizes, rounds=rounds) for t in (tokens, power))
+                assert chosen == stands
+            assert large_configs.choose_large(tokens, sizes["n"]) == large_configs.choose_large(power, sizes["n"])
+        for sizes in uses["bf16_linear"]:
+            assert bf16_linear.choose_config(tokens, **sizes) == bf16_linear.choose_config(power, **sizes)
+        assert output_projection.choose_config(tokens) == output_projection.choose_config(power)
 
 
 def test_no_prefill_without_two_tokens() -> None:

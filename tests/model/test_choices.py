@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from wellhead.dispatch import capability
 from wellhead.dispatch.choose import NoImplementation
 from wellhead.dispatch.spec import REFERENCE
-from wellhead.model import device_model
+from wellhead.model import device_model, load
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.checkpoint import open_checkpoint, resolve_model
 from wellhead.model.choices import choose_ops, uses_of
@@ -71,7 +72,6 @@ def test_a_forced_implementation_is_taken_or_refused_with_the_reason(flash: Mode
         ({"moo": "triton"}, ValueError, "no op 'moo'; the nearest is moe of addresses, .*sampling"),
         ({"moe": "cutlass"}, ValueError, "no implementation 'cutlass'; there are triton-w4a8, triton, triton-w4a16"),
         ("cutlass", ValueError, "implementation 'cutlass' does not exist; there are auto, reference, triton"),
-        ({"sampling": "triton"}, NotImplementedError, "--impl sampling=triton: tokens are drawn on the host"),
     ],
 )
 def test_what_does_not_exist_is_named(flash: ModelConfig, impl: Any, error: type[Exception], said: str) -> None:
@@ -82,6 +82,7 @@ def test_what_does_not_exist_is_named(flash: ModelConfig, impl: Any, error: type
 def test_no_graph_holds_a_reference(flash: ModelConfig) -> None:
     features = capability.features_of(capability.simulated("sm90"), "3.7.1")
     choose_ops(flash, WHOLE, features).check_captured()
+    choose_ops(flash, WHOLE, features, {"sampling": REFERENCE}).check_captured()  # drawn on the host, behind the graph
     with pytest.raises(ValueError, match=r"--impl topk=reference: .* add --eager"):
         choose_ops(flash, WHOLE, features, {"topk": REFERENCE}).check_captured()
 
@@ -167,3 +168,47 @@ def test_references_on_the_device_compute_the_model(keys: str) -> None:
             found = step.logits[:1]
         error = float((found.cpu() - expected).norm() / expected.norm())
         assert error <= (0.0 if DEVICE == "cpu" else 0.02), (low, high, error)
+
+
+@pytest.mark.parametrize("first_expert", [0, 4])
+def test_lists_in_torch_are_those_that_the_kernels_read(first_expert: int) -> None:
+    from wellhead.model.device_reference.experts import Routings
+
+    experts, block = 4, 4
+    ids = torch.randint(-1, 8, (9, 2), generator=torch.Generator().manual_seed(2), dtype=torch.int32)
+    lists = Routings.plan_lists(9, 2, experts, block, first_expert=first_expert, device="cpu")
+    for rows in (ids, ids[:3], ids[:0]):  # what a longer list left behind is gone
+        lists.run(rows)
+        slots: list[int] = []
+        owners: list[int] = []
+        for expert in range(experts):
+            mine = [at for at, of in enumerate(rows.flatten().tolist()) if of == expert + first_expert]
+            assert lists.counts[expert] == len(mine) and lists.offsets[expert] == len(slots)
+            slots += mine + [-1] * (-len(mine) % block)
+            owners += [expert] * (-(-len(mine) // block))
+        assert lists.slots.tolist() == slots + [-1] * (len(lists.slots) - len(slots))
+        assert lists.block_expert.tolist() == owners + [-1] * (len(lists.block_expert) - len(owners))
+        assert lists.offsets[-1] == len(slots)
+
+
+@pytest.mark.parametrize(
+    ("numerics", "options", "error", "said"),
+    [
+        ("checkpoint", {"impl": {"rope": REFERENCE}, "captured": True}, ValueError, "add --eager"),
+        ("checkpoint", {"impl": {"moe": "triton-w4a8"}}, NoImplementation, "block_scaled_mma absent"),
+        ("exact", {}, ValueError, "numerics is 'exact'"),
+        ("checkpoint", {"impl": {"rope": REFERENCE}}, LookupError, "weights are read"),
+    ],
+)
+def test_what_cannot_run_is_said_before_weights_are_read(
+    flash: ModelConfig, monkeypatch: pytest.MonkeyPatch, numerics: str, options: Any, error: type[Exception], said: str
+) -> None:
+    def read(*given: Any, **named: Any) -> Any:
+        raise LookupError("weights are read")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device_model, "here", lambda: capability.features_of(capability.simulated("sm90"), "3.7.1"))
+    monkeypatch.setattr(load, "load_device_weights", read)
+    checkpoint: Any = SimpleNamespace(config=flash)
+    with pytest.raises(error, match=said):
+        load.load_device_model(checkpoint, Numerics.named(numerics), "cuda", **options)

@@ -102,6 +102,6 @@ def _follow(args: argparse.Namespace, group: Group) -> None:
     numerics = Numerics.named("checkpoint")
     model, make_runner = load_with_runner(
         checkpoint, numerics, args.device, impl=options.impl(args), captured=not args.eager, split=options.split(args),
-        group=group,
+        group=group, speculative_tokens=args.speculative_tokens,
     )  # fmt: skip
     follow(group, make_runner, model)

@@ -158,7 +158,7 @@ class Engine:
                 memory.grow(request, n)
                 tokens = request.next_tokens(n)
                 chunk = Chunk(tokens, request.computed, request.pages, request.state_slot, "all", request.window_pages)
-                parts.append(self._runner.compute([chunk]))
+                parts.append(self._runner.compute([chunk]).read(range(n)))
                 memory.advance(request, n, saved=False)
             return torch.cat(parts)
         finally:

@@ -92,7 +92,7 @@ class LLM:
             tokenizer = Tokenizer.from_folder(checkpoint.folder)
         if group.rank:
             raise ValueError(f"this is rank {group.rank}; requests are rank 0's, the others follow it")
-        _check_speculative(speculative_tokens, checkpoint.config, device, group.world)
+        _check_speculative(speculative_tokens, checkpoint.config)
         loaded, make_runner = load_with_runner(
             checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, captured=captured,
             ablation=ablation, progress=progress, split=split, group=group, speculative_tokens=speculative_tokens,
@@ -218,16 +218,12 @@ class LLM:
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
-def _check_speculative(tokens: int, config: ModelConfig, device: str, world: int) -> None:
+def _check_speculative(tokens: int, config: ModelConfig) -> None:
     """Raise unless that many tokens can be guessed."""
     if not isinstance(tokens, int) or isinstance(tokens, bool) or not 0 <= tokens <= MOST_TOKENS:
         raise ValueError(f"speculative_tokens is {tokens!r}, expected 0 to {MOST_TOKENS}")
     if not tokens:
         return
-    if device != "cpu":
-        raise NotImplementedError(f"speculative_tokens is {tokens} on device {device!r}; so far it works on 'cpu' only")
-    if world > 1:
-        raise NotImplementedError(f"speculative_tokens is {tokens} with tp {world}; so far it works on one rank only")
     ratios = config.compress_ratios[config.num_hidden_layers :]
     if config.num_nextn_predict_layers != 1 or ratios != (0,):
         raise ValueError(

@@ -44,9 +44,13 @@ def load_with_runner(
         )  # fmt: skip
         return model, partial(SpeculativeRunner, speculative_tokens=speculative_tokens) if drafts else Runner
     from wellhead.engine.device_runner import DeviceRunner
+    from wellhead.engine.device_speculative_runner import DeviceSpeculativeRunner
 
     loaded = load_device_model(
-        checkpoint, numerics, device, impl=impl, captured=captured, ablation=ablation, progress=progress, split=split,
-        group=group,
+        checkpoint, numerics, device, with_mtp=speculative_tokens > 0, impl=impl, captured=captured, ablation=ablation,
+        progress=progress, split=split, group=group,
     )  # fmt: skip
-    return loaded, partial(DeviceRunner, chunk_tokens=chunk_tokens, captured=captured, progress=progress)
+    make: MakeRunner = DeviceRunner
+    if speculative_tokens:
+        make = partial(DeviceSpeculativeRunner, speculative_tokens=speculative_tokens)
+    return loaded, partial(make, chunk_tokens=chunk_tokens, captured=captured, progress=progress)

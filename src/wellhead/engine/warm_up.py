@@ -28,6 +28,7 @@ from collections.abc import Sequence
 import torch
 
 from wellhead.model.device_model import DeviceModel
+from wellhead.model.device_mtp import DeviceMtp
 from wellhead.model.device_step import StepInputs
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.state import ModelState
@@ -76,6 +77,15 @@ def warm_prefill(model: DeviceModel, state: ModelState, ws: Workspace, pages: in
     if sizes:
         model.logits(streams[:1], ws)
     return sizes
+
+
+def warm_drafts(mtp: DeviceMtp, state: ModelState, ws: Workspace, pages: int, sizes: Sequence[int]) -> None:
+    """Run the drafting layer over that many tokens, and its chain for up to LOGITS requests."""
+    for tokens in sizes:
+        inputs = padding(tokens, pages, ws.streams.device)
+        streams = mtp.forward(ws.streams[:tokens].zero_(), inputs.token_ids, inputs, state, ws)
+        if tokens <= LOGITS:
+            mtp.guess(streams, inputs.only(torch.arange(tokens, device=streams.device)), state, ws, 2)
 
 
 class Phases:

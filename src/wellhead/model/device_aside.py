@@ -12,11 +12,12 @@ class Aside:
     """`with aside():` launches behind everything launched so far, but beside what follows; `join` waits for it.
 
     What runs there hides behind the main launches where both wait for memory less than for each other's ends. Several
-    parts entered before a join run one behind the other. On the CPU everything runs in order.
+    parts entered before a join run one behind the other, and before the main launches where both want a multiprocessor:
+    they are small and waited for. On the CPU everything runs in order.
     """
 
     def __init__(self, device: torch.device):
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
     @contextmanager
     def __call__(self) -> Iterator[None]:

@@ -36,7 +36,7 @@ def site(weights: HyperWeights) -> Site:
 def attention(
     weights: AttentionWeights, ratio: int, u: torch.Tensor, ws: Workspace, step: DeviceStep, state: LayerState
 ) -> torch.Tensor:
-    """u bf16 [T, d], normed -> bf16 [T, d]; writes the records of this step before any is read."""
+    """u bf16 [T, d], normed, and `ws.rounded` -> bf16 [T, d]; writes the records of this step before any is read."""
     t, positions, freqs = step.tokens, step.inputs.positions, step.freqs(ratio)
     q_rank = weights.q_norm.shape[0]
     codes, scale, latent_kv, q = ws.codes[:t], ws.scale[:t], ws.latent_kv[:t], ws.q[:t]
@@ -45,7 +45,6 @@ def attention(
     if weights.compressor is not None:
         with ws.aside():
             _compress(weights, ratio, u, ws, step, state)
-    ws.round_d.run(u, None, codes, scale)
     ws.wq_a_kv.run(codes, scale, weights.wq_a_kv.weight, weights.wq_a_kv.scale, latent_kv)
     ws.norm_q.run(latent_kv[:, :q_rank], weights.q_norm, latent, latent_scale)
     if weights.compressor is not None:
@@ -145,20 +144,18 @@ def _select(
 
 
 def experts(weights: MoeWeights, u: torch.Tensor, ws: Workspace, step: DeviceStep) -> torch.Tensor:
-    """u bf16 [T, d], normed -> bf16 [T, d]: the chosen experts of this rank and its part of the shared one."""
+    """u bf16 [T, d], normed, and `ws.rounded` -> bf16 [T, d]: this rank's chosen experts and part of the shared one."""
     t = step.tokens
     codes, scale = ws.codes[:t], ws.scale[:t]
     ids, chosen_weights, shared, y = ws.ids[:t], ws.weights[:t], ws.shared[:t], ws.y[:t]
-    ws.round_experts(u)
     owners = step.inputs.state_slots  # padding reads no expert
     with ws.aside():
         if weights.table is not None:
-            ids_of = (step.inputs.token_ids, ids, chosen_weights, owners)
-            ws.router.choose_by_token(u, weights.gate, weights.table, *ids_of)
+            chosen = (step.inputs.token_ids, ids, chosen_weights, owners, ws.lists)
+            ws.router.choose_by_token(u, weights.gate, weights.table, *chosen)
         else:
             assert weights.bias is not None
-            ws.router.choose(u, weights.gate, weights.bias, ids, chosen_weights, owners)
-        ws.lists.run(ids)
+            ws.router.choose(u, weights.gate, weights.bias, ids, chosen_weights, owners, ws.lists)
     gate_up, hidden, hidden_scale = ws.shared_gate_up[:t], ws.shared_codes[:t], ws.shared_scale[:t]
     ws.shared_w13.run(codes, scale, weights.shared_w13.weight, weights.shared_w13.scale, gate_up)
     ws.shared_middle.run(gate_up, hidden, hidden_scale)

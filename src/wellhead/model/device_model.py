@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -13,12 +13,12 @@ from wellhead.model.choices import Choices, choose_ops
 from wellhead.model.config import ModelConfig
 from wellhead.model.device_kernels import KERNELS, functions_of
 from wellhead.model.device_step import DeviceStep, StepInputs, frequencies
-from wellhead.model.device_weights import ModelWeights
+from wellhead.model.device_weights import HyperWeights, LayerWeights, ModelWeights
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import Reduce
 from wellhead.model.split import Split
-from wellhead.model.state import ModelState, pages_for
+from wellhead.model.state import LayerState, ModelState, pages_for
 
 Gather = Callable[[torch.Tensor], torch.Tensor]
 
@@ -70,7 +70,10 @@ class DeviceModel:
     def allocate(self, num_pages: int, num_slots: int, window_pages: int | None = None) -> ModelState:
         """Caches on the device, as `LanguageModel.allocate` says."""
         with torch.device(self.device):
-            return ModelState.allocate(self.config, self.numerics, num_pages, num_slots, window_pages=window_pages)
+            return ModelState.allocate(
+                self.config, self.numerics, num_pages, num_slots, window_pages=window_pages,
+                with_mtp=bool(self.weights.mtp),
+            )  # fmt: skip
 
     def describe(self) -> list[tuple[str, str, str]]:
         """(operation, implementation, why) of every operation."""
@@ -86,37 +89,44 @@ class DeviceModel:
 
     def forward(self, inputs: StepInputs, state: ModelState, ws: Workspace) -> torch.Tensor:
         """Streams bf16 [T, n, d] behind the last layer, in a buffer of `ws`; updates `state`."""
+        streams = ws.streams[: len(inputs.token_ids)]
+        streams.copy_(self.embed(inputs.token_ids).unsqueeze(1).expand_as(streams))
+        return self.blocks(self.weights.layers, inputs, state.layers, ws)
+
+    def blocks(
+        self, layers: Sequence[LayerWeights], inputs: StepInputs, states: Sequence[LayerState], ws: Workspace
+    ) -> torch.Tensor:
+        """The streams in `ws`, in place, through some layers."""
         step, hyper_connection = DeviceStep(inputs, ws, self._freqs), ws.mixing
         t = step.tokens
         streams, u, post, comb = ws.streams[:t], ws.u[:t], ws.post[:t], ws.comb[:t]
-        streams.copy_(self._embed(inputs.token_ids).unsqueeze(1).expand_as(streams))
-        layers = self.weights.layers
-        hyper_connection.pre(ws.hyper, streams, device_layers.site(layers[0].attn_hyper), u, post, comb)
+        attended, routed = ws.rounded(t, experts=False), ws.rounded(t, experts=True)
+        hyper_connection.pre(ws.hyper, streams, device_layers.site(layers[0].attn_hyper), u, post, comb, attended)
         for index, layer in enumerate(layers):
-            y = device_layers.attention(layer.attention, layer.ratio, u, ws, step, state.layers[index])
+            y = device_layers.attention(layer.attention, layer.ratio, u, ws, step, states[index])
             self._reduce(y)
             mixing = (y, streams, post, comb)
-            hyper_connection.post_pre(
-                ws.hyper, *mixing, device_layers.site(layer.ffn_hyper), streams, u, post, comb
-            )
+            site = device_layers.site(layer.ffn_hyper)
+            hyper_connection.post_pre(ws.hyper, *mixing, site, streams, u, post, comb, routed)
             y = device_layers.experts(layer.moe, u, ws, step)
             self._reduce(y)
             if index + 1 < len(layers):
                 site = device_layers.site(layers[index + 1].attn_hyper)
-                hyper_connection.post_pre(ws.hyper, *mixing, site, streams, u, post, comb)
+                hyper_connection.post_pre(ws.hyper, *mixing, site, streams, u, post, comb, attended)
             else:
                 hyper_connection.post(*mixing, streams)
         return streams
 
-    def logits(self, streams: torch.Tensor, ws: Workspace) -> torch.Tensor:
-        """fp32 [N, V] of N rows of `forward`'s result, gathered over the ranks."""
+    def logits(self, streams: torch.Tensor, ws: Workspace, hyper: HyperWeights | None = None) -> torch.Tensor:
+        """fp32 [N, V] of N rows of `forward`'s result, gathered over the ranks; `hyper` contracts them (the head's)."""
         u = torch.empty(streams.shape[0], self.config.hidden_size, dtype=torch.bfloat16, device=self.device)
-        ws.mixing.head(ws.hyper, streams, device_layers.site(self.weights.head.hyper), u)
+        ws.mixing.head(ws.hyper, streams, device_layers.site(hyper or self.weights.head.hyper), u)
         out = torch.empty(streams.shape[0], len(self.weights.head.vocabulary), device=self.device)
         ws.vocabulary.run(u, self.weights.head.vocabulary, out)
         return self._gather(out)
 
-    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """bf16 [T, d] on every rank."""
         table, first = self.weights.embedding, self.weights.first_token
         if self.weights.split.world == 1:
             return table.index_select(0, token_ids)

@@ -6,7 +6,7 @@ A padding token has state slot -1: it gets no slots, is visible to nobody and se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,6 +62,13 @@ class StepInputs:
             firsts,
             ends,
         )
+
+    def only(self, at: torch.Tensor) -> StepInputs:
+        """The tokens at the indices int64 [n] alone, at most one of a request, as a decode."""
+        return replace(
+            self, token_ids=self.token_ids[at], positions=self.positions[at], rows=self.rows[at],
+            state_slots=self.state_slots[at], firsts=None, ends=None,
+        )  # fmt: skip
 
 
 class DeviceStep:

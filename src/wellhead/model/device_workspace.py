@@ -16,6 +16,7 @@ from wellhead.model.split import Split
 from wellhead.model.state import PAGE_TOKENS, records_per_page
 from wellhead.ops.addresses.api import Wanted
 from wellhead.ops.moe.api import Mxfp4Experts
+from wellhead.ops.norm_quant.api import Rounded
 
 FEW = 64  # tokens up to which the output projection turns heads on the way
 
@@ -45,7 +46,7 @@ class Workspace:
             tokens, d, config.hc_mult, norm_eps=eps, hc_eps=config.hc_eps, iterations=config.hc_sinkhorn_iters,
             device=device,
         )  # fmt: skip
-        self.round_d, self.norm_q = norm_quant.plan(d, eps), norm_quant.plan(q_rank, eps)
+        self.norm_q = norm_quant.plan(q_rank, eps)
         self.wq_a_kv, self.wq_b = linear.plan(q_rank + dim, d), linear.plan(heads * dim, q_rank)
         self.store = kv_store.plan(heads, records_per_page(0), eps)
         self.projection = output_projection.plan(heads, groups, config.o_lora_rank)
@@ -124,15 +125,15 @@ class Workspace:
         self.shared_codes, self.shared_scale = empty(shared, dtype=e4m3), empty(shared // 128, dtype=u8)
 
     def expert_rows(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the experts' plan reads of u bf16 [T, d], rounded by `round_experts` before."""
+        """What the experts' plan reads of u bf16 [T, d], which has been rounded."""
         t = len(u)
         codes = self.halves if self._halved else self.codes
         return (codes[:t], self.scale[:t]) if self._rounded else (u, None)
 
-    def round_experts(self, u: torch.Tensor) -> None:
-        """u bf16 [T, d] to `codes` and `scale` for the shared expert, and to `halves` if the others read that order."""
-        t = len(u)
-        self.round_d.run(u, None, self.codes[:t], self.scale[:t], halves=self.halves[:t] if self._halved else None)
+    def rounded(self, tokens: int, *, experts: bool) -> Rounded:
+        """Where the hyper-connections leave u rounded: for the experts also in `halves`, if they read that order."""
+        halves = self.halves[:tokens] if experts and self._halved else None
+        return Rounded(self.codes[:tokens], self.scale[:tokens], halves)
 
     def project_aside(self, u: torch.Tensor, ratio: int, side: torch.Tensor) -> None:
         """The bf16 products of the attention input: `projected`, with ratio 4 `index_projected` and `index_weights`."""

@@ -68,6 +68,7 @@ def load_device_model(
     numerics: Numerics,
     device: str,
     *,
+    with_mtp: bool = False,
     impl: str | Mapping[str, str] = AUTO,
     captured: bool = False,
     ablation: Ablation | str = Ablation.NONE,
@@ -92,7 +93,7 @@ def load_device_model(
     choices = chosen(checkpoint.config, numerics, split, impl)
     if captured:
         choices.check_captured()
-    weights, _ = load_device_weights(checkpoint, split, device, progress=progress)
+    weights, _ = load_device_weights(checkpoint, split, device, with_mtp=with_mtp, progress=progress)
     if group.world == 1:
         return DeviceModel(weights, checkpoint.config, numerics, impl=impl)
     return DeviceModel(weights, checkpoint.config, numerics, impl=impl, reduce=group.reduce, gather=group.gather)

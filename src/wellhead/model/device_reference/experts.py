@@ -24,19 +24,21 @@ class Router:
 
     def choose(
         self, x: torch.Tensor, gate: torch.Tensor, bias: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
-        owners: torch.Tensor,
+        owners: torch.Tensor, lists: Lists,
     ) -> None:  # fmt: skip
         chosen, weight = routing.choose(routing.affinity(x, gate), self.top_k, self.scale, bias)
         ids.copy_(torch.where((owners >= 0).unsqueeze(1), chosen, -1))
         weights.copy_(weight)
+        lists.run(ids)
 
     def choose_by_token(
         self, x: torch.Tensor, gate: torch.Tensor, table: torch.Tensor, token_ids: torch.Tensor, ids: torch.Tensor,
-        weights: torch.Tensor, owners: torch.Tensor,
+        weights: torch.Tensor, owners: torch.Tensor, lists: Lists,
     ) -> None:  # fmt: skip
         chosen, weight = routing.choose_by_token(routing.affinity(x, gate), self.scale, table, token_ids)
         ids.copy_(torch.where((owners >= 0).unsqueeze(1), chosen, -1))
         weights.copy_(weight)
+        lists.run(ids)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,9 @@ class Router:
 
     x bf16 [T, d] with rows at any stride, gate bf16 [E, d] contiguous, bias fp32 [E], table int32 [vocabulary, K],
     token_ids int32 or int64 [T]; ids int32 [T, K], weights fp32 [T, K]. T may be 0. Products are exact in fp32 and
-    summed in fp32 over d in order. One launch each; neither allocates, synchronises or reads a device value.
+    summed in fp32 over d in order. One launch each; neither allocates, synchronises or reads a device value. `lists`
+    are filled from the ids: by a launch more, or in a plan for one token in the same one, then without counts, offsets
+    and order of experts.
     """
 
     tokens: int
@@ -39,25 +41,30 @@ class Router:
 
     def choose(
         self, x: torch.Tensor, gate: torch.Tensor, bias: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
-        owners: torch.Tensor | None = None,
+        owners: torch.Tensor | None = None, lists: ExpertLists | None = None,
     ) -> None:  # fmt: skip
         from wellhead.ops.routing.kernels import route
 
         tokens = self._check(x, gate, ids, weights, owners)
         expect("bias", bias, (self.experts,), torch.float32)
         if tokens == 0:
+            if lists is not None:
+                lists.run(ids)
             return
         c = self.config
         route[(-(-self.experts // c.block_e), -(-tokens // c.block_t))](
-            x, x.stride(0), gate, bias, owners, self.scores, self.arrived, ids, weights, tokens, self.scale,
+            x, x.stride(0), gate, bias, owners, self.scores, self.arrived, ids, weights, *self._direct(lists), tokens,
+            self.scale,
             D=self.width, E=self.experts, E_PAD=power_of_two(self.experts), K=self.top_k,
             K_PAD=power_of_two(self.top_k), BLOCK_T=c.block_t, BLOCK_E=c.block_e, BLOCK_D=c.block_d,
             CHOOSE_T=min(CHOOSE_T, c.block_t), num_warps=c.num_warps, num_stages=c.num_stages, **launch(),
         )  # fmt: skip
+        self._list(lists, ids)
 
     def choose_by_token(
         self, x: torch.Tensor, gate: torch.Tensor, table: torch.Tensor, token_ids: torch.Tensor,
         ids: torch.Tensor, weights: torch.Tensor, owners: torch.Tensor | None = None,
+        lists: ExpertLists | None = None,
     ) -> None:  # fmt: skip
         from wellhead.ops.routing.kernels import route_by_token
 
@@ -65,12 +72,27 @@ class Router:
         expect("table", table, (table.shape[0], self.top_k), torch.int32)
         expect("token_ids", token_ids, (tokens,), torch.int32, torch.int64)
         if tokens == 0:
+            if lists is not None:
+                lists.run(ids)
             return
         route_by_token[(tokens,)](
-            x, x.stride(0), gate, table, token_ids, owners, ids, weights, table.shape[0], self.scale,
+            x, x.stride(0), gate, table, token_ids, owners, ids, weights, *self._direct(lists), table.shape[0],
+            self.scale,
             D=self.width, E=self.experts, K=self.top_k, K_PAD=power_of_two(self.top_k),
             BLOCK_D=wide_step(self.width), num_warps=4, **launch(),
         )  # fmt: skip
+        self._list(lists, ids)
+
+    def _direct(self, lists: ExpertLists | None) -> tuple[torch.Tensor | None, torch.Tensor | None, int, int]:
+        """What a launch needs to write the lists itself, which one token of a plan for one token can have."""
+        if lists is None or self.tokens > 1 or lists.block > 1:
+            return None, None, 0, 0
+        return lists.slots, lists.block_expert, lists.first_expert, lists.experts
+
+    def _list(self, lists: ExpertLists | None, ids: torch.Tensor) -> None:
+        """The lists that no launch has written."""
+        if lists is not None and self._direct(lists)[0] is None:
+            lists.run(ids)
 
     def _check(
         self, x: torch.Tensor, gate: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,

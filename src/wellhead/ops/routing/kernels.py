@@ -46,6 +46,17 @@ def store_choice(
 
 
 @triton.jit
+def list_one(ids_ptr, slots_ptr, block_expert_ptr, first_expert, experts, K: tl.constexpr, K_PAD: tl.constexpr):
+    """The lists of one token in blocks of one: its places in order, each with its expert among `experts` or -1."""
+    rank = tl.arange(0, K_PAD)
+    tl.debug_barrier()  # the ids were stored by other threads
+    local = tl.load(ids_ptr + rank, mask=rank < K, other=-1) - first_expert
+    mine = (local >= 0) & (local < experts)
+    tl.store(slots_ptr + rank, tl.where(mine, rank, -1), mask=rank < K)
+    tl.store(block_expert_ptr + rank, tl.where(mine, local, -1), mask=rank < K)
+
+
+@triton.jit
 def choose_best(
     scores_ptr, bias_ptr, owner_ptr, ids_ptr, weights_ptr, t, live, scale,
     E: tl.constexpr, E_PAD: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr,
@@ -99,16 +110,18 @@ def _one_product(x_ptr, gate_ptr, e, D, E, BE: tl.constexpr, BD: tl.constexpr, P
 
 
 # The number of tokens changes from call to call: no variant of its own for 1 or for a multiple of 16.
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "first_expert", "experts"])
 def route(
-    x_ptr, x_stride, gate_ptr, bias_ptr, owner_ptr, scores_ptr, arrived_ptr, ids_ptr, weights_ptr, tokens, scale,
+    x_ptr, x_stride, gate_ptr, bias_ptr, owner_ptr, scores_ptr, arrived_ptr, ids_ptr, weights_ptr,
+    slots_ptr, block_expert_ptr, first_expert, experts, tokens, scale,
     D: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, CHOOSE_T: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """scores [T, E] = affinity(x gate^T), then ids and weights [T, K] by the top K of scores + bias.
 
     x bf16 [T, D], gate bf16 [E, D] contiguous, products summed in fp32; owner int64 [T] or None. arrived int32 [blocks
-    of tokens] is zero before and after. Grid (blocks of experts, blocks of tokens).
+    of tokens] is zero before and after. With slots_ptr the lists of one token are written too (`list_one`).
+    Grid (blocks of experts, blocks of tokens).
     """
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
@@ -129,11 +142,14 @@ def route(
             choose_best(
                 scores_ptr, bias_ptr, owner_ptr, ids_ptr, weights_ptr, some, some < tokens, scale, E, E_PAD, K, K_PAD
             )  # fmt: skip
+        if slots_ptr is not None:
+            list_one(ids_ptr, slots_ptr, block_expert_ptr, first_expert, experts, K, K_PAD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_expert", "experts"])
 def route_by_token(
-    x_ptr, x_stride, gate_ptr, table_ptr, token_ptr, owner_ptr, ids_ptr, weights_ptr, vocabulary, scale,
+    x_ptr, x_stride, gate_ptr, table_ptr, token_ptr, owner_ptr, ids_ptr, weights_ptr,
+    slots_ptr, block_expert_ptr, first_expert, experts, vocabulary, scale,
     D: tl.constexpr, E: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """ids = table[token id]; only the affinities of those experts are computed. One program a token.
@@ -157,6 +173,8 @@ def route_by_token(
     chosen = affinity(tl.sum(z, 1))
     one = tl.arange(0, 1)
     store_choice(ids_ptr, weights_ptr, owner_ptr, t + one, one == 0, ids[None, :], chosen[None, :], scale, K, K_PAD)
+    if slots_ptr is not None:
+        list_one(ids_ptr, slots_ptr, block_expert_ptr, first_expert, experts, K, K_PAD)
 
 
 @triton.jit(do_not_specialize=["numel"])
