@@ -352,8 +352,8 @@ def test_speculative_tokens_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_is_not_implemented_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "a", "--speculative-tokens", "2", "--device", "cuda"]) == 2
-    assert capsys.readouterr().err.startswith("wellhead: error: speculative_tokens is 2 on device 'cuda'")
+    assert main(["generate", "a", "--cp", "2"]) == 2
+    assert capsys.readouterr().err.startswith("wellhead: error: --cp 2: context parallelism is not implemented")
 
 
 def test_impl_and_eager_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
