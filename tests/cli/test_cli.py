@@ -241,6 +241,8 @@ def test_eval_gsm8k_reads_its_file(
         (["--tasks", "gpqa", "--data", "absent.csv"], "absent.csv: cannot be read"),
         (["--tasks", "sums", "-n", "0"], "-n must be at least 1, got 0"),
         (["--tasks", "sums", "--concurrency", "0"], "--concurrency must be at least 1, got 0"),
+        (["--against", "eager"], "--against eager: --device cpu has no CUDA graphs"),
+        (["--against", "eager", "--device", "cuda", "--eager"], "--against eager: --eager has no CUDA graphs"),
     ],
 )
 def test_eval_refuses_before_it_loads(
@@ -349,11 +351,6 @@ def test_speculative_tokens_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> 
     assert main(["generate", "a", "--speculative-tokens", "2"]) == 0
     assert main(["generate", "a"]) == 0
     assert [given["speculative_tokens"] for given in asked] == [2, 0]
-
-
-def test_what_is_not_implemented_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "a", "--cp", "2"]) == 2
-    assert capsys.readouterr().err.startswith("wellhead: error: --cp 2: context parallelism is not implemented")
 
 
 def test_impl_and_eager_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,8 @@ def main() -> None:
     ready = told = time.time()
     print(f"ready in {ready - begun:.0f} s", flush=True)
     deadline, first, at = begun + 60 * args.minutes, steps, start
+    if ready >= deadline:
+        raise SystemExit(f"--minutes {args.minutes} were over after {ready - begun:.0f} s of compilation; give more")
     while (now := time.time()) < deadline and start < args.until:
         at = start + (args.until - start) * (now - ready) / max(deadline - ready, 1)
         warm = min(1.0, (steps - first + 1) / (100 if on_card else 10))
@@ -207,7 +209,7 @@ def main() -> None:
             shares = " ".join(f"{k} {100 * v[0]:.0f}" for k, v in accepted(trainer, held_out[:1]).items() if v)
             print(f"{at:.3f} step {steps} {(steps - first) / (now - ready):.2f}/s loss {losses} | {shares}", flush=True)
             save(at)
-    save(max(at, args.until) if start < args.until else start)
+    save(max(start, args.until))
     if max(start, args.until) >= 1:
         write(args.checkpoint, trainer, {"steps": steps, "accepted": accepted(trainer, held_out)}, on_card)
 

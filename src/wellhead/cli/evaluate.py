@@ -68,6 +68,9 @@ def run(args: argparse.Namespace) -> int:
     names = chosen_tasks(args.tasks, args.data)
     if args.concurrency < 1:
         raise ValueError(f"--concurrency must be at least 1, got {args.concurrency}")
+    if args.against == "eager" and (args.eager or args.device == "cpu"):
+        way = "--eager" if args.eager else "--device cpu"
+        raise ValueError(f"--against eager: {way} has no CUDA graphs that could be compared with eager steps")
     tasks = _tasks(names, args)  # before the model: a bad data file is reported at once
     from wellhead.evals import against, report
 
