@@ -177,6 +177,7 @@ def test_an_answer_ends_within_accepted_drafts(monkeypatch: pytest.MonkeyPatch, 
     help_along(monkeypatch, drafting, {tuple(ids): free.token_ids})
     for count in (1, 2, 4, 7):
         (done,) = drafting.generate([ids], dataclasses.replace(GREEDY, max_tokens=count, logprobs=1))
+        assert done.accepted_tokens <= done.drafted_tokens <= 3 * done.draft_steps
         assert done.token_ids == free.token_ids[:count] and len(done.logprobs or ()) == count
     deltas = list(drafting.stream(ids, GREEDY))
     assert [token for delta in deltas for token in delta.token_ids] == free.token_ids
@@ -187,6 +188,7 @@ def test_an_answer_ends_within_accepted_drafts(monkeypatch: pytest.MonkeyPatch, 
             monkeypatch.setattr(llm.engine, "_eos_ids", frozenset([end]))
         (ended,) = drafting.generate([ids], stopping)
         assert ended == plain.generate([ids], stopping)[0] and ended.finish_reason == "stop"
+        assert 0 < ended.accepted_tokens < len(ended.token_ids) <= 1 + ended.accepted_tokens + ended.draft_steps
 
 
 def test_closing_a_stream_with_drafts_leaves_others_alone(plain: LLM, drafting: LLM) -> None:

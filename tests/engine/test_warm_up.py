@@ -16,6 +16,7 @@ from wellhead.engine import warm_up
 from wellhead.engine.device_runner import DeviceRunner
 from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.device_speculative_runner import DeviceSpeculativeRunner
+from wellhead.engine.orders import DraftOrders, Orders
 from wellhead.engine.request import Request
 from wellhead.engine.runner import Scores
 from wellhead.engine.sampling_params import SamplingParams
@@ -27,6 +28,7 @@ from wellhead.model.choices import uses_of
 from wellhead.model.config_file import load_config
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_step import StepInputs
+from wellhead.model.device_workspace import Workspace
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import WHOLE
 from wellhead.model.published import published_config
@@ -47,6 +49,13 @@ FEW, MANY = range(2, 35), (47, 48, 49, 63, 64, 65, 80, 127, 128, 129, 144, 255, 
 def patched() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         nothing_runs(patch)
+        best = DeviceModel.best
+
+        def known_ids(self: DeviceModel, logits: torch.Tensor, ws: Workspace, out: torch.Tensor) -> None:
+            best(self, logits, ws, out)
+            out.zero_()  # nobody wrote ids there
+
+        patch.setattr(DeviceModel, "best", known_ids)
         yield patch
 
 
@@ -55,7 +64,7 @@ def runner(patched: pytest.MonkeyPatch) -> DeviceRunner:
     """The embedded model on the CPU as a card would run it; its kernels are never launched."""
     patched.setattr(device_model, "here", lambda: capability.features_of(capability.simulated("sm90"), "3.7.1"))
     checkpoint = open_checkpoint(resolve_model())
-    weights, _ = load_device_weights(checkpoint, WHOLE, "cpu", with_mtp=True)
+    weights, _ = load_device_weights(checkpoint, WHOLE, "cpu")
     model = DeviceModel(weights, checkpoint.config, Numerics.named("checkpoint"))
     return DeviceRunner(model, 8, 4, chunk_tokens=CHUNK, context=1024, captured=False)
 
@@ -98,20 +107,35 @@ def test_no_decode_wants_a_variant_that_padding_has_not_met(runner: DeviceRunner
         assert found and found <= known, requests
 
 
-def test_no_draft_of_a_prefill_wants_a_variant_that_the_warm_up_has_not_met(runner: DeviceRunner) -> None:
-    model = runner._model
-    drafting = DeviceSpeculativeRunner(
-        model, 8, 4, chunk_tokens=CHUNK, speculative_tokens=2, context=1024, captured=False
+@pytest.fixture(scope="module")
+def drafting(patched: pytest.MonkeyPatch) -> DeviceSpeculativeRunner:
+    patched.setattr(device_model, "here", lambda: capability.features_of(capability.simulated("sm90"), "3.7.1"))
+    checkpoint = open_checkpoint(resolve_model())
+    weights, _ = load_device_weights(checkpoint, WHOLE, "cpu", with_mtp=True)
+    model = DeviceModel(weights, checkpoint.config, Numerics.named("checkpoint"))
+    return DeviceSpeculativeRunner(
+        model, 8, 20, chunk_tokens=CHUNK, context=1024, captured=False, speculative_tokens=3
     )
+
+
+def test_no_step_with_drafts_wants_a_variant_that_the_warm_up_has_not_met(drafting: DeviceSpeculativeRunner) -> None:
     with recorded() as known:
+        for step in drafting._steps.steps.values():
+            step.verify()
+            step.draft()
         drafting._warm_up(CHUNK)
-    for tokens in (*range(6, 20), 31, 32, 33, 47, 64, 65, 129, 255, 257, 272, 299):
-        parts = (tokens - tokens // 4, tokens // 4) if tokens >= 16 else (tokens,)  # fewer than four are a decode's
-        chunks = [Chunk([5] * n, 128, range(4), slot) for slot, n in enumerate(parts)]
+    for tokens in (1, *FEW, *MANY):
+        prompts = [Chunk([5] * tokens, 2 * tokens, range(4), 1, logits="last")]
+        if 2 < tokens <= 20:  # as many requests of a token or two
+            prompts = [Chunk([5] * (1 + slot % 2), 0, range(4), slot, logits="none") for slot in range(tokens)]
+            last = [Chunk([5], 200, range(4), 1, logits="all"), Chunk([5] * 4, 200, range(4), 2, logits="all")]
+            prompts = [*last, *(c for c in prompts if c.state_slot not in (1, 2))]
+        following = [-1 if chunk.logits != "none" else 7 for chunk in prompts]
         with recorded() as found:
-            drafting.compute(chunks)
-            drafting._guessed(chunks, torch.zeros(tokens, dtype=torch.int64))
-        assert found and found <= known, tokens
+            drafting.execute(Orders(prompts, following=following))
+            behind = [7 for chunk in prompts for _ in chunk.token_ids]
+            drafting.draft(DraftOrders(prompts, behind, range(len(behind))))
+        assert found and found <= known, (tokens, found - known)
 
 
 def test_no_draw_wants_a_variant_that_the_warm_up_has_not_met(patched: pytest.MonkeyPatch) -> None:

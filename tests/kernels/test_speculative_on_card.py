@@ -11,10 +11,11 @@ import torch
 from fakes.drafting import helped
 from fakes.statistics import chi_square, places
 from wellhead import LLM, SamplingParams
+from wellhead.evals.against import judge_by
+from wellhead.testing.ties import Tally
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 
-TIE = 0.1  # of the logits' deviation: as near two best ones may be where answers part (another order of sums)
 GREEDY = SamplingParams(max_tokens=40, ignore_eos=True)
 QUESTIONS = [f"{a} + {b} =" for a in range(3, 60, 4) for b in (8, 41)] + ["The capital of France is", "One, two,"]
 
@@ -36,17 +37,12 @@ def drafting(request: pytest.FixtureRequest) -> LLM:
 
 
 def compare(plain: LLM, prompts: Sequence[list[int]], found: Sequence[list[int]], wanted: Sequence[list[int]]) -> None:
-    """Equal, but for ties, whose margins are printed; after one, the answers are two others."""
-    margins = []
+    """Equal, but for ties, which are printed; after one, the answers are two others."""
+    tally = Tally()
     for prompt, mine, other in zip(prompts, found, wanted, strict=True):
-        assert len(mine) == len(other)
-        if mine != other:
-            same = next(place for place, pair in enumerate(zip(mine, other, strict=True)) if pair[0] != pair[1])
-            row = plain.logits([*prompt, *other[:same]])[-1]
-            best = row.topk(2).values
-            margins.append(float((best[0] - best[1]) / row.std()))
-    print(f"{len(margins)} of {len(found)} answers part at a tie: {[round(margin, 3) for margin in margins]}")
-    assert max(margins, default=0.0) < TIE and len(margins) <= len(found) // 4
+        tally.add(judge_by(plain, prompt, mine, other), f"prompt of {len(prompt)} tokens")
+    print(f"{len(tally.ties)} of {len(found)} answers part at a tie: {tally.ties}")
+    assert not tally.wrong and len(tally.ties) <= len(found) // 4
 
 
 def test_greedy_answers_with_wrong_and_with_right_drafts(plain: LLM, drafting: LLM) -> None:

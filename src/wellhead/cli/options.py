@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from wellhead.model.split import Split
 
 
+REFERENCES = ("cpu", "eager", "alone")  # ways to answer that others are compared with
+
+
 def add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
@@ -75,16 +78,17 @@ def model_name(args: argparse.Namespace) -> str | None:
     return args.model or environment.default_model()
 
 
-def load(model: str | None, args: argparse.Namespace | None = None) -> LLM:
+def load(model: str | None, args: argparse.Namespace | None = None, **more: Any) -> LLM:
     """Load a model as the options of `add_model` say, with a progress bar where stderr is a terminal. torch is first
-    imported here.
+    imported here. more: parameters of LLM that not every command has as options.
     """
     from wellhead.engine.llm import LLM
 
     progress = sys.stderr.isatty()
     if args is None:
         return LLM(model, progress=progress)
-    ranked: dict[str, Any] = {} if args.group is None else {"split": split(args), "group": args.group}
+    if args.group is not None:
+        more |= {"split": split(args), "group": args.group}
     return LLM(
         model,
         progress=progress,
@@ -92,7 +96,24 @@ def load(model: str | None, args: argparse.Namespace | None = None) -> LLM:
         impl=impl(args),
         captured=not args.eager,
         speculative_tokens=args.speculative_tokens,
-        **ranked,
+        **more,
+    )
+
+
+def load_reference(way: str, model: str | None, args: argparse.Namespace, max_running: int) -> LLM:
+    """The same model in one process, without drafts, in one of the `REFERENCES` ways; "cpu" is the torch references."""
+    from wellhead.engine.llm import LLM
+
+    progress = sys.stderr.isatty()
+    if way == "cpu":
+        return LLM(model, progress=progress, max_running=max_running)
+    return LLM(
+        model,
+        progress=progress,
+        device=args.device,
+        impl=impl(args),
+        captured=way != "eager" and not args.eager,
+        max_running=1 if way == "alone" else max_running,
     )
 
 

@@ -174,6 +174,10 @@ class Engine:
                 del self._texts[request], request.logprobs[len(request.output) :]
                 self._scheduler.finish(request, reason)
                 break
+        behind = len(tokens) - 1 - (len(request.output) - before)
+        if behind > 0:  # drafts accepted behind the answer's end saved no step: they count as never made
+            request.accepted -= behind
+            request.drafted -= behind
         return Delta(text, request.output[before:], reason)
 
     def _push(self, request: Request, token: int) -> tuple[str, FinishReason | None]:

@@ -114,11 +114,13 @@ class DeviceRunner(StepRunner):
         streams = model.forward(inputs, self.state, self._prefill)
         if len(batch.logits_at):
             logits, row = model.logits(streams[batch.logits_at.to(model.device)], self._prefill), 0
+            best = torch.empty(len(logits), dtype=torch.int64, device=model.device)
+            model.best(logits, self._prefill, best)
             wanted: dict[int, Sequence[int]] = {}
             for index in which:
                 count = {"none": 0, "last": 1, "all": len(chunks[index].token_ids)}[chunks[index].logits]
                 wanted[index] = range(row, row := row + count)
-            parts.add(logits, logits.argmax(-1), wanted)
+            parts.add(logits, best, wanted)
         return inputs
 
 

@@ -66,8 +66,11 @@ class DeviceSpeculativeRunner(DeviceRunner):
 
     def _warm_up(self, chunk_tokens: int) -> list[int]:
         sizes = super()._warm_up(chunk_tokens)
+        # one token of a prompt is a prefill here: steps on trial have at least two places
+        single = warm_up.padding(1, self._width, self._model.device)
+        self._model.logits(self._model.forward(single, self.state, self._prefill), self._prefill)
         warm_up.warm_drafts(self._mtp, self.state, self._prefill, self._width, [1, *sizes])
-        return sizes
+        return [1, *sizes]
 
     def _compute(self, chunks: Sequence[Chunk]) -> Scores:
         trial = [index for index, chunk in enumerate(chunks) if self._on_trial(chunk)]

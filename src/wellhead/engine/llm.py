@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ Prompt = str | Sequence[int]
 class Completion:
     """A finished request. `token_ids` includes the end token, `text` does not; `logprobs` is per generated
     token the natural-log probability of the likeliest tokens and the chosen one, None when not asked for.
-    Of `drafted_tokens` guesses that were checked, `accepted_tokens` were right.
+    Of `drafted_tokens` guesses that were checked, in `draft_steps` steps, `accepted_tokens` were right.
     """
 
     prompt_tokens: int
@@ -44,6 +44,7 @@ class Completion:
     logprobs: list[dict[int, float]] | None
     drafted_tokens: int = field(default=0, compare=False)
     accepted_tokens: int = field(default=0, compare=False)
+    draft_steps: int = field(default=0, compare=False)
 
 
 class LLM:
@@ -130,9 +131,12 @@ class LLM:
         return self._model.describe()
 
     def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        on_finished: Callable[[], object] = lambda: None,
     ) -> list[Completion]:
-        """Complete all prompts together; results in their order.
+        """Complete all prompts together; results in their order. `on_finished` is called when one is complete.
 
         A str is encoded as it is, with the begin token in front unless it is there. `params` for all, or one
         each. RequestError, naming the prompt, before anything runs.
@@ -156,6 +160,8 @@ class LLM:
                 for request, delta in self._step():
                     if request in texts:
                         texts[request] += delta.text
+                        if delta.finish_reason is not None:
+                            on_finished()
         finally:
             # an interrupt must not leave requests behind
             for request in requests:
@@ -236,4 +242,5 @@ def _completion(request: Request, text: str) -> Completion:
         logprobs=list(request.logprobs) if request.params.logprobs else None,
         drafted_tokens=request.drafted,
         accepted_tokens=request.accepted,
+        draft_steps=request.draft_steps,
     )

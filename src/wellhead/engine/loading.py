@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from wellhead.dispatch.choose import AUTO
-from wellhead.engine.runner import MakeRunner, Runner
+from wellhead.engine.runner import MakeRunner, Runner, StepRunner
 from wellhead.engine.speculative_runner import SpeculativeRunner
 from wellhead.model.checkpoint import Checkpoint
 from wellhead.model.layers_attention import Ablation
@@ -50,7 +50,7 @@ def load_with_runner(
         checkpoint, numerics, device, with_mtp=speculative_tokens > 0, impl=impl, captured=captured, ablation=ablation,
         progress=progress, split=split, group=group,
     )  # fmt: skip
-    make: MakeRunner = DeviceRunner
+    make: Callable[..., StepRunner] = DeviceRunner
     if speculative_tokens:
         make = partial(DeviceSpeculativeRunner, speculative_tokens=speculative_tokens)
     return loaded, partial(make, chunk_tokens=chunk_tokens, captured=captured, progress=progress)

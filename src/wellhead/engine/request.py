@@ -34,6 +34,7 @@ class Request:
     drafts: list[Draft] = field(default_factory=list)  # guesses of what comes behind its newest token
     drafted: int = 0  # drafts computed so far, and how many of them were accepted
     accepted: int = 0
+    draft_steps: int = 0  # steps that brought drafts
     computed: int = 0
     finish_reason: FinishReason | None = None
 

@@ -107,4 +107,4 @@ def _compute(
     model: DeviceModel, state: ModelState, inputs: StepInputs, ws: Workspace, logits: torch.Tensor, best: torch.Tensor
 ) -> None:
     logits.copy_(model.logits(model.forward(inputs, state, ws), ws))
-    torch.argmax(logits, dim=-1, out=best)
+    model.best(logits, ws, best)

@@ -125,6 +125,13 @@ class DeviceModel:
         ws.vocabulary.run(u, self.weights.head.vocabulary, out)
         return self._gather(out)
 
+    def best(self, logits: torch.Tensor, ws: Workspace, out: torch.Tensor) -> None:
+        """out int64 [N]: the best id of each row of logits fp32 [N, V], of equal ones the first."""
+        if ws.greedy is None:
+            torch.argmax(logits, dim=-1, out=out)
+        else:
+            ws.greedy.run(logits, ws.no_draw[: len(logits)], out)
+
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """bf16 [T, d] on every rank."""
         table, first = self.weights.embedding, self.weights.first_token

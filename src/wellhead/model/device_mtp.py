@@ -53,7 +53,9 @@ class DeviceMtp:
         return torch.stack(found, 1)
 
     def _best(self, streams: torch.Tensor, ws: Workspace) -> torch.Tensor:
-        return self._model.logits(streams, ws, self._weights.head_hyper).argmax(-1)
+        best = torch.empty(len(streams), dtype=torch.int64, device=streams.device)
+        self._model.best(self._model.logits(streams, ws, self._weights.head_hyper), ws, best)
+        return best
 
     def _projected(self, x: torch.Tensor, norm: torch.Tensor, weight: Fp8Weight) -> torch.Tensor:
         """W norm(x), bf16 [rows, d]."""

@@ -117,7 +117,7 @@ class SpeculativeStep:
         inputs = replace(self._inputs, ends={ratio: self._ends(ratio) for ratio in (4, 128)})
         streams = self._model.forward(inputs, self._state, self._ws)
         self.logits.copy_(self._model.logits(streams, self._ws))
-        torch.argmax(self.logits, dim=-1, out=self.best)
+        self._model.best(self.logits, self._ws, self.best)
         ids, best = inputs.token_ids.view(self.size, self.each), self.best.view(self.size, self.each)
         right = torch.ones_like(ids)
         right[:, 1:] = (ids[:, 1:] == best[:, :-1]).cumprod(1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from wellhead.dispatch.spec import REFERENCE
 from wellhead.formats import index_key
 from wellhead.model.choices import INDEX_ROWS, Choices
 from wellhead.model.config import ModelConfig
@@ -17,6 +18,7 @@ from wellhead.model.state import PAGE_TOKENS, records_per_page
 from wellhead.ops.addresses.api import Wanted
 from wellhead.ops.moe.api import Mxfp4Experts
 from wellhead.ops.norm_quant.api import Rounded
+from wellhead.ops.sampling import api as sampling
 
 FEW = 64  # tokens up to which the output projection turns heads on the way
 
@@ -91,6 +93,9 @@ class Workspace:
             tokens, pages, config.sliding_window, PAGE_TOKENS,
             {ratio: wanted[ratio] for ratio in wanted if ratio in config.compress_ratios}, device=device,
         )  # fmt: skip
+        sampled = choices.of("sampling") != REFERENCE
+        self.greedy = sampling.plan(tokens, config.vocab_size, sampled=False, device=device) if sampled else None
+        self.no_draw = torch.zeros(tokens, dtype=torch.int64, device=device)
         self.vocabulary = bf16_linear.plan(config.vocab_size // world, d)
 
         bf16, e4m3, u8 = torch.bfloat16, torch.float8_e4m3fn, torch.uint8
