@@ -126,7 +126,8 @@ def _tell(record: dict[str, Any], kernels: Sequence[Kernel]) -> None:
     print(
         f"{record['model']}, {record['layers']} layers, tp {record['tp']}, batch {record['batch']}, "
         f"context {record['context']}, {record['mode']}: {record['ms_mean']:.3f} ms "
-        f"(median {record['ms_median']:.3f}), bound {record['bound_ms']:.3f} ms ({record['share']:.1%}), {record['tok_s']:.1f} tokens/s, "
+        f"(median {record['ms_median']:.3f}), bound {record['bound_ms']:.3f} ms ({record['share']:.1%}), "
+        f"{record['tok_s']:.1f} tokens/s, "
         f"{record['launches_per_layer']} launches a layer, {record['distinct_experts']} distinct experts, "
         f"{record['memory_gb']:.2f} GB in use ({record['planned_gb']:.2f} planned)"
     )
