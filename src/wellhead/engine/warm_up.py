@@ -72,11 +72,9 @@ def warm_prefill(model: DeviceModel, state: ModelState, ws: Workspace, pages: in
     sizes = prefill_sizes(chunk_tokens)
     for tokens in sizes:
         streams = model.forward(padding(tokens, pages, model.device), state, ws)
-        if tokens <= LOGITS:
-            model.logits(streams, ws)
-    if sizes:
-        one = torch.zeros(1, dtype=torch.int64, device=model.device)
-        model.best(model.logits(streams[:1], ws), ws, one)
+        for rows in (1, tokens) if tokens <= LOGITS else (1,):
+            best = torch.empty(rows, dtype=torch.int64, device=model.device)
+            model.best(model.logits(streams[:rows], ws), ws, best)
     return sizes
 
 
