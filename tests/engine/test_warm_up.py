@@ -14,8 +14,12 @@ from wellhead.dispatch import capability
 from wellhead.dispatch.frozen import CompiledLate, frozen
 from wellhead.engine import warm_up
 from wellhead.engine.device_runner import DeviceRunner
+from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.device_speculative_runner import DeviceSpeculativeRunner
 from wellhead.engine.orders import DraftOrders, Orders
+from wellhead.engine.request import Request
+from wellhead.engine.runner import Scores
+from wellhead.engine.sampling_params import SamplingParams
 from wellhead.engine.warm_up import prefill_sizes, warm_prefill
 from wellhead.model import device_model
 from wellhead.model.batch import Batch, Chunk
@@ -52,7 +56,7 @@ def runner(patched: pytest.MonkeyPatch) -> DeviceRunner:
     """The embedded model on the CPU as a card would run it; its kernels are never launched."""
     patched.setattr(device_model, "here", lambda: capability.features_of(capability.simulated("sm90"), "3.7.1"))
     checkpoint = open_checkpoint(resolve_model())
-    weights, _ = load_device_weights(checkpoint, WHOLE, "cpu")
+    weights, _ = load_device_weights(checkpoint, WHOLE, "cpu", with_mtp=True)
     model = DeviceModel(weights, checkpoint.config, Numerics.named("checkpoint"))
     return DeviceRunner(model, 8, 4, chunk_tokens=CHUNK, context=1024, captured=False)
 
@@ -124,6 +128,36 @@ def test_no_step_with_drafts_wants_a_variant_that_the_warm_up_has_not_met(drafti
             behind = [7 for chunk in prompts for _ in chunk.token_ids]
             drafting.draft(DraftOrders(prompts, behind, range(len(behind))))
         assert found and found <= known, (tokens, found - known)
+
+
+def test_no_draft_of_a_prefill_wants_a_variant_that_the_warm_up_has_not_met(runner: DeviceRunner) -> None:
+    model = runner._model
+    drafting = DeviceSpeculativeRunner(
+        model, 8, 4, chunk_tokens=CHUNK, speculative_tokens=2, context=1024, captured=False
+    )
+    with recorded() as known:
+        drafting._warm_up(CHUNK)
+    for tokens in (*range(6, 20), 31, 32, 33, 47, 64, 65, 129, 255, 257, 272, 299):
+        parts = (tokens - tokens // 4, tokens // 4) if tokens >= 16 else (tokens,)  # fewer than four are a decode's
+        chunks = [Chunk([5] * n, 128, range(4), slot) for slot, n in enumerate(parts)]
+        with recorded() as found:
+            drafting.compute(chunks)
+            drafting._guessed(chunks, torch.zeros(tokens, dtype=torch.int64))
+        assert found and found <= known, tokens
+
+
+def test_no_draw_wants_a_variant_that_the_warm_up_has_not_met(patched: pytest.MonkeyPatch) -> None:
+    sampler = DeviceSampler(5, 3072, torch.device("cpu"))
+    with recorded() as known:
+        sampler.warm_up()
+    parts = [torch.zeros(rows, 3072) for rows in (3, 1, 5)]
+    scores = Scores(parts, torch.zeros(9, dtype=torch.int64), list(range(9)))
+    for top_k, top_p in ((0, 1.0), (7, 1.0), (0, 0.5), (7, 0.5)):
+        params = SamplingParams(temperature=0.7, top_k=top_k, top_p=top_p, seed=3)
+        requests = {Request([1], params, 9, torch.Generator()): row for row in (0, 3, 4, 8)}
+        with recorded() as found:
+            sampler.draw(scores, requests)
+        assert found and found <= known, (top_k, top_p)
 
 
 @pytest.mark.parametrize("chunk_tokens", [2, 3, 16, 31, 48, 100, 300, 512, 4096])

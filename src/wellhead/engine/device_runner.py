@@ -114,7 +114,7 @@ class DeviceRunner(StepRunner):
         streams = model.forward(inputs, self.state, self._prefill)
         if len(batch.logits_at):
             logits, row = model.logits(streams[batch.logits_at.to(model.device)], self._prefill), 0
-            best = torch.empty(len(logits), dtype=torch.int64, device=model.device)
+            best = torch.zeros(len(logits), dtype=torch.int64, device=model.device)
             model.best(logits, self._prefill, best)
             wanted: dict[int, Sequence[int]] = {}
             for index in which:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
 
+from wellhead.dispatch.frozen import frozen
 from wellhead.ops.sampling import api as sampling
 
 if TYPE_CHECKING:
@@ -48,7 +50,10 @@ class DeviceSampler:
         for part in scores.parts:
             mine = {row - low: request for row, request in rows.items() if low <= row < low + len(part)}
             if mine:
-                self._draw(part, chosen[low : low + len(part)], mine)
+                own = chosen[low : low + len(part)].clone()  # begins where the kernels were compiled for
+                with frozen() if own.device.type == "cuda" else nullcontext():
+                    self._draw(part, own, mine)
+                chosen[low : low + len(part)] = own
             low += len(part)
         return chosen
 

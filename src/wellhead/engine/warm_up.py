@@ -75,7 +75,8 @@ def warm_prefill(model: DeviceModel, state: ModelState, ws: Workspace, pages: in
         if tokens <= LOGITS:
             model.logits(streams, ws)
     if sizes:
-        model.logits(streams[:1], ws)
+        one = torch.zeros(1, dtype=torch.int64, device=model.device)
+        model.best(model.logits(streams[:1], ws), ws, one)
     return sizes
 
 

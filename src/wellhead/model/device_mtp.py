@@ -53,7 +53,7 @@ class DeviceMtp:
         return torch.stack(found, 1)
 
     def _best(self, streams: torch.Tensor, ws: Workspace) -> torch.Tensor:
-        best = torch.empty(len(streams), dtype=torch.int64, device=streams.device)
+        best = torch.zeros(len(streams), dtype=torch.int64, device=streams.device)
         self._model.best(self._model.logits(streams, ws, self._weights.head_hyper), ws, best)
         return best
 
