@@ -36,8 +36,8 @@ from wellhead.text.tokenizer import Tokenizer
 ON_CARD = torch.cuda.is_available()
 DEVICE = "cuda" if ON_CARD else "cpu"
 QUESTIONS = [f"{a} + {b} =" for a in range(3, 30, 5) for b in (8, 41)]
-TOKENS = 12 if ON_CARD else 5
-PROMPT, STEPS = (120, 24) if ON_CARD else (4, 2)
+TOKENS = 6 if ON_CARD else 5
+PROMPT, STEPS, DRAFTS = (120, 24, 3) if ON_CARD else (2, 2, 1)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_drafts_change_no_answer(checkpoint: Checkpoint, kernels: DeviceModel, p
     if ON_CARD:
         assert answers(kernels, partial(DeviceRunner, chunk_tokens=32, context=512), prompts)[0] == wanted
     found, accepted = answers(kernels, speculative, prompts, 2, wanted)
-    assert found == wanted and accepted >= len(prompts)
+    assert found == wanted and accepted > len(prompts) // 2
     tokens = TOKENS if ON_CARD else 2
     found, _ = answers(kernels, speculative, prompts, 2, wanted, sampled=True, tokens=tokens)
     assert found == [answer[:tokens] for answer in wanted]
@@ -91,11 +91,12 @@ def answers(
     truth: list[list[int]] | None = None, *, sampled: bool = False, tokens: int = TOKENS,
 ) -> tuple[list[list[int]], int]:  # fmt: skip
     """Greedy tokens of all prompts, and how many of them were accepted drafts."""
+    ends = Tokenizer.from_folder(resolve_model()).eos_ids if ON_CARD else frozenset()
     engine = Engine(
-        model, None, frozenset(), max_running=3, chunk_tokens=32, num_pages=6, make_runner=make_runner,
+        model, None, ends, max_running=3, chunk_tokens=32, num_pages=6, make_runner=make_runner,
         speculative_tokens=drafts,
     )  # fmt: skip
-    greedy = SamplingParams(max_tokens=tokens, ignore_eos=True)
+    greedy = SamplingParams(max_tokens=tokens)
     requests = [engine.make_request(ids, greedy) for ids in prompts]
     if truth is not None:
         runner = engine._runner
@@ -118,15 +119,15 @@ def test_nothing_is_left_of_rejected_drafts(kernels: DeviceModel) -> None:
     model, vocabulary = kernels, kernels.config.vocab_size
     prompt = torch.randint(3, vocabulary, (PROMPT,), generator=torch.Generator().manual_seed(3)).tolist()
     tokens, states, guesses = [], [], []
-    for wrong in (0, 3):
+    for wrong in (0, DRAFTS):
         state = model.allocate(2, 2)
-        step = SpeculativeSteps(DeviceMtp(model), model, state, 512, (1,), 3, captured=ON_CARD).of(1)
+        step = SpeculativeSteps(DeviceMtp(model), model, state, 512, (1,), DRAFTS, captured=ON_CARD).of(1)
         known, guessed = list(prompt), []
         for low in range(0, PROMPT, step.each):  # what follows within the prompt is said, not chosen
             chunk = Chunk(prompt[low : low + step.each], low, [1, 0], 1, "all")
             step.load([chunk])
             step.verify()
-            known += [int(step.best[3])] if chunk.end == PROMPT else []
+            known += [int(step.best[step.each - 1])] if chunk.end == PROMPT else []
             step.choose([chunk], [known[low + 1 : chunk.end + 1]])
             step.draft()
         for _ in range(STEPS):

@@ -59,9 +59,9 @@ class LLM:
     in torch. impl names the implementation of all ops, or of some as {op: name}; the others take the first that fits.
     captured False launches a device's decode steps one by one. speculative_tokens 1 to 3: the model's MTP layer guesses
     that many tokens ahead and one step checks them; greedy answers stay what they are, sampled ones keep their
-    distribution (not their draws). In a group of several ranks this is rank 0, and the others run
-    `engine.parallel.follow` over the same model. A folder without tokenizer.json takes prompts as ids only and gives
-    empty text.
+    distribution (not their draws); a seed's draws on a device are not those on the CPU either. In a group of several
+    ranks this is rank 0, and the others run `engine.parallel.follow` over the same model. A folder without
+    tokenizer.json takes prompts as ids only and gives empty text.
     """
 
     def __init__(
