@@ -18,18 +18,19 @@ class DeviceRunner(StepRunner):
     """Steps of a `DeviceModel`: all kernels of decode steps are compiled and captured here, before any request.
 
     chunk_tokens: tokens of a step's prompts together. context: tokens that a request may have at most (None: what the
-    model and the pages allow).
+    model and the pages allow). largest_graph: requests that a decode step is captured for at most; more of them take
+    several steps.
     """
 
     def __init__(
         self, model: DeviceModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
-        chunk_tokens: int, context: int | None = None, captured: bool = True,
+        chunk_tokens: int, context: int | None = None, largest_graph: int | None = None, captured: bool = True,
     ):  # fmt: skip
         super().__init__(model, num_pages, num_slots, window_pages)
-        context = context or min(model.config.max_position_embeddings, num_pages * PAGE_TOKENS)
+        context = min(context or model.config.max_position_embeddings, num_pages * PAGE_TOKENS)
         self._model, self._width = model, pages_for(context)
         self._prefill = model.workspace(chunk_tokens, context, chunked=True)
-        most = min(num_slots, max(LADDER))
+        most = min(num_slots, max(LADDER), largest_graph or max(LADDER))
         sizes = [size for size in LADDER if size < most] + [most]
         self._decode = DecodeSteps(model, self.state, context, sizes, captured=captured)
         self._most = most

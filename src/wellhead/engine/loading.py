@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
+
 from wellhead.engine.runner import MakeRunner, Runner
 from wellhead.engine.speculative_runner import SpeculativeRunner
 from wellhead.model.checkpoint import Checkpoint
+from wellhead.model.config import ModelConfig
 from wellhead.model.layers_attention import Ablation
 from wellhead.model.load import ServedModel, load_device_model, load_model
+from wellhead.model.memory_plan import plan_memory
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.split import Split
@@ -20,6 +24,8 @@ def load_with_runner(
     device: str = "cpu",
     *,
     chunk_tokens: int = 512,
+    context_length: int | None = None,
+    largest_graph: int | None = None,
     impl: str = "reference",
     ablation: Ablation | str = Ablation.NONE,
     progress: bool = False,
@@ -27,7 +33,10 @@ def load_with_runner(
     group: Group = ALONE,
     speculative_tokens: int = 0,
 ) -> tuple[ServedModel, MakeRunner]:
-    """The loaded model, and what makes its runner. NotImplementedError for a combination that does not exist yet."""
+    """The loaded model, and what makes its runner, for requests of at most context_length tokens and decode steps
+    captured for up to largest_graph requests (None: all that run). NotImplementedError for a combination that does not
+    exist yet.
+    """
     if device == "cpu":
         drafts = speculative_tokens > 0
         model = load_model(
@@ -40,4 +49,40 @@ def load_with_runner(
     loaded = load_device_model(
         checkpoint, numerics, device, ablation=ablation, progress=progress, split=split, group=group
     )
-    return loaded, partial(DeviceRunner, chunk_tokens=chunk_tokens)
+    return loaded, partial(
+        DeviceRunner, chunk_tokens=chunk_tokens, context=context_length, largest_graph=largest_graph
+    )
+
+
+def pages_within(
+    fraction: float,
+    config: ModelConfig,
+    numerics: Numerics,
+    split: Split,
+    device: str,
+    *,
+    num_pages: int | None,
+    slots: int,
+    step_tokens: int,
+    context_length: int | None = None,
+    largest_graph: int | None = None,
+) -> int:
+    """Pages that fit when weights, caches and working memory may take this fraction of the card's memory; planned from
+    the configuration, before anything is loaded. ValueError for a fraction that means nothing here; OutOfMemory names
+    the shortfall.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"mem_fraction is {fraction}, expected a number above 0 and at most 1")
+    if num_pages is not None:
+        raise ValueError(f"mem_fraction is {fraction} and num_pages {num_pages}; give one of them")
+    if not device.startswith("cuda"):
+        raise ValueError(f"mem_fraction is {fraction} on device {device!r}, where nothing is pooled; give num_pages")
+    from wellhead.model.device_graphs import LADDER
+
+    captured = min(slots, largest_graph or max(LADDER))
+    _, total = torch.cuda.mem_get_info(torch.device(device))
+    plan = plan_memory(
+        config, numerics, split, int(total * fraction), slots=slots, step_tokens=step_tokens,
+        graph_sizes=sum(size < captured for size in LADDER) + 1, max_context=context_length,
+    )  # fmt: skip
+    return plan.pages

@@ -30,7 +30,8 @@ class StepRunner(ABC):
 
     def run(self, work: Sequence[Work]) -> dict[Request, list[int]]:
         """Compute the work's tokens; the next tokens of every request whose newest token was among them: its drafts as
-        far as they were accepted, then one more. The scheduler is told by its `advance`, not here.
+        far as they were accepted, then one more. The scheduler is told by its `advance`, not here. A request whose
+        tokens cannot be chosen has its `error` set and no tokens.
         """
         chunks, restores, saves = [], [], []
         for item in work:
@@ -54,9 +55,14 @@ class StepRunner(ABC):
         logits = self.execute(Orders(chunks, restores, saves))  # who saves a page's end has no drafts
         sampled = [item for item in work if item.samples]
         each = logits.split([1 + item.drafts for item in sampled])
-        found = {item.request: self._choose(item, part) for item, part in zip(sampled, each, strict=True)}
+        found: dict[Request, list[int]] = {}
+        for item, part in zip(sampled, each, strict=True):
+            try:
+                found[item.request] = self._choose(item, part)
+            except Exception as error:  # its own failure, the step went well for the others
+                item.request.error = error
         for (item, chunk), before in zip(drafted, rows, strict=True):
-            rejected = item.drafts + 1 - len(found[item.request])
+            rejected = item.drafts + 1 - len(found.get(item.request, ()))
             if rejected:
                 self.state.put_ring_rows(chunk.state_slot, range(chunk.end - rejected, chunk.end), before)
         self.propose(work, chunks, found)
@@ -81,7 +87,8 @@ class StepRunner(ABC):
     def _choose(self, item: Work, logits: torch.Tensor) -> list[int]:
         """The next tokens of a request, its drafts used up."""
         request, params = item.request, item.request.params
-        tokens = speculative.accept(logits, request.drafts[: item.drafts], params, request.generator)
+        adjusted = logits if request.adjust is None else request.adjust(logits[0], request.output)[None]
+        tokens = speculative.accept(adjusted, request.drafts[: item.drafts], params, request.generator)
         if params.logprobs:
             for row, token in zip(logits, tokens, strict=False):
                 request.logprobs.append(sampling.logprobs(row, token, params.logprobs))

@@ -49,6 +49,9 @@ class SpeculativeRunner(Runner):
         wanting: list[_Wanting] = []
         for item, chunk in zip(work, chunks, strict=True):
             request, tokens = item.request, found.get(item.request, [])
+            if request.error is not None:
+                first += len(chunk.token_ids)
+                continue
             count = item.tokens + max(0, len(tokens) - 1)
             end = chunk.start + count
             drafts = speculative.draft_count(request, end + 1, self._most) if tokens else 0
