@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wellhead import environment
 from wellhead.cli import ranks
@@ -15,16 +15,19 @@ if TYPE_CHECKING:
     from wellhead.model.split import Split
 
 
+_SIZES = ("chunk_tokens", "context_length", "largest_graph")
+
+
 def add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        metavar="FOLDER|HUB_ID",
-        help="checkpoint folder or hub id (default: $WELLHEAD_MODEL, else the embedded checkpoint)",
-    )
+def add_model(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
+    described = "checkpoint folder or hub id (default: $WELLHEAD_MODEL, else the embedded checkpoint)"
+    if positional:
+        parser.add_argument("model", nargs="?", metavar="MODEL", help=described)
+    else:
+        parser.add_argument("--model", metavar="FOLDER|HUB_ID", help=described)
     parser.add_argument(
         "--device", default="cpu", metavar="cpu|cuda", help="cuda computes in kernels on the card, cpu in torch (cpu)"
     )
@@ -61,16 +64,20 @@ def load(model: str | None, args: argparse.Namespace | None = None) -> LLM:
     progress = sys.stderr.isatty()
     if args is None:
         return LLM(model, progress=progress)
-    if args.group is None:
-        return LLM(model, progress=progress, device=args.device, speculative_tokens=args.speculative_tokens)
-    return LLM(
-        model,
-        progress=progress,
-        device=args.device,
-        split=split(args),
-        group=args.group,
-        speculative_tokens=args.speculative_tokens,
-    )
+    return LLM(model, progress=progress, **engine_options(args))
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `LLM` takes of `add_model`'s options, and of the sizes that `serve` has besides."""
+    found: dict[str, Any] = {"device": args.device, "speculative_tokens": args.speculative_tokens}
+    if args.group is not None:
+        found |= {"split": split(args), "group": args.group}
+    return found | sizes(args)
+
+
+def sizes(args: argparse.Namespace) -> dict[str, Any]:
+    """Sizes that every rank must be given alike; empty for commands without them."""
+    return {name: getattr(args, name) for name in _SIZES if getattr(args, name, None) is not None}
 
 
 def split(args: argparse.Namespace) -> Split:

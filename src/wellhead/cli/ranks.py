@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         own = ["--rank", str(rank), "--rendezvous", rendezvous, "--lifeline", str(lifeline)]
         return [sys.executable, "-m", "wellhead", argv[0], *own, *argv[1:]]
 
-    return launch(ranks, command, verbose=args.debug)
+    return launch(ranks, command, verbose=args.debug, drains=getattr(args, "drains", False))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -97,5 +97,7 @@ def _follow(args: argparse.Namespace, group: Group) -> None:
 
     checkpoint = open_checkpoint(resolve_model(options.model_name(args)))
     numerics = Numerics.named("checkpoint")
-    model, make_runner = load_with_runner(checkpoint, numerics, args.device, split=options.split(args), group=group)
+    model, make_runner = load_with_runner(
+        checkpoint, numerics, args.device, split=options.split(args), group=group, **options.sizes(args)
+    )
     follow(group, make_runner, model)

@@ -44,11 +44,12 @@ class Engine:
         if max_running < 1:
             raise ValueError(f"max_running is {max_running}, expected at least 1")
         config = model.config
+        self.max_running = max_running
         self.context_length = context_length or config.max_position_embeddings
         if num_pages is None:
             affordable = DEFAULT_CACHE_BYTES // bytes_per_page(config, model.numerics, with_mtp=speculative_tokens > 0)
             num_pages = max(1, min(affordable, max_running * pages_for(self.context_length)))
-        self._model, self._tokenizer, self._eos_ids = model, tokenizer, eos_ids
+        self._model, self._tokenizer, self.eos_ids = model, tokenizer, eos_ids
         self._chunk_tokens = chunk_tokens
         self._memory = Memory(
             num_pages, max_running, window_pages, window=config.sliding_window, prefix_caching=prefix_caching
@@ -69,6 +70,16 @@ class Engine:
     @property
     def counters(self) -> Counters:
         return self._scheduler.counters
+
+    @property
+    def graph_misses(self) -> int | None:
+        """Decode steps that ran launch by launch; None where there are no graphs."""
+        return self._runner.graph_misses
+
+    @property
+    def graph_sizes(self) -> list[int]:
+        """Batch sizes with a captured decode step."""
+        return self._runner.graph_sizes
 
     @property
     def pool_tokens(self) -> int:
@@ -206,7 +217,7 @@ class Engine:
         return text, reason
 
     def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
-        if token in self._eos_ids and not request.params.ignore_eos:
+        if token in self.eos_ids and not request.params.ignore_eos:
             return "stop"
         return "length" if len(request.output) >= request.max_tokens else None
 

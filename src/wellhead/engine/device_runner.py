@@ -33,7 +33,8 @@ class DeviceRunner(StepRunner):
         most = min(num_slots, max(LADDER), largest_graph or max(LADDER))
         sizes = [size for size in LADDER if size < most] + [most]
         self._decode = DecodeSteps(model, self.state, context, sizes, captured=captured)
-        self._most = most
+        self._most, self._captured = most, captured
+        self.graph_misses, self.graph_sizes = 0, sorted(sizes) if captured else []
 
     def compute(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """fp32 logits [N, vocab] on the host of the tokens of `chunks` that want them, in their order."""
@@ -51,6 +52,8 @@ class DeviceRunner(StepRunner):
         step = self._decode.of(len(which))
         step.load(Batch.build([chunks[i] for i in which], pad_to=step.size, table_width=self._width))
         step.run()
+        if not self._captured and self.graph_misses is not None:
+            self.graph_misses += 1
         logits = step.logits.cpu()
         for row, index in enumerate(which):
             if chunks[index].logits != "none":

@@ -125,6 +125,10 @@ class LLM:
         return self._model.config
 
     @property
+    def has_tokenizer(self) -> bool:
+        return self._tokenizer is not None
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer; ValueError when its folder has none."""
         if self._tokenizer is None:

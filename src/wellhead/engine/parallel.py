@@ -30,11 +30,14 @@ class LeadingRunner(StepRunner):
         group.broadcast([_ALLOCATE, num_pages, num_slots, window_pages])
         self._inner = make_runner(model, num_pages, num_slots, window_pages)
         self.config, self.state = self._inner.config, self._inner.state
+        self.graph_sizes = self._inner.graph_sizes
 
     def execute(self, orders: Orders) -> torch.Tensor:
         with _interrupts_wait():
             self._group.broadcast([_STEP, *orders.encode()])
-            return self._inner.execute(orders)
+            logits = self._inner.execute(orders)
+        self.graph_misses = self._inner.graph_misses
+        return logits
 
     def compute(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         return self.execute(Orders(chunks))

@@ -20,6 +20,9 @@ from wellhead.ops.sampling import reference as sampling
 class StepRunner(ABC):
     """Holds the caches of `num_pages` logical pages, `num_slots` state slots and `window_pages` window pages."""
 
+    graph_misses: int | None = None  # decode steps that ran launch by launch; None where there are no graphs
+    graph_sizes: list[int] = []  # batch sizes with a captured decode step
+
     def __init__(self, model: ServedModel, num_pages: int, num_slots: int, window_pages: int | None = None):
         self.config = model.config
         self.state = model.allocate(num_pages, num_slots, window_pages)

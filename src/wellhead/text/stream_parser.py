@@ -87,6 +87,11 @@ class StreamParser:
             return None
         return "the reasoning" if self._state == "reasoning" else "the tool calls"
 
+    @property
+    def held(self) -> str:
+        """Text that no event has told yet; after MalformedAnswer also that of the push which raised it."""
+        return self._held
+
     def push(self, text: str) -> list[Event]:
         """Events made certain by more text."""
         events: list[Event] = []

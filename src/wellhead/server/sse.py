@@ -1,0 +1,51 @@
+"""Server-sent events, to readers that may be slow."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from wellhead.server.errors import ApiError
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event(data: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+
+
+class EventStream(StreamingResponse):
+    """`events` as they come; ends the request of a reader that takes nothing for `stall_seconds`."""
+
+    def __init__(self, events: AsyncIterator[bytes], stall_seconds: float):
+        super().__init__(_guarded(events), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._stall_seconds = stall_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def prompt_send(message: Any) -> None:
+            async with asyncio.timeout(self._stall_seconds):
+                await send(message)
+
+        try:
+            await super().__call__(scope, receive, prompt_send)
+        except* TimeoutError:
+            pass  # the reader is stuck: what it did not read is lost
+        finally:
+            await self.body_iterator.aclose()  # type: ignore[union-attr]
+
+
+async def _guarded(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The events; an error that comes in the middle is one of them."""
+    try:
+        async for data in events:
+            yield data
+    except ApiError as error:
+        yield event(error.body)
+        yield DONE
+    finally:
+        await events.aclose()  # type: ignore[attr-defined]
