@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 Adjust = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
-"""(fp32 logits [V] on the host, the ids generated so far) -> logits [V] to choose from; the row given is not written to.
-The ids only ever grow, so that a parser may follow them. An exception ends its request, not the others.
+"""(fp32 logits [V] on the host, the ids generated so far) -> logits [V] to choose from; the row given is not
+written to. The ids only ever grow, so that a parser may follow them. An exception ends its request, not the others.
 """
 
 

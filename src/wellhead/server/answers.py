@@ -43,7 +43,7 @@ class ChatAnswer:
             return self._collected(self._deltas(self._parser.push(text)))
         except MalformedAnswer as error:
             self.malformed = str(error)
-            return self._collected([{"content": self._parser.held}])
+            return self._collected([*self._deltas(error.events), {"content": self._parser.held}])
 
     def finish(self, reason: str) -> tuple[list[dict[str, Any]], str]:
         """The last deltas, and the finish reason as OpenAI has it."""

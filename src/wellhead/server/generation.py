@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
@@ -40,7 +40,7 @@ class Answering:
         finally:
             self._forget(self._job)
 
-    async def events(self, with_usage: bool) -> AsyncIterator[bytes]:
+    async def events(self, with_usage: bool) -> AsyncGenerator[bytes, None]:
         head = {**self._shape.chunk_head, **({"usage": None} if with_usage else {})}
         try:
             async for index, piece in self._job.pieces():
@@ -198,13 +198,13 @@ class Generation:
         return EventStream(_with_first(first, events), self._bridge.limits.stall_seconds)
 
 
-async def _with_first(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _with_first(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
     try:
         yield first
         async for data in rest:
             yield data
     finally:
-        await rest.aclose()  # type: ignore[attr-defined]
+        await rest.aclose()
 
 
 async def _unless_gone(work: Awaitable[T], http: HttpRequest) -> T:

@@ -1,4 +1,4 @@
-"""Answers held to a grammar: JSON, JSON of a schema, or tool calls, as a mask over the logits of every token.
+"""Answers held to a grammar: JSON, JSON of a schema, or tool calls, as a mask over each token's logits.
 
 llguidance does it: one wheel for every Python from 3.9 on, no dependencies of its own, bit masks in plain bytes, tens of
 microseconds a token, and bounds on what a hostile schema may cost. (xgrammar brings torch extensions and a compiler
@@ -34,7 +34,7 @@ class Grammars:
         self._tokens = LLTokenizer(backend, n_vocab=vocab, eos_token=sorted(tokenizer.eos_ids))
 
     def json(self, schema: Mapping[str, Any] | None, param: str) -> LLMatcher:
-        """Text that is JSON of this schema, on one line; any object for None. 400 for a schema that is not supported."""
+        """JSON of this schema, on one line; any object for None. 400 for a schema that is not supported."""
         return self._matcher(_json_grammar({"type": "object"} if schema is None else schema, param), param)
 
     def calls(self, functions: Sequence[Mapping[str, Any]], most_one: bool) -> LLMatcher:

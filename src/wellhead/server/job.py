@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from wellhead.engine.request import FinishReason, Request
@@ -66,7 +66,7 @@ class Job:
             self._abort([self.requests[i] for i in which])
         self._open = self._open - which
 
-    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+    async def pieces(self) -> AsyncGenerator[tuple[int, Piece], None]:
         """(choice, what it gained) until all ended; raises what `fail` was given. Leaving early aborts."""
         try:
             while True:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -72,22 +73,24 @@ def warm_up(llm: LLM, on_card: bool) -> None:
 class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are ours: see `_Life`."""
+        """Signals are ours: see `Life`."""
         yield
 
 
-class _Life:
+class Life:
+    """A server: `run` it in an event loop; `told_to_end` is what signals call."""
+
     def __init__(self, serving: Serving, load: Load, story: Story):
         self._serving, self._story = serving, story
         self._metrics = Metrics(lambda: self.bridge.counters, self._graph_misses)
         self.bridge = Bridge(lambda: self._make(load), serving.limits, self._metrics, may_recover=serving.may_recover)
         self._preparer: Preparer  # there once the bridge serves
         self._server: _Uvicorn | None = None
-        self._url = ""
+        self.url = ""
 
     async def run(self, sock: socket.socket) -> None:
         host, port = sock.getsockname()[:2]
-        self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         app = make_app(
             self.bridge, lambda: self._preparer, self._serving.names, bound=self._serving.host, key=self._serving.key,
             doing=lambda: self._story.doing,
@@ -99,9 +102,10 @@ class _Life:
         )  # fmt: skip
         self._server = _Uvicorn(config)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._told_to_end)
-        self._story.tell(f"wellhead: listening at {self._url}, {self._serving.names[0]} is being loaded")
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.told_to_end)
+        self._story.tell(f"wellhead: listening at {self.url}, {self._serving.names[0]} is being loaded")
         self.bridge.start(self._engine_ended)
         try:
             await self._server.serve(sockets=[sock])
@@ -116,13 +120,13 @@ class _Life:
             warm_up(llm, bool(llm.engine.graph_sizes))
             grammars = Grammars(llm.tokenizer, llm.config.vocab_size) if llm.has_tokenizer else None
             self._preparer = Preparer(llm, grammars, self._serving.thinking)
-        self._story.ready(llm, self._serving.names[0], self._serving.ranks, self._url)
+        self._story.ready(llm, self._serving.names[0], self._serving.ranks, self.url)
         return llm
 
     def _graph_misses(self) -> int | None:
         return None if self.bridge.llm is None else self.bridge.llm.engine.graph_misses
 
-    def _told_to_end(self) -> None:
+    def told_to_end(self) -> None:
         """The first time: no new work, and time for what runs. The second: now."""
         assert self._server is not None
         grace = self._serving.limits.grace_seconds
@@ -152,7 +156,7 @@ def serve(serving: Serving, load: Load, story: Story | None = None) -> None:
     """Serve until told to end; raises what the engine died of. The port is taken before `load`, which runs in the
     engine's thread, takes any memory.
     """
-    life = _Life(serving, load, story or Story())
+    life = Life(serving, load, story or Story())
     with contextlib.closing(listen(serving.host, serving.port)) as sock:
         asyncio.run(life.run(sock))
     if life.bridge.failure is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -22,8 +22,9 @@ def event(data: dict[str, Any]) -> bytes:
 class EventStream(StreamingResponse):
     """`events` as they come; ends the request of a reader that takes nothing for `stall_seconds`."""
 
-    def __init__(self, events: AsyncIterator[bytes], stall_seconds: float):
-        super().__init__(_guarded(events), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    def __init__(self, events: AsyncGenerator[bytes, None], stall_seconds: float):
+        self._events = _guarded(events)
+        super().__init__(self._events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         self._stall_seconds = stall_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,10 +37,10 @@ class EventStream(StreamingResponse):
         except* TimeoutError:
             pass  # the reader is stuck: what it did not read is lost
         finally:
-            await self.body_iterator.aclose()  # type: ignore[union-attr]
+            await self._events.aclose()
 
 
-async def _guarded(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _guarded(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
     """The events; an error that comes in the middle is one of them."""
     try:
         async for data in events:
@@ -48,4 +49,4 @@ async def _guarded(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield event(error.body)
         yield DONE
     finally:
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()
