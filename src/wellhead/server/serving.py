@@ -47,12 +47,13 @@ class Serving:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; OSError that says which address and what to do."""
+    """A listening socket: who connects early waits; OSError that says which address and what to do."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
+        sock.listen()
     except (OSError, OverflowError) as error:
         sock.close()
         raise OSError(f"cannot listen on {host}:{port}: {error}; choose another with --host and --port") from None

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -34,8 +35,8 @@ class EventStream(StreamingResponse):
 
         try:
             await super().__call__(scope, receive, prompt_send)
-        except* TimeoutError:
-            pass  # the reader is stuck: what it did not read is lost
+        except* (TimeoutError, ClientDisconnect):
+            pass  # the reader is stuck or gone: what it did not read is lost
         finally:
             await self._events.aclose()
 
