@@ -30,7 +30,7 @@ class Chromium:
             "--disable-background-networking", f"--user-data-dir={self._profile.name}", "--remote-debugging-pipe",
             "about:blank",
         ]  # fmt: skip
-        shell = f"exec 3<&{ours_in} 4>&{theirs_out} {ours_in}<&- {theirs_out}>&-; exec \"$@\""
+        shell = f'exec 3<&{ours_in} 4>&{theirs_out} {ours_in}<&- {theirs_out}>&-; exec "$@"'
         self._process = subprocess.Popen(
             ["bash", "-c", shell, "bash", *command], pass_fds=[ours_in, theirs_out],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

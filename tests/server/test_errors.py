@@ -186,7 +186,9 @@ def test_content_types_methods_and_paths(server: RunningServer) -> None:
     assert asked.status_code == 405 and not [name for name in asked.headers if name.startswith("access-control")]
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::2]:80", "10.0.0.1"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::2]:80", "10.0.0.1"]
+)
 def test_another_name_for_this_machine_is_refused(server: RunningServer, host: str) -> None:
     refused = server.client.get("/v1/models", headers={"Host": host})
     assert refused.status_code == 403 and error_of(refused)["code"] == "host_not_allowed"
@@ -244,7 +246,14 @@ def test_the_key(narrow: RunningServer) -> None:
         for path in ("/", "/ready", "/metrics", "/v1/models", "/openapi.json", "/nothing"):
             refused = stranger.get(path)
             assert refused.status_code == 401 and error_of(refused)["code"] == "invalid_api_key"
-        for given in ("Bearer s3cre", "Bearer s3cret2", "s3cret", "Basic ???", "Bearer", "Bearer \xe9".encode("latin-1")):
+        for given in (
+            "Bearer s3cre",
+            "Bearer s3cret2",
+            "s3cret",
+            "Basic ???",
+            "Bearer",
+            "Bearer \xe9".encode("latin-1"),
+        ):
             assert stranger.post(CHAT, json=USER, headers={"Authorization": given}).status_code == 401
         basic = "Basic " + base64.b64encode(b"me:s3cret").decode()
         assert stranger.get("/", headers={"Authorization": basic}).status_code == 200

@@ -55,7 +55,9 @@ def content(response: httpx.Response) -> str:
     return str(response.json()["choices"][0]["message"]["content"])
 
 
-def test_a_request_that_fails_while_sampling_fails_alone(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_fails_while_sampling_fails_alone(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = content(server.chat(**LONG))
     real = Preparer._adjust
 

@@ -171,9 +171,7 @@ def test_a_call_is_forced(client: openai.OpenAI) -> None:
 def test_a_named_call_is_streamed(client: openai.OpenAI) -> None:
     tools = [{"type": "function", "function": {"name": "now"}}, WEATHER]
     named = {"type": "function", "function": {"name": "get_weather"}}
-    chunks = [
-        chunk.choices[0] for chunk in ask(client, tools=tools, tool_choice=named, stream=True, max_tokens=200)
-    ]
+    chunks = [chunk.choices[0] for chunk in ask(client, tools=tools, tool_choice=named, stream=True, max_tokens=200)]
     calls = [call for chunk in chunks for call in chunk.delta.tool_calls or ()]
     assert calls[0].id and calls[0].function.name == "get_weather" and len(calls) > 2
     assert {call.index for call in calls} == {0} and chunks[-1].finish_reason == "tool_calls"
@@ -235,5 +233,3 @@ def test_roles_and_parts(client: openai.OpenAI) -> None:
     for role in ("system", "developer"):
         done = ask(client, messages=[{"role": role, "content": "Be brief."}, *QUESTION])
         assert done.usage.prompt_tokens > 13
-
-

@@ -30,9 +30,15 @@ def page(server: RunningServer) -> Iterator[chromium.Chromium]:
         browser.open(server.url + "/")
         yield browser
         browser.run("0")  # whatever it still had to say
-        asked = [event["params"]["request"]["url"] for event in browser.events if event.get("method") == "Network.requestWillBeSent"]
+        asked = [
+            event["params"]["request"]["url"]
+            for event in browser.events
+            if event.get("method") == "Network.requestWillBeSent"
+        ]
         assert asked and all(url.startswith((server.url, "data:")) for url in asked), asked
-        said = [event for event in browser.events if event.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")]
+        said = [
+            event for event in browser.events if event.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")
+        ]
         said = [event for event in said if "400 (Bad Request)" not in str(event)]  # a test asks for one
         assert not said, said
     finally:

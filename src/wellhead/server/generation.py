@@ -190,11 +190,15 @@ class Generation:
     async def _answer(self, shape: _Shape, prepared: Prepared, body: protocol.Sampling, http: HttpRequest) -> Response:
         job = self._bridge.submit(prepared.requests)
         answering = Answering(shape, job, prepared, self._bridge.forget)
-        if not body.stream:
-            return JSONResponse(await _unless_gone(answering.whole(), http))
-        events = answering.events(bool(body.stream_options and body.stream_options.include_usage))
-        # errors before the first token still have a status of their own
-        first = await _unless_gone(anext(events), http)
+        try:
+            if not body.stream:
+                return JSONResponse(await _unless_gone(answering.whole(), http))
+            events = answering.events(bool(body.stream_options and body.stream_options.include_usage))
+            # errors before the first token still have a status of their own
+            first = await _unless_gone(anext(events), http)
+        except BaseException:
+            self._bridge.forget(job)
+            raise
         return EventStream(_with_first(first, events), self._bridge.limits.stall_seconds)
 
 
