@@ -27,9 +27,12 @@ from typing import Any
 from tools.hostile_bodies import CHAT, Hostile, hostile_requests, http
 
 QUESTIONS = (
-    "What is the capital of France?", "What is the capital of Italy?", "Translate into Chinese: good morning", "15 + 27 =",
+    "What is the capital of France?",
+    "What is the capital of Italy?",
+    "Translate into Chinese: good morning",
+    "15 + 27 =",
     "What is the capital of Peru?",
-)  # fmt: skip
+)
 ANSWER_SECONDS = 120.0
 MOST_GROWTH = 96 << 20  # bytes of resident memory between a fifth of the way and the end
 
@@ -96,11 +99,17 @@ def judge(hostile: Hostile, status: int | None, read: bytes) -> str | None:
 
 
 async def ask(host: str, port: int, number: int) -> tuple[list[tuple[str, float]], float]:
-    """A well-behaved client: (token, margin to the runner-up) of its streamed answer, seconds to the first token."""
+    """A well-behaved client: (token, margin to the next) of its streamed answer, seconds to the first token."""
     body = {
-        "messages": [{"role": "user", "content": QUESTIONS[number % len(QUESTIONS)]}], "max_tokens": 12, "logprobs": True,
-        "top_logprobs": 2, "stream": True, "temperature": 0 if number % 2 else 0.8, "seed": number, "ignore_eos": True,
-    }  # fmt: skip
+        "messages": [{"role": "user", "content": QUESTIONS[number % len(QUESTIONS)]}],
+        "max_tokens": 12,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "stream": True,
+        "temperature": 0 if number % 2 else 0.8,
+        "seed": number,
+        "ignore_eos": True,
+    }
     reader, writer = await asyncio.open_connection(host, port)
     began, first, tokens = time.perf_counter(), 0.0, []
     try:
@@ -202,9 +211,21 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     command = [
-        sys.executable, "-m", "wellhead", "serve", "--port", "0", "--num-pages", "128", "--context-length", "4096",
-        "--max-running-requests", "16", "--max-queued-requests", "512",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "wellhead",
+        "serve",
+        "--port",
+        "0",
+        "--num-pages",
+        "128",
+        "--context-length",
+        "4096",
+        "--max-running-requests",
+        "16",
+        "--max-queued-requests",
+        "512",
+    ]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     port, told = 0, []
@@ -244,10 +265,10 @@ def main() -> int:
     used = metrics['wellhead_pages{state="used"}']
     print(
         f"{args.requests} hostile requests, {len(report.wrong)} answered wrongly; {report.answers} good answers, "
-        f"{len(report.differing)} differing {report.differing[:5]}; first token p50 {first[len(first) // 2]:.2f} s, p99 "
-        f"{first[int(len(first) * 0.99)]:.2f} s; memory grew {growth / 2**20:.1f} MB; files {files} -> {left_files}; pages "
-        f"in use {used:.0f}; exit status {status}"
-    )  # fmt: skip
+        f"{len(report.differing)} differing {report.differing[:5]}; first token p50 {first[len(first) // 2]:.2f} s, "
+        f"p99 {first[int(len(first) * 0.99)]:.2f} s; memory grew {growth / 2**20:.1f} MB; files {files} -> "
+        f"{left_files}; pages in use {used:.0f}; exit status {status}"
+    )
     fine = (
         not report.wrong and not report.differing and growth < MOST_GROWTH and left_files <= files + 8 and status == 0
     )

@@ -16,18 +16,49 @@ _GOOD: dict[str, dict[str, Any]] = {
     TOKENIZE: {"prompt": "hello"},
 }
 _FIELDS = (
-    "messages", "prompt", "model", "n", "temperature", "top_p", "top_k", "seed", "stop", "max_tokens",
-    "max_completion_tokens", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs",
-    "stream", "stream_options", "response_format", "tools", "tool_choice", "parallel_tool_calls", "reasoning_effort",
-    "thinking", "chat_template_kwargs", "user", "metadata", "echo", "suffix", "best_of", "functions", "ignore_eos",
-    "__proto__", "constructor", "", "\0",
-)  # fmt: skip
+    "messages",
+    "prompt",
+    "model",
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "stop",
+    "max_tokens",
+    "max_completion_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "stream",
+    "stream_options",
+    "response_format",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "reasoning_effort",
+    "thinking",
+    "chat_template_kwargs",
+    "user",
+    "metadata",
+    "echo",
+    "suffix",
+    "best_of",
+    "functions",
+    "ignore_eos",
+    "__proto__",
+    "constructor",
+    "",
+    "\0",
+)
 
 
 @dataclass(frozen=True)
 class Hostile:
     """`data` goes to the socket as it is. manner: "read" the answer; "leave" after `bytes_read` bytes of it; "cut" the
-    request in its middle; "stall", read slowly, then leave. statuses: the answers that are right, None for any below 500.
+    request in its middle; "stall", read slowly, then leave. statuses: right answers, None for any below 500.
     """
 
     name: str
@@ -38,13 +69,21 @@ class Hostile:
 
 
 def http(
-    path: str, body: bytes, *, kind: str = "application/json", host: str = "localhost", method: str = "POST",
+    path: str,
+    body: bytes,
+    *,
+    kind: str = "application/json",
+    host: str = "localhost",
+    method: str = "POST",
     length: int | None = None,
-) -> bytes:  # fmt: skip
+) -> bytes:
     head = [
-        f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close", f"Content-Type: {kind}",
+        f"{method} {path} HTTP/1.1",
+        f"Host: {host}",
+        "Connection: close",
+        f"Content-Type: {kind}",
         f"Content-Length: {len(body) if length is None else length}",
-    ]  # fmt: skip
+    ]
     return "\r\n".join(head).encode() + b"\r\n\r\n" + body
 
 
@@ -52,9 +91,21 @@ def hostile_requests(seed: int) -> Iterator[Hostile]:
     """Without end."""
     draw = random.Random(seed)
     makers: list[Callable[[random.Random], Hostile]] = [
-        _bytes, _truncated, _wrong_field, _wrong_field, _wrong_field, _deep, _huge, _ids, _contradiction, _schema, _head,
-        _manners, _manners, _messages,
-    ]  # fmt: skip
+        _bytes,
+        _truncated,
+        _wrong_field,
+        _wrong_field,
+        _wrong_field,
+        _deep,
+        _huge,
+        _ids,
+        _contradiction,
+        _schema,
+        _head,
+        _manners,
+        _manners,
+        _messages,
+    ]
     while True:
         yield draw.choice(makers)(draw)
 
@@ -62,11 +113,16 @@ def hostile_requests(seed: int) -> Iterator[Hostile]:
 def _value(draw: random.Random, depth: int = 0) -> Any:
     """Any JSON value, more often a bad one."""
     kinds: list[Callable[[], Any]] = [
-        lambda: None, lambda: draw.random() < 0.5, lambda: draw.choice((0, -1, 1, 2**31, 2**63, -(2**63), 10**40)),
+        lambda: None,
+        lambda: draw.random() < 0.5,
+        lambda: draw.choice((0, -1, 1, 2**31, 2**63, -(2**63), 10**40)),
         lambda: draw.choice((0.5, -0.1, 1e308, -1e308, 1e-320, float("nan"), float("inf"))),
-        lambda: draw.choice(("", "x", "\0", "\ud800", "\U0001f600" * 50, "<｜end▁of▁sentence｜>", "../../etc/passwd", "x" * 5000)),
-        lambda: [], lambda: {},
-    ]  # fmt: skip
+        lambda: draw.choice(
+            ("", "x", "\0", "\ud800", "\U0001f600" * 50, "<｜end▁of▁sentence｜>", "../../etc/passwd", "x" * 5000)
+        ),
+        lambda: [],
+        lambda: {},
+    ]
     if depth < 3:
         kinds += [
             lambda: [_value(draw, depth + 1) for _ in range(draw.randrange(4))],
@@ -80,11 +136,23 @@ def _path(draw: random.Random) -> str:
 
 
 def _bytes(draw: random.Random) -> Hostile:
-    body = draw.choice((
-        b"", b"null", b"[]", b'"text"', b"\xff\xfe{}", b"\0" * 100, b"{" * 50, b"{}" * 50, b'{"prompt": "\xc3\x28"}',
-        b'{"prompt": "\\ud800"}', b'{"prompt": "a", "prompt": 5}', draw.randbytes(draw.randrange(1, 400)),
-        b'{"prompt": "a", "max_tokens": ' + b"9" * draw.choice((30, 5000)) + b"}",
-    ))  # fmt: skip
+    body = draw.choice(
+        (
+            b"",
+            b"null",
+            b"[]",
+            b'"text"',
+            b"\xff\xfe{}",
+            b"\0" * 100,
+            b"{" * 50,
+            b"{}" * 50,
+            b'{"prompt": "\xc3\x28"}',
+            b'{"prompt": "\\ud800"}',
+            b'{"prompt": "a", "prompt": 5}',
+            draw.randbytes(draw.randrange(1, 400)),
+            b'{"prompt": "a", "max_tokens": ' + b"9" * draw.choice((30, 5000)) + b"}",
+        )
+    )
     return Hostile("bytes", http(_path(draw), body), statuses=(400,))
 
 
@@ -117,13 +185,19 @@ def _deep(draw: random.Random) -> Hostile:
 
 def _huge(draw: random.Random) -> Hostile:
     size = draw.choice((10_000, 300_000))
-    body = draw.choice((
-        lambda: {"prompt": "x" * size}, lambda: {"prompt": [[]] * size}, lambda: {"prompt": ["a"] * size},
-        lambda: {str(i): i for i in range(size // 10)}, lambda: {"messages": [{"role": "user", "content": "x"}] * (size // 10)},
-        lambda: {"prompt": "x", "logit_bias": {str(i): 1 for i in range(size // 10)}},
-        lambda: {"prompt": "x", "stop": ["x"] * size}, lambda: {"prompt": "x", "user": "y" * size, "max_tokens": 1},
-        lambda: {"prompt": [5] * size},
-    ))()  # fmt: skip
+    body: dict[str, Any] = draw.choice(
+        (
+            lambda: {"prompt": "x" * size},
+            lambda: {"prompt": [[]] * size},
+            lambda: {"prompt": ["a"] * size},
+            lambda: {str(i): i for i in range(size // 10)},
+            lambda: {"messages": [{"role": "user", "content": "x"}] * (size // 10)},
+            lambda: {"prompt": "x", "logit_bias": {str(i): 1 for i in range(size // 10)}},
+            lambda: {"prompt": "x", "stop": ["x"] * size},
+            lambda: {"prompt": "x", "user": "y" * size, "max_tokens": 1},
+            lambda: {"prompt": [5] * size},
+        )
+    )()
     return Hostile("huge", http(CHAT if "messages" in body else PLAIN, json.dumps(body).encode()))
 
 
@@ -134,23 +208,46 @@ def _ids(draw: random.Random) -> Hostile:
 
 
 def _contradiction(draw: random.Random) -> Hostile:
-    change = draw.choice((
-        {"max_completion_tokens": 9}, {"top_logprobs": 2}, {"stream_options": {"include_usage": True}},
-        {"tool_choice": "required"}, {"thinking": {"type": "enabled"}, "reasoning_effort": "none"},
-        {"response_format": {"type": "json_object"}, "ignore_eos": True}, {"n": 129}, {"max_tokens": 2**30},
-        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": {"type": "function", "function": {"name": "g"}}},
-    ))  # fmt: skip
+    change = draw.choice(
+        (
+            {"max_completion_tokens": 9},
+            {"top_logprobs": 2},
+            {"stream_options": {"include_usage": True}},
+            {"tool_choice": "required"},
+            {"thinking": {"type": "enabled"}, "reasoning_effort": "none"},
+            {"response_format": {"type": "json_object"}, "ignore_eos": True},
+            {"n": 129},
+            {"max_tokens": 2**30},
+            {
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+                "tool_choice": {"type": "function", "function": {"name": "g"}},
+            },
+        )
+    )
     return Hostile("contradiction", http(CHAT, json.dumps({**_GOOD[CHAT], **change}).encode()), statuses=(400,))
 
 
 def _schema(draw: random.Random) -> Hostile:
-    schema = draw.choice((
-        {"type": "foo"}, {"$ref": "#"}, {"$ref": "file:///etc/passwd"}, {"enum": ["x" * 100_000]}, {"enum": []},
-        {"type": "string", "pattern": "(" * 200}, {"type": "string", "pattern": "(a{1000}){1000}b"}, {"not": {}},
-        {"type": "array", "minItems": 10**9, "items": {"type": "string"}}, {"allOf": [{"type": "string"}, {"type": "null"}]},
-        {"type": "object", "properties": {str(i): {"type": "string", "pattern": f"a{i}b*c{{1,50}}"} for i in range(500)}},
-        {"type": "integer", "minimum": 10, "maximum": 1}, _value(draw),
-    ))  # fmt: skip
+    schema: Any = draw.choice(
+        (
+            {"type": "foo"},
+            {"$ref": "#"},
+            {"$ref": "file:///etc/passwd"},
+            {"enum": ["x" * 100_000]},
+            {"enum": []},
+            {"type": "string", "pattern": "(" * 200},
+            {"type": "string", "pattern": "(a{1000}){1000}b"},
+            {"not": {}},
+            {"type": "array", "minItems": 10**9, "items": {"type": "string"}},
+            {"allOf": [{"type": "string"}, {"type": "null"}]},
+            {
+                "type": "object",
+                "properties": {str(i): {"type": "string", "pattern": f"a{i}b*c{{1,50}}"} for i in range(500)},
+            },
+            {"type": "integer", "minimum": 10, "maximum": 1},
+            _value(draw),
+        )
+    )
     format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     return Hostile("schema", http(CHAT, json.dumps({**_GOOD[CHAT], "response_format": format_}).encode()))
 
@@ -170,16 +267,28 @@ def _messages(draw: random.Random) -> Hostile:
 
 def _head(draw: random.Random) -> Hostile:
     body = json.dumps(_GOOD[PLAIN]).encode()
-    name, data, statuses = draw.choice((
-        ("content type", http(PLAIN, body, kind="text/plain"), (415,)), ("host", http(PLAIN, body, host="evil.example"), (403,)),
-        ("method", http(PLAIN, body, method="DELETE"), (405,)), ("path", http("/v1/" + "x" * 3000, body), (404,)),
-        ("long header", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 200_000 + b"\r\n\r\n", (400, 431)),
-        ("no HTTP", draw.randbytes(60) + b"\r\n\r\n", (400,)),
-        ("two lengths", b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}", (400,)),
-        ("too large", http(PLAIN, b" " * 100, length=1 << 40), (413,)),
-        ("bad chunks", b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-         b"Transfer-Encoding: chunked\r\n\r\nZZ\r\nx", (400,)),
-    ))  # fmt: skip
+    name, data, statuses = draw.choice(
+        (
+            ("content type", http(PLAIN, body, kind="text/plain"), (415,)),
+            ("host", http(PLAIN, body, host="evil.example"), (403,)),
+            ("method", http(PLAIN, body, method="DELETE"), (405,)),
+            ("path", http("/v1/" + "x" * 3000, body), (404,)),
+            ("long header", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 200_000 + b"\r\n\r\n", (400, 431)),
+            ("no HTTP", draw.randbytes(60) + b"\r\n\r\n", (400,)),
+            (
+                "two lengths",
+                b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
+                (400,),
+            ),
+            ("too large", http(PLAIN, b" " * 100, length=1 << 40), (413,)),
+            (
+                "bad chunks",
+                b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\nZZ\r\nx",
+                (400,),
+            ),
+        )
+    )
     return Hostile(name, data, statuses=statuses)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fakes.server import RunningServer
 
+from fakes.server import RunningServer
 from wellhead.engine.llm import LLM
 from wellhead.server.limits import Limits
 

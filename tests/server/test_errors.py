@@ -1,4 +1,4 @@
-"""Bad input gets a 4xx in OpenAI's shape that names the field; limits are limits; nothing of it is left in the engine."""
+"""Bad input gets a 4xx in OpenAI's shape that names the field, and nothing of it is left in the engine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes.server import RunningServer
-
 from tests.server.conftest import load
+
+from fakes.server import RunningServer
 from wellhead.server.limits import Limits
 
 USER = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}

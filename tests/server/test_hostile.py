@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from fakes.server import RunningServer
-
 from tools.hostile import attack
+
+from fakes.server import RunningServer
 
 
 def test_good_clients_do_not_notice_bad_ones(server: RunningServer) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes.server import RunningServer
-
 from tests.server.conftest import load
+from tools.hostile_bodies import http
+
+from fakes.server import RunningServer
 from wellhead.engine.core import Engine
 from wellhead.server.limits import Limits
 from wellhead.server.prepare import Preparer
@@ -127,9 +128,7 @@ def test_who_leaves_is_forgotten(server: RunningServer, stream: bool) -> None:
     before = server.llm.engine.counters.finished
     body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3000, "ignore_eos": True, "stream": stream}
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as sock:
-        data = json.dumps(body).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-        sock.sendall(head.encode() + data)
+        sock.sendall(http("/v1/chat/completions", json.dumps(body).encode()))
         if stream:
             assert b"200 OK" in sock.recv(64)
         else:

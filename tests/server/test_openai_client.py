@@ -8,8 +8,8 @@ from typing import Any
 
 import openai
 import pytest
-from fakes.server import RunningServer
 
+from fakes.server import RunningServer
 from wellhead.text import encode_messages
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
+
 from fakes import chromium
 from fakes.server import RunningServer
-
 from wellhead.server.app import PAGE
 
 

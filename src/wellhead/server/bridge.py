@@ -28,17 +28,25 @@ _Gain = tuple[Job, int, Piece, RequestError | Exception | None]
 
 
 class Bridge:
-    """`make` builds the model in the engine's thread. `ended` is called on the loop when that thread is over; `failure`
+    """`make` builds the model in the engine's thread, `announce` is told when requests are taken. `ended` is called on the loop when that thread is over; `failure`
     then holds the exception it died of, if it did.
     """
 
-    def __init__(self, make: Callable[[], LLM], limits: Limits, metrics: Metrics, *, may_recover: bool = True):
+    def __init__(
+        self,
+        make: Callable[[], LLM],
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        may_recover: bool = True,
+        announce: Callable[[LLM], None] = lambda llm: None,
+    ):
         self.limits, self.metrics = limits, metrics
         self.failure: BaseException | None = None
         self.llm: LLM | None = None
         self.draining = False
         self.counters: Counters | None = None
-        self._make, self._may_recover = make, may_recover
+        self._make, self._may_recover, self._announce = make, may_recover, announce
         self._orders: SimpleQueue[tuple[str, Sequence[tuple[Request, Job, int]], Sequence[Request]]] = SimpleQueue()
         self._jobs: set[Job] = set()  # the loop's
         self._known: dict[Request, tuple[Job, int]] = {}  # the engine's thread's
@@ -146,6 +154,7 @@ class Bridge:
             llm = self._make()
             self._most = llm.engine.max_running + self.limits.queued
             self.counters, self.llm = llm.engine.counters, llm
+            self._announce(llm)  # now, not before: who reads it may ask at once
             self._serve(llm)
         except BaseException as error:
             _LOG.debug("the engine ended", exc_info=True)

@@ -1,8 +1,8 @@
-"""Answers held to a grammar: JSON, JSON of a schema, or tool calls, as a mask over each token's logits.
+"""Answers held to a grammar: JSON, JSON of a schema, or tool calls, as a mask over the logits.
 
-llguidance does it: one wheel for every Python from 3.9 on, no dependencies of its own, bit masks in plain bytes, tens of
-microseconds a token, and bounds on what a hostile schema may cost. (xgrammar brings torch extensions and a compiler
-stack, outlines-core compiles a schema to an automaton ahead of the first token.)
+llguidance does it: one wheel for every Python from 3.9 on, no dependencies of its own, bit masks in plain bytes, a
+millisecond a token at most, bounds on what a hostile schema may cost. (xgrammar brings torch extensions and a
+compiler stack, outlines-core compiles a schema to an automaton ahead of the first token.)
 """
 
 from __future__ import annotations

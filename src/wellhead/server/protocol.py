@@ -1,7 +1,7 @@
-"""The bodies of requests, checked. Fields are OpenAI's; those marked so are of this server, vLLM or SGLang.
+"""The bodies of requests, checked. Fields are OpenAI's; those marked so are ours, vLLM's or SGLang's.
 
-A field that is not here is refused with its name, as OpenAI refuses it: a typo must not quietly mean the default. Fields
-of the API that cannot change an answer here (`user`, `metadata`, `store`, ...) are taken and not used.
+A field that is not here is refused with its name, as OpenAI refuses it: a typo must not quietly mean the default.
+Fields of the API that cannot change an answer here (`user`, `metadata`, `store`, ...) are taken and not used.
 """
 
 from __future__ import annotations

@@ -84,7 +84,13 @@ class Life:
     def __init__(self, serving: Serving, load: Load, story: Story):
         self._serving, self._story = serving, story
         self._metrics = Metrics(lambda: self.bridge.counters, self._graph_misses)
-        self.bridge = Bridge(lambda: self._make(load), serving.limits, self._metrics, may_recover=serving.may_recover)
+        self.bridge = Bridge(
+            lambda: self._make(load),
+            serving.limits,
+            self._metrics,
+            may_recover=serving.may_recover,
+            announce=lambda llm: story.ready(llm, serving.names[0], serving.ranks, self.url),
+        )
         self._preparer: Preparer  # there once the bridge serves
         self._server: _Uvicorn | None = None
         self.url = ""
@@ -121,7 +127,6 @@ class Life:
             warm_up(llm, bool(llm.engine.graph_sizes))
             grammars = Grammars(llm.tokenizer, llm.config.vocab_size) if llm.has_tokenizer else None
             self._preparer = Preparer(llm, grammars, self._serving.thinking)
-        self._story.ready(llm, self._serving.names[0], self._serving.ranks, self.url)
         return llm
 
     def _graph_misses(self) -> int | None:
