@@ -28,8 +28,8 @@ _Gain = tuple[Job, int, Piece, RequestError | Exception | None]
 
 
 class Bridge:
-    """`make` builds the model in the engine's thread, `announce` is told when requests are taken. `ended` is called on the loop when that thread is over; `failure`
-    then holds the exception it died of, if it did.
+    """`make` builds the model in the engine's thread, `announce` is told when requests are taken. `ended` is called on
+    the loop when that thread is over; `failure` then holds the exception it died of, if it did.
     """
 
     def __init__(
