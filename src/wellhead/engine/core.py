@@ -82,9 +82,13 @@ class Engine:
         return self._runner.graph_sizes
 
     @property
+    def pool_pages(self) -> int:
+        return self._memory.pages.total
+
+    @property
     def pool_tokens(self) -> int:
         """Tokens that the caches hold, of all requests together."""
-        return self._memory.pages.total * PAGE_TOKENS
+        return self.pool_pages * PAGE_TOKENS
 
     def make_request(self, prompt: Sequence[int], params: SamplingParams, adjust: Adjust | None = None) -> Request:
         """A checked request, not yet queued. RequestError names what is wrong with it and what would help."""

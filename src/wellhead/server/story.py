@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import IO
 
 from wellhead.engine.llm import LLM
-from wellhead.model.state import PAGE_TOKENS
 
 
 class Story:
@@ -42,7 +41,7 @@ class Story:
         frozen = "every decode kernel compiled, prompts may still compile" if sizes else "nothing to freeze"
         self.tell(
             f"wellhead: {name} on {ranks} rank{'s' * (ranks > 1)}, {engine.pool_tokens:,} tokens in "
-            f"{engine.pool_tokens // PAGE_TOKENS:,} pages, context {engine.context_length:,}, {engine.max_running} "
+            f"{engine.pool_pages:,} pages, context {engine.context_length:,}, {engine.max_running} "
             f"requests at once, {graphs}; {frozen}; ready after {time.perf_counter() - self._began:.1f} s at {url}"
         )
 
