@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import wellhead
 from fakes.llm import FakeLLM
@@ -33,7 +34,7 @@ def loaded() -> list[str | None]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, llm: FakeLLM, models: list[str | None] | None = None) -> FakeLLM:
-    def load(model: str | None, args: object = None) -> FakeLLM:
+    def load(model: str | None, args: object = None, **more: object) -> FakeLLM:
         if models is not None:
             models.append(model)
         return llm
@@ -84,7 +85,7 @@ def test_generate_reads_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_error_is_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
-    def load(model: str | None, args: object = None) -> FakeLLM:
+    def load(model: str | None, args: object = None, **more: object) -> FakeLLM:
         raise error
 
     monkeypatch.setattr(options, "load", load)
@@ -172,8 +173,8 @@ def test_eval_prints_one_line_a_family(
     use(monkeypatch, FakeLLM(lambda prompt: prompt.split()[-1]))
     assert main(["eval", "--tasks", "sums,capitals"]) == 0
     out, err = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()] == ["sums", "capitals"]
-    assert "3/3 right" in out and err == ""
+    assert [line.split()[0] for line in out.splitlines()] == ["sums", "capitals", "6"]
+    assert "3/3 right" in out and "6 tokens in" in out and err == ""
 
 
 def test_eval_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,6 +187,36 @@ def test_eval_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     counts = {task["task"]: (task["right"], task["count"]) for task in read["tasks"]}
     assert counts == {"sums": (1, 2), "capitals": (1, 2), "chinese": (1, 2), "recall": (0, 2)}
     assert "sums: 'sums 1': expected '1', got '0'" in err
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_eval_against_another_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    """Answers that part where the reference is not sure are ties, and where it is they are an error."""
+    monkeypatch.setattr(families, "load_families", small_families)
+    use(monkeypatch, FakeLLM(lambda prompt: "ab" if prompt == "sums 1" else "a"))
+    reference, asked = FakeLLM(lambda prompt: "ac" if prompt == "sums 1" else "a"), []
+
+    def load_reference(way: str, model: str | None, args: object, max_running: int) -> FakeLLM:
+        asked.append((way, max_running))
+        return reference
+
+    def logits(ids: list[int]) -> torch.Tensor:
+        assert ids == [*b"sums 1a"]
+        rows = torch.zeros(len(ids), 128)
+        rows[-1, :3] = torch.tensor([-9.0, 9.0, 0.0])
+        rows[-1, ord("c")], rows[-1, ord("b")] = 20.0, 10.0 if status else 19.9
+        return rows
+
+    reference.logits = logits  # type: ignore[attr-defined]
+    monkeypatch.setattr(options, "load_reference", load_reference)
+    command = ["eval", "--tasks", "sums,capitals", "--concurrency", "3", "--against", "alone"]
+    assert main(command) == status and asked == [("alone", 3)]
+    out = capsys.readouterr().out
+    assert f"sums       against alone: 2 agree, {1 - status} tie, {status} differ" in out
+    assert "capitals   against alone: 3 agree, 0 tie, 0 differ" in out
+    assert ("sums 2: differ at token 1, margin" if status else "sums 2: tie at token 1, margin 0.0") in out
 
 
 def test_eval_gsm8k_reads_its_file(
@@ -209,6 +240,9 @@ def test_eval_gsm8k_reads_its_file(
         (["--data", "x.jsonl"], "is read only by gsm8k and gpqa"),
         (["--tasks", "gpqa", "--data", "absent.csv"], "absent.csv: cannot be read"),
         (["--tasks", "sums", "-n", "0"], "-n must be at least 1, got 0"),
+        (["--tasks", "sums", "--concurrency", "0"], "--concurrency must be at least 1, got 0"),
+        (["--against", "eager"], "--against eager: --device cpu has no CUDA graphs"),
+        (["--against", "eager", "--device", "cuda", "--eager"], "--against eager: --eager has no CUDA graphs"),
     ],
 )
 def test_eval_refuses_before_it_loads(
@@ -264,10 +298,10 @@ def test_speeds_are_those_of_prefill_and_decode(monkeypatch: pytest.MonkeyPatch)
     assert one.decode_speed is None
 
 
-def test_path_names_the_ops_where_they_differ() -> None:
+def test_path_names_the_ops_that_differ_from_most() -> None:
     assert path_taken(FakeLLM(str, paths=[("a", "cpu", "x"), ("b", "cpu", "y")])) == "cpu"  # type: ignore[arg-type]
     mixed = [("a", "cpu", ""), ("b", "triton", ""), ("c", "cpu", "")]
-    assert path_taken(FakeLLM(str, paths=mixed)) == "cpu (a, c); triton (b)"  # type: ignore[arg-type]
+    assert path_taken(FakeLLM(str, paths=mixed)) == "cpu; triton (b)"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("command", ["generate", "chat", "eval", "demo"])
@@ -319,6 +353,33 @@ def test_speculative_tokens_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> 
     assert [given["speculative_tokens"] for given in asked] == [2, 0]
 
 
-def test_what_is_not_implemented_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "a", "--speculative-tokens", "2", "--device", "cuda"]) == 2
-    assert capsys.readouterr().err.startswith("wellhead: error: speculative_tokens is 2 on device 'cuda'")
+def test_impl_and_eager_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wellhead.engine import llm
+
+    asked = []
+    monkeypatch.setattr(llm, "LLM", lambda model, **given: asked.append(given) or FakeLLM(lambda prompt: "x"))
+    assert main(["generate", "a", "--impl", "moe=triton-w4a16", "--impl", "topk=auto", "--eager"]) == 0
+    assert main(["generate", "a"]) == 0
+    assert [(given["impl"], given["captured"]) for given in asked] == [
+        ({"moe": "triton-w4a16", "topk": "auto"}, False), ({}, True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--impl", "moee=reference"], "no op 'moee'; the nearest is moe of"),
+        (["--impl", "moe"], "--impl 'moe': expected OP=NAME"),
+        (["--impl", "moe=fast"], "op 'moe' has no implementation 'fast'; there are triton-w4a8, triton,"),
+        (["--impl", "moe=triton", "--impl", "moe=reference"], "op 'moe' is given both 'triton' and 'reference'"),
+        (["--impl", "moe=triton"], "'triton' was asked for and cannot run on CPU only: needs kernels absent"),
+        (["--eager"], "--eager (captured=False) on device 'cpu'"),
+        (["--tp", "2", "--impl", "moee=reference"], "no op 'moee'"),
+    ],
+)
+def test_an_implementation_is_used_or_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "a", *words]) == EXIT_ERROR
+    err = capsys.readouterr().err
+    assert err.startswith("wellhead: error: ") and said in err and err.count("\n") == 1

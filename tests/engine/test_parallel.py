@@ -18,13 +18,15 @@ from fakes import rank as fake_rank
 from wellhead.cli import EXIT_ERROR, EXIT_INTERRUPTED, main
 from wellhead.engine.launch import Ranks
 from wellhead.engine.llm import LLM
-from wellhead.engine.orders import Orders
+from wellhead.engine.orders import DraftOrders, Orders
+from wellhead.evals.against import judge_by
 from wellhead.model.batch import Chunk
 from wellhead.model.checkpoint import open_checkpoint, resolve_model
 from wellhead.model.cut import cut
 from wellhead.model.parameters import load_parameters
 from wellhead.model.split import Split
 from wellhead.model.weights import iter_tensors
+from wellhead.testing.ties import TIE_MARGIN, Tally, judge
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLES = {
@@ -35,8 +37,6 @@ GONE_SECONDS = 10.0
 
 # Largest relative error of logits, in norm: fp32 sums in another order; and the bf16 and E4M3 roundings those tip over.
 LOGITS_BUDGET = {"exact": 1e-5, "checkpoint": 0.03}
-# A tie: the two best logits of a place are nearer than this share of the logits' deviation.
-TIE = {"exact": 1e-4, "checkpoint": 0.1}
 
 
 def start(*words: str, **options: object) -> subprocess.Popen[str]:
@@ -108,21 +108,18 @@ def test_two_ranks_answer_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[s
         tokens, logits = alone[numerics]
         theirs = torch.tensor(found["logits"])
         error = float((theirs - logits).norm() / logits.norm())
-        margins = top_2_margins(logits[theirs.argmax(-1) != logits.argmax(-1)], logits.std())
-        for asked, mine, other in zip(asked_ids(llms[numerics]), tokens, found["tokens"], strict=True):
-            if mine != other:
-                same = next(i for i, pair in enumerate(zip(mine, other, strict=True)) if pair[0] != pair[1])
-                row = llms[numerics].logits([*asked, *mine[:same]])[-1:]
-                margins += top_2_margins(row, row.std())
+        tally = Tally()
+        for place, (mine, other) in enumerate(zip(logits, theirs, strict=True)):
+            budget = TIE_MARGIN[numerics]
+            verdict = judge([int(other.argmax())], [int(mine.argmax())], lambda _, row=mine: row, budget)
+            tally.add(verdict, f"row {place}")
+        for asked, expected, other in zip(asked_ids(llms[numerics]), tokens, found["tokens"], strict=True):
+            verdict = judge_by(llms[numerics], asked, other, expected, TIE_MARGIN[numerics])
+            tally.add(verdict, f"prompt of {len(asked)} tokens")
         with capsys.disabled():
-            print(f"\n{name}: error {error:.1e}; top-2 margins where tokens differ: {margins}", end="")
+            print(f"\n{name}: error {error:.1e}; {tally.agreed} agree, ties: {tally.ties}", end="")
         assert error < LOGITS_BUDGET[numerics]
-        assert all(margin < TIE[numerics] for margin in margins)
-
-
-def top_2_margins(logits: torch.Tensor, deviation: torch.Tensor) -> list[float]:
-    best = logits.topk(2, -1).values
-    return [round(margin, 3) for margin in ((best[:, 0] - best[:, 1]) / deviation).tolist()]
+        assert not tally.wrong
 
 
 def asked_ids(llm: LLM) -> list[list[int]]:
@@ -216,9 +213,11 @@ def test_orders_survive_the_way() -> None:
         Chunk([9], 0, [0], 0, "all", None),
         Chunk([1, 2], 10, [7], 1, "last", [2]),
     ]
-    orders = Orders(chunks, restores=[(4, 2)], saves=[(0, 3), (1, 5)])
+    orders = Orders(chunks, restores=[(4, 2)], saves=[(0, 3), (1, 5)], following=[8, -1, -1])
     assert Orders.decode(orders.encode()) == orders
-    assert Orders.decode(Orders([]).encode()) == Orders([], [], [])
+    assert Orders.decode(Orders([]).encode()) == Orders([], [], [], [])
+    drafts = DraftOrders(chunks, [6, 7, 8, 1, 2, 3], [4, 5, 6, 0, 9, 8])
+    assert DraftOrders.decode(drafts.encode()) == drafts
 
 
 @pytest.mark.parametrize(

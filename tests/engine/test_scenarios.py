@@ -109,8 +109,7 @@ def test_a_fault_changes_an_answer(monkeypatch: pytest.MonkeyPatch, where: objec
 
 def test_the_integrity_check_names_the_page() -> None:
     scenario = Scenario(9, **SMALL)
-    for _ in range(4):
-        scenario.submit()
+    scenario.live = [scenario.submit() for _ in range(4)]
     scenario.engine.step()
     pools = scenario.engine._memory
     (lost,) = pools.pages.allocate(1)

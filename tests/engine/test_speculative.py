@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fakes.drafting import OracleRunner
-from fakes.hash_model import END, HashModel, HashState, answer, next_logits
+from fakes.hash_model import END, RINGS, HashModel, answer, next_logits
 from fakes.scenario import SMALL, Scenario
 from fakes.statistics import chi_square
 from wellhead.engine import speculative
@@ -138,14 +138,13 @@ def test_traffic_with_drafts_says_what_it_says_without(seed: int, tokens: int, o
         assert counters.prefix_hit_tokens
 
 
-def _keep_rejected(state: HashState, slot: int, positions: range, rows: object) -> None:
-    pass
-
-
-def test_rings_that_keep_rejected_drafts_change_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HashState, "put_ring_rows", _keep_rejected)
+@pytest.mark.parametrize(("ratio", "rows"), [(4, 8), (128, 128)])
+def test_rings_without_room_for_drafts_change_an_answer(
+    monkeypatch: pytest.MonkeyPatch, ratio: int, rows: int
+) -> None:
+    monkeypatch.setitem(RINGS, ratio, rows)
     scenario = Traffic(22, 3, **SMALL)
-    scenario.run(6, aborts=0)
+    scenario.run(6 if ratio == 4 else 40, aborts=0)
     assert scenario.wrong()
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from fakes.statistics import chi_square
+from fakes.drafting import helped
+from fakes.statistics import chi_square, places
 from wellhead.engine import speculative
 from wellhead.engine.llm import LLM
 from wellhead.engine.request import Request
 from wellhead.engine.sampling_params import SamplingParams
-from wellhead.engine.speculative import Draft
 from wellhead.model.batch import Batch, Chunk
+from wellhead.ops.compressor import reference as compressor
 
 GREEDY = SamplingParams(max_tokens=24, ignore_eos=True)
 
@@ -47,18 +47,8 @@ def nothing_left(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def
 
 def help_along(monkeypatch: pytest.MonkeyPatch, llm: LLM, truth: dict[tuple[int, ...], list[int]]) -> None:
     """Put the right token in place of five drafts of six of the prompts in `truth`; MTP runs all the same."""
-    runner, turn = llm.engine._runner, itertools.count()
-    propose = runner.propose
-
-    def better(work: object, chunks: object, found: dict[Request, list[int]]) -> None:
-        propose(work, chunks, found)  # type: ignore[arg-type]
-        for request, tokens in found.items():
-            place, answer = len(request.output) + len(tokens), truth.get(tuple(request.prompt), [])
-            for index in range(min(len(request.drafts), len(answer) - place)):
-                if next(turn) % 6:
-                    request.drafts[index] = Draft(answer[place + index])
-
-    monkeypatch.setattr(runner, "propose", better)
+    runner = llm.engine._runner
+    monkeypatch.setattr(runner, "propose", helped(runner, truth))
 
 
 PROMPTS = [prompt(n, n) for n in (1, 5, 245, 118, 260)]
@@ -116,8 +106,8 @@ def test_a_reused_prefix_gives_the_same_greedy_tokens(plain: LLM, drafting: LLM)
 def test_caches_after_rejections_are_those_of_the_accepted_tokens(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    """Every record up to the newest, MTP's too, and every ring row, against one pass over the same tokens; positions
-    behind have been written by drafts.
+    """Every record up to the newest, MTP's too, and the ring rows of all tokens that a block may still pool, against
+    one pass over the same tokens; positions behind have been written by drafts.
     """
     llm = LLM(folder, progress=False, numerics="exact", num_pages=3, max_running=2, speculative_tokens=3)
     plain = LLM(folder, progress=False, numerics="exact", num_pages=3, max_running=2)
@@ -157,20 +147,10 @@ def compare(found: object, expected: object, request: Request) -> None:
                 close(getattr(mine, name)[page, :entries], getattr(other, name)[page, :entries])
         for name in ("compressor", "index_compressor"):
             if getattr(mine, name) is not None:
-                close(getattr(mine, name)[request.state_slot], getattr(other, name)[request.state_slot])
-
-
-def places(llm: LLM, prompts: list[list[int]], params: list[SamplingParams]) -> torch.Tensor:
-    """Where each sampled token lies in its distribution, likeliest first: even over (0, 1) if it was drawn from it."""
-    found, generator = [], torch.Generator().manual_seed(9)
-    for ids, own, done in zip(prompts, params, llm.generate(prompts, params), strict=True):
-        logits = llm.logits(ids + done.token_ids[:-1])[len(ids) - 1 :]
-        for row, token in zip(logits, done.token_ids, strict=True):
-            p = speculative.restricted(row, own)
-            order = p.argsort(descending=True)
-            rank = int((order == token).nonzero())
-            found.append(float(p[order[:rank]].sum() + p[token] * torch.rand((), generator=generator)))
-    return torch.tensor(found)
+                rings = getattr(mine, name)[request.state_slot], getattr(other, name)[request.state_slot]
+                pooled = compressor.pooled_rows(mine.ratio)
+                needed = torch.arange(last + 1 - pooled, last) % compressor.ring_rows(mine.ratio)
+                close(rings[0][needed], rings[1][needed])
 
 
 def test_tokens_sampled_with_mtp_are_drawn_from_the_model(monkeypatch: pytest.MonkeyPatch, drafting: LLM) -> None:
@@ -197,6 +177,7 @@ def test_an_answer_ends_within_accepted_drafts(monkeypatch: pytest.MonkeyPatch, 
     help_along(monkeypatch, drafting, {tuple(ids): free.token_ids})
     for count in (1, 2, 4, 7):
         (done,) = drafting.generate([ids], dataclasses.replace(GREEDY, max_tokens=count, logprobs=1))
+        assert done.accepted_tokens <= done.drafted_tokens <= 3 * done.draft_steps
         assert done.token_ids == free.token_ids[:count] and len(done.logprobs or ()) == count
     deltas = list(drafting.stream(ids, GREEDY))
     assert [token for delta in deltas for token in delta.token_ids] == free.token_ids
@@ -207,6 +188,7 @@ def test_an_answer_ends_within_accepted_drafts(monkeypatch: pytest.MonkeyPatch, 
             monkeypatch.setattr(llm.engine, "eos_ids", frozenset([end]))
         (ended,) = drafting.generate([ids], stopping)
         assert ended == plain.generate([ids], stopping)[0] and ended.finish_reason == "stop"
+        assert 0 < ended.accepted_tokens < len(ended.token_ids) <= 1 + ended.accepted_tokens + ended.draft_steps
 
 
 def test_closing_a_stream_with_drafts_leaves_others_alone(plain: LLM, drafting: LLM) -> None:
@@ -231,7 +213,5 @@ def test_misuse_is_refused(folder: Path) -> None:
     for value in (4, -1, True, "2"):
         with pytest.raises(ValueError, match=r"speculative_tokens is .*, expected 0 to 3"):
             LLM(folder, progress=False, speculative_tokens=value)  # type: ignore[arg-type]
-    with pytest.raises(NotImplementedError, match="speculative_tokens is 1 on device 'cuda'"):
-        LLM(folder, progress=False, speculative_tokens=1, device="cuda")
     with pytest.raises(ValueError, match=r"chunk_tokens is 100, expected at least 128: .* may need 4 tokens"):
         LLM(folder, progress=False, speculative_tokens=3, chunk_tokens=100)

@@ -47,12 +47,12 @@ def test_families_are_asked_and_marked(tmp_path: Path) -> None:
     tasks = load_families(written(tmp_path, DATA))
     assert list(tasks) == ["sums", "capitals", "chinese", "recall"]
     llm = FakeLLM(lambda prompt: {"1 + 1 =": " 2\n1 + 2 = 3", "2 + 2 =": " 5"}[prompt])
-    heard: list[int] = []
-    result = ask(llm, tasks["sums"], batch=1, on_batch=heard.append)
+    heard: list[None] = []
+    (result,) = ask(llm, [tasks["sums"]], lambda: heard.append(None))
     assert (result.right, result.count) == (1, 2)
     assert result.wrong == [("2 + 2 =", "4", " 5")]
     assert result.tokens == len(" 2") + len(" 5")  # the stop at the line break ends the first answer
-    assert heard == llm.batches == [1, 1]
+    assert len(heard) == 2 and llm.batches == [2]
     assert all(params.temperature == 0.0 for params in llm.params)
 
 
@@ -71,13 +71,19 @@ def test_marking_is_exact_on_the_first_line(text: str, right: bool) -> None:
     assert matches_first_line(text, "42") is right
 
 
-def test_batches_cover_every_question_once() -> None:
-    questions = [Question(f"q{i}", "a") for i in range(10)]
-    llm = FakeLLM(lambda prompt: "a")
-    result = ask(llm, Task("t", questions, matches_first_line, max_tokens=4), batch=4)
-    assert llm.batches == [4, 4, 2]
-    assert llm.prompts == [question.prompt for question in questions]
-    assert result.right == 10
+def test_tasks_are_asked_side_by_side_and_marked_apart() -> None:
+    tasks = [
+        Task(name, [Question(f"{name}{i}", name) for i in range(count)], matches_first_line, max_tokens=tokens)
+        for name, count, tokens in (("a", 4, 3), ("b", 2, 5))
+    ]
+    llm = FakeLLM(lambda prompt: "a" if prompt != "a2" else "wrong")
+    first, second = ask(llm, tasks)
+    assert llm.prompts == ["a0", "b0", "a1", "a2", "b1", "a3"] and llm.batches == [6]
+    assert [params.max_tokens for params in llm.params] == [3, 5, 3, 3, 5, 3]
+    assert (first.name, first.right, first.count) == ("a", 3, 4) and first.wrong == [("a2", "a", "wro")]
+    assert (second.name, second.right, second.count, second.tokens) == ("b", 0, 2, 2)
+    with pytest.raises(ValueError, match="task 'c' has no questions"):
+        ask(llm, [Task("c", [], matches_first_line, 1)])
 
 
 def test_recall_is_answerable_and_repeatable() -> None:

@@ -71,7 +71,7 @@ def test_stated_letter(text: str, letter: str | None) -> None:
 def test_scored_by_the_letter(tmp_path: Path) -> None:
     task = load_gpqa(as_csv(tmp_path, ROWS))
     expected = sum(question.answer == "B" for question in task.questions)
-    assert ask(FakeLLM(lambda prompt: "Answer: B"), task).right == expected > 0
+    assert ask(FakeLLM(lambda prompt: "Answer: B"), [task])[0].right == expected > 0
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:

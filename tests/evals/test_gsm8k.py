@@ -75,7 +75,7 @@ def test_examples_are_seeded_and_never_the_question(tmp_path: Path) -> None:
 def test_scored_against_the_final_number(tmp_path: Path) -> None:
     task = load_gsm8k(written(tmp_path, ROWS), shots=0)
     llm = FakeLLM(lambda prompt: " It is 8.\n#### 8\n\nQuestion: 1 and 1?" if "4 and 4" in prompt else " 1")
-    result = ask(llm, task)
+    result = ask(llm, [task])[0]
     assert (result.right, result.count) == (1, 9)
 
 

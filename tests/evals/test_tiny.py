@@ -18,7 +18,7 @@ def llm() -> LLM:
 
 
 def share(llm: LLM, task: Task) -> float:
-    result = ask(llm, task)
+    (result,) = ask(llm, [task])
     print(f"{task.name}: {result.right} of {result.count}, wrong {[(w[0][-30:], *w[1:]) for w in result.wrong[:5]]}")
     return result.right / result.count
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,10 +10,12 @@ import torch
 
 from wellhead.engine import speculative
 from wellhead.engine.request import Request
-from wellhead.engine.runner import Runner
+from wellhead.engine.runner import Runner, StepRunner
 from wellhead.engine.scheduler import Work
+from wellhead.engine.speculative import Draft
 from wellhead.model.batch import Chunk
 
+Propose = Callable[..., None]
 Oracle = Callable[[list[int]], torch.Tensor]
 
 
@@ -25,7 +28,9 @@ class OracleRunner(Runner):
         super().__init__(*args)  # type: ignore[arg-type]
         self._oracle, self._most, self._wrong = oracle, tokens, wrong
 
-    def propose(self, work: Sequence[Work], chunks: Sequence[Chunk], found: Mapping[Request, list[int]]) -> None:
+    def propose(
+        self, work: Sequence[Work], chunks: Sequence[Chunk], found: Mapping[Request, list[int]], made: object = None
+    ) -> None:
         for request, tokens in found.items():
             known = request.prompt + request.output + tokens
             for _ in range(speculative.draft_count(request, len(known), self._most)):
@@ -35,3 +40,18 @@ class OracleRunner(Runner):
                     logits = logits.roll(dice.randrange(1, len(logits)))
                 request.drafts.append(speculative.guess(logits, request.params, request.generator))
                 known = [*known, request.drafts[-1].token]
+
+
+def helped(runner: StepRunner, truth: dict[tuple[int, ...], list[int]]) -> Propose:
+    """A runner's `propose`, after which five drafts of six of the prompts in `truth` are the right tokens."""
+    propose, turn = runner.propose, itertools.count()
+
+    def better(work: object, chunks: object, found: dict[Request, list[int]], made: object = None) -> None:
+        propose(work, chunks, found, made)  # type: ignore[arg-type]
+        for request, tokens in found.items():
+            place, answer = len(request.output) + len(tokens), truth.get(tuple(request.prompt), [])
+            for index in range(min(len(request.drafts), len(answer) - place)):
+                if next(turn) % 6:
+                    request.drafts[index] = Draft(answer[place + index])
+
+    return better

@@ -16,9 +16,11 @@ import torch
 
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.model.batch import Batch
+from wellhead.ops.compressor.reference import ring_rows
 from wellhead.ops.sampling.reference import sample
 
 VOCAB, WINDOW, END = 40, 128, 1
+RINGS = {4: ring_rows(4), 128: ring_rows(128)}
 _WEIGHTS = np.random.default_rng(0).integers(1, 2**62, 1 << 14) | 1
 _POISON = -987654321
 
@@ -56,24 +58,16 @@ class HashState:
     def __post_init__(self) -> None:
         shapes = {
             "window": (self.window_pages, 256), "c4": (self.num_pages, 64), "c128": (self.num_pages, 2),
-            "ring4": (self.num_slots, 8), "ring128": (self.num_slots, 128), "tail": (self.window_pages, 4),
+            "ring4": (self.num_slots, RINGS[4]), "ring128": (self.num_slots, RINGS[128]),
+            "tail": (self.window_pages, 4),
         }  # fmt: skip
         self.arrays = {name: np.full(shape, _POISON) for name, shape in shapes.items()}
 
     def save_tail(self, slot: int, window_page: int) -> None:
-        self.arrays["tail"][window_page] = self.arrays["ring4"][slot, 4:]
+        self.arrays["tail"][window_page] = self.arrays["ring4"][slot, -4:]
 
     def restore_tail(self, window_page: int, slot: int) -> None:
-        self.arrays["ring4"][slot, 4:] = self.arrays["tail"][window_page]
-
-    def ring_rows(self, slot: int, positions: range) -> list[np.ndarray]:
-        rings = (self.arrays[name][slot] for name in ("ring4", "ring128"))
-        return [ring[np.array(positions) % len(ring)] for ring in rings]
-
-    def put_ring_rows(self, slot: int, positions: range, rows: list[np.ndarray]) -> None:
-        for name, kept in zip(("ring4", "ring128"), rows, strict=True):
-            ring = self.arrays[name][slot]
-            ring[np.array(positions) % len(ring)] = kept[-len(positions) :]
+        self.arrays["ring4"][slot, -4:] = self.arrays["tail"][window_page]
 
 
 class HashModel:
@@ -96,13 +90,15 @@ class HashModel:
         window[write] = ids
         for row, (low, high) in enumerate(batch.ranges):
             slot, start = int(batch.state_slots[row]), int(positions[low])
-            for ratio, pool, ring in ((4, c4, arrays["ring4"][slot]), (128, c128, arrays["ring128"][slot])):
-                before = np.arange(max(0, start - len(ring)), start)
+            for ratio, pooled, pool, ring in (
+                (4, 8, c4, arrays["ring4"][slot]), (128, 128, c128, arrays["ring128"][slot]),
+            ):  # fmt: skip
+                before = np.arange(max(0, start - pooled), start)
                 tokens = np.concatenate((ring[before % len(ring)], ids[low:high]))
                 ends = np.flatnonzero((positions[low:high] + 1) % ratio == 0)
                 if len(ends):
                     entries, last = (torch.from_numpy(x) for x in (positions[low + ends] // ratio, low + ends))
-                    places = ends[:, None] + len(before) + np.arange(1 - len(ring), 1)
+                    places = ends[:, None] + len(before) + np.arange(1 - pooled, 1)
                     pool[batch.slots(entries, ratio, last).numpy()] = _hash(np.where(places >= 0, tokens[places], 0))
                 kept = np.arange(max(low, high - len(ring)), high)
                 ring[positions[kept] % len(ring)] = ids[kept]

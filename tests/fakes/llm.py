@@ -14,6 +14,9 @@ class FakeCompletion:
     text: str
     finish_reason: str
     logprobs: Any = None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    draft_steps: int = 0
 
 
 @dataclass
@@ -49,12 +52,15 @@ class FakeLLM:
                 text, reason = text[: text.index(stop)], "stop"
         return text, reason
 
-    def generate(self, prompts: Sequence[str], params: Any) -> list[FakeCompletion]:
+    def generate(
+        self, prompts: Sequence[str], params: Sequence[Any], on_finished: Callable[[], object] = lambda: None
+    ) -> list[FakeCompletion]:
         self.batches.append(len(prompts))
         completions = []
-        for prompt in prompts:
-            text, reason = self._text(prompt, params)
+        for prompt, own in zip(prompts, params, strict=True):
+            text, reason = self._text(prompt, own)
             completions.append(FakeCompletion(len(prompt), self.tokenizer.encode(text), text, reason))
+            on_finished()
         return completions
 
     def stream(self, prompt: str, params: Any) -> Iterator[FakeDelta]:
@@ -64,6 +70,9 @@ class FakeLLM:
                 raise KeyboardInterrupt
             yield FakeDelta(character, [ord(character)])
         yield FakeDelta("", [], reason)
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
 
     def describe(self) -> list[tuple[str, str]]:
         return self.paths

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from fakes.drafting import helped
 from wellhead.engine.llm import LLM
 from wellhead.engine.loading import load_with_runner
 from wellhead.engine.parallel import dismiss, follow
@@ -41,8 +43,22 @@ def answers(llm: LLM) -> tuple[list[list[int]], torch.Tensor]:
     return [one.token_ids for one in done], logits
 
 
-def load(numerics: str, split: Split = WHOLE, group: Group = ALONE) -> LLM:
-    return LLM(progress=False, numerics=numerics, num_pages=8, chunk_tokens=200, split=split, group=group)
+def with_drafts(llm: LLM) -> tuple[list[list[int]], int]:
+    """The same tokens again, beside a sampled answer, with drafts most of which are right; how many were accepted."""
+    before = llm.engine.counters.accepted_tokens
+    truth = {tuple(llm.encode(p)): one.token_ids for p, one in zip(PROMPTS, llm.generate(PROMPTS, GREEDY), strict=True)}
+    runner = llm.engine._runner
+    runner.propose = helped(runner, truth)  # type: ignore[method-assign]
+    sampled = replace(GREEDY, temperature=1.0, seed=3)
+    done = llm.generate([*PROMPTS, PROMPTS[0]], [GREEDY] * len(PROMPTS) + [sampled])
+    return [one.token_ids for one in done[:-1]], llm.engine.counters.accepted_tokens - before
+
+
+def load(numerics: str, split: Split = WHOLE, group: Group = ALONE, speculative_tokens: int = 0) -> LLM:
+    return LLM(
+        progress=False, numerics=numerics, num_pages=8, chunk_tokens=200, split=split, group=group,
+        speculative_tokens=speculative_tokens,
+    )  # fmt: skip
 
 
 def main(rank: int, world: int, rendezvous: str, output: Path) -> None:
@@ -51,16 +67,25 @@ def main(rank: int, world: int, rendezvous: str, output: Path) -> None:
     found = {}
     long = list(range(10_000)) if rank == 0 else None
     assert group.broadcast(long) == list(range(10_000))
-    for experts, numerics in (("width", "exact"), ("width", "checkpoint"), ("expert", "checkpoint")):
+    for experts, numerics, guesses in (
+        ("width", "exact", 0), ("width", "exact", 3), ("width", "checkpoint", 0), ("expert", "checkpoint", 0),
+    ):  # fmt: skip
         split = Split(rank, world, experts)  # type: ignore[arg-type]
         if rank:
             checkpoint = open_checkpoint(resolve_model())
-            model, make_runner = load_with_runner(checkpoint, Numerics.named(numerics), split=split, group=group)
+            model, make_runner = load_with_runner(
+                checkpoint, Numerics.named(numerics), split=split, group=group, speculative_tokens=guesses
+            )
             follow(group, make_runner, model)
         else:
-            tokens, logits = answers(load(numerics, split, group))
+            llm = load(numerics, split, group, guesses)
+            tokens, logits = answers(llm)
+            found[f"{experts} {numerics} {guesses}"] = {"tokens": tokens, "logits": logits.tolist()}
+            if guesses:
+                again, accepted = with_drafts(llm)
+                assert again == tokens[: len(PROMPTS)]
+                assert accepted > len(PROMPTS)
             dismiss(group)
-            found[f"{experts} {numerics}"] = {"tokens": tokens, "logits": logits.tolist()}
     if rank == 0:
         output.write_text(json.dumps(found))
     group.close()

@@ -9,6 +9,7 @@ from wellhead.engine.core import Engine
 from wellhead.engine.request import Request
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.engine.scheduler import Counters
+from wellhead.testing.traffic import traffic
 
 SMALL = {"max_running": 6, "chunk_tokens": 300, "num_pages": 9, "window_pages": 7}
 
@@ -42,7 +43,7 @@ class Scenario:
             self.random.choice((0, 1, 50, 300))
         )
 
-    def submit(self) -> None:
+    def submit(self) -> Request:
         prompt = self.prompt()[: self.longest]
         most = 600 if self.random.random() < self.long else self.random.choice((1, 3, 12, 50))
         params = SamplingParams(
@@ -51,20 +52,15 @@ class Scenario:
         )  # fmt: skip
         request = self.engine.make_request(prompt, params)
         self.engine.submit(request)
-        self.live.append(request)
+        return request
 
     def run(self, requests: int, *, aborts: float = 0.03, waiting: int = 8) -> Counters:
         """All of them to their end, the pools checked in every step."""
-        while requests or self.live:
-            while requests and len(self.live) < waiting and self.random.random() < 0.7:
-                self.submit()
-                requests -= 1
-            self.engine.step()
-            if self.live and self.random.random() < aborts:
-                self.engine.abort(self.random.choice(self.live))
-            self.engine.check()
-            self.done += [request for request in self.live if request.finish_reason]
-            self.live = [request for request in self.live if not request.finish_reason]
+        arriving = traffic(
+            self.engine, self.live, self.submit, self.random, requests, aborts=aborts, waiting=waiting
+        )
+        for ended in arriving:
+            self.done += ended
         return self.engine.counters
 
     def wrong(self) -> list[Request]:

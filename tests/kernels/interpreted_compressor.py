@@ -110,7 +110,7 @@ def test_padding_changes_nothing_and_a_token_inside_a_block_stores_no_entry() ->
     run(inputs)
     assert not bool(inputs["out"].any())
     changed = (inputs["state"] != before).any(-1).nonzero().tolist()
-    rows = [[int(inputs["state_slots"][t]), int(inputs["positions"][t]) % 8] for t in (1, 2)]
+    rows = [[int(inputs["state_slots"][t]), int(inputs["positions"][t]) % 16] for t in (1, 2)]
     assert changed == sorted(rows)
     run({name: x[:0] if name not in ("state", "ape", "norm", "out") else x for name, x in inputs.items()})
 
@@ -131,9 +131,9 @@ def test_neighbours_and_integer_widths_do_not_change_a_bit() -> None:
 def test_slots_past_two_gigabytes() -> None:
     """Record slots and state slots whose byte offsets need 64 bits; only what is named is touched."""
     inputs = ended_step(1)
-    far_page, far_slot = 2**31 // inputs["out"].shape[1] + 2, 2**29 // (8 * 2048) + 2
+    far_page, far_slot = 2**31 // inputs["out"].shape[1] + 2, 2**29 // (16 * 2048) + 2
     out = torch.empty(far_page + 1, inputs["out"].shape[1], dtype=torch.uint8, device=DEVICE)
-    state = torch.empty(far_slot + 1, 8, 2048, device=DEVICE)
+    state = torch.empty(far_slot + 1, 16, 2048, device=DEVICE)
     state[far_slot] = inputs["state"][inputs["state_slots"][0]]
     slot = inputs["slots"] % 64 + far_page * 64
     run({**inputs, "out": out, "state": state, "slots": slot, "state_slots": torch.full_like(slot, far_slot)})

@@ -212,9 +212,9 @@ def test_index_keys_of_a_chunk() -> None:
 
 
 def test_state_slots_past_two_gigabytes() -> None:
-    world, chunk, far = World(4, 512, most=12), (0, 3, 9), 2**29 // (8 * 2048) + 2
+    world, chunk, far = World(4, 512, most=12), (0, 3, 9), 2**29 // (16 * 2048) + 2
     near = world.state({0: 3}).to(DEVICE)
-    state = torch.empty(far + 1, 8, 2048, device=DEVICE)
+    state = torch.empty(far + 1, 16, 2048, device=DEVICE)
     state[far] = near[0]
     batch = {name: x.to(DEVICE) for name, x in world.batch([chunk]).items()}
     batch["state_slots"] += far
@@ -251,7 +251,7 @@ def test_tokens_that_a_later_one_replaces_write_nothing() -> None:
     state = world.state().to(DEVICE)
     constants = {**keep_constants(4, 512, config), "PDL": False}
     keep_kernel[(1, 2048 // config.columns)](*given, state, 21, **constants, num_warps=8)
-    assert state.isfinite().all(-1).nonzero().tolist() == [[0, position % 8] for position in (12, 13, 14, 15)]
+    assert state.isfinite().all(-1).nonzero().tolist() == [[0, row] for row in range(4, 16)]
     assert bool(state[1:].isnan().all())
 
 

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from wellhead.formats import block_fp8
 from wellhead.ops.hyper_connection import api, configs, reference
 from wellhead.ops.hyper_connection.spec import SPEC
+from wellhead.ops.moe import layout
+from wellhead.ops.norm_quant.api import Rounded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS: dict[str, Any] = {"norm_eps": 1e-6, "hc_eps": 1e-6, "iterations": 3}
@@ -75,6 +78,24 @@ def test_pre(tokens: int, d: int) -> None:
     torch.testing.assert_close(run["comb"], comb, **CLOSE)
     check_bf16(run["out"], u)
     run.check_guards()
+
+
+@pytest.mark.parametrize("halved", [False, True])
+@pytest.mark.parametrize(("tokens", "d"), [(1, 256), (3, 384), (1, 4096)])
+def test_the_row_is_rounded_as_norm_quant_rounds_it(tokens: int, d: int, halved: bool) -> None:
+    data, run = draw(tokens, d, 4), Run(tokens, d, SHIPPED)
+    codes, halves = (torch.zeros(tokens, d, dtype=torch.float8_e4m3fn, device=DEVICE) for _ in range(2))
+    scales = torch.zeros(tokens, d // 128, dtype=torch.uint8, device=DEVICE)
+    rounded = Rounded(codes, scales, halves if halved else None)
+    outputs = run["out"], run["post"], run["comb"]
+    api.pre(run.plan, data["streams"], site(data, norm=True), *outputs, rounded)
+    expected, scale = block_fp8.quantize_rows(run["out"].cpu())
+    assert torch.equal(codes.cpu().view(torch.uint8), expected.view(torch.uint8))
+    assert torch.equal(rounded.scale.cpu(), scale)
+    if halved:
+        assert torch.equal(halves.cpu().view(torch.uint8), layout.halves(expected).view(torch.uint8))
+    with pytest.raises(ValueError, match=r"rounded.scale is .*expected contiguous torch.uint8"):
+        api.pre(run.plan, data["streams"], site(data, norm=True), *outputs, Rounded(codes, rounded.scale[:, :1]))
 
 
 @pytest.mark.parametrize(("tokens", "d"), SHAPES[:-1])

@@ -47,7 +47,7 @@ def test_a_ranks_parts_agree_with_the_references() -> None:
     states = reference.allocate(2, 2), model.allocate(2, 2)
     batch = Batch.build([Chunk([100, 2000, 7], 0, [1, 0], 1, logits="all")])
     inputs, ws = StepInputs.of(batch, DEVICE, chunked=True), model.workspace(4, 512, chunked=True)
-    step, expected_step = DeviceStep(inputs, checkpoint.config, model._freqs), reference._step(batch)
+    step, expected_step = DeviceStep(inputs, ws, model._freqs), reference._step(batch)
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(3, checkpoint.config.hidden_size, generator=generator).bfloat16()
     streams = torch.randn(3, checkpoint.config.hc_mult, checkpoint.config.hidden_size, generator=generator).bfloat16()

@@ -42,6 +42,51 @@ def test_top_k_of_biased_affinities(tokens: int, planned: int, width: int, exper
     torch.testing.assert_close(router.scores[:tokens], scores, **CLOSE)
 
 
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_a_token_without_an_owner_chooses_nobody(tokens: int) -> None:
+    x, gate, bias = inputs(tokens, 256, 40)
+    router = api.plan(tokens, 256, 40, 6, 1.5, device=DEVICE)
+    (ids, weights), (all_ids, all_weights) = outputs(tokens, 6), outputs(tokens, 6)
+    owners = torch.arange(tokens, device=DEVICE) * 3 - 1  # the first is padding
+    router.choose(x, gate, bias, all_ids, all_weights)
+    router.choose(x, gate, bias, ids, weights, owners)
+    assert bool((ids[0] == -1).all()) and bool((weights[0] == 0).all())
+    assert torch.equal(ids[1:], all_ids[1:]) and torch.equal(weights[1:], all_weights[1:])
+    table = torch.zeros(9, 6, dtype=torch.int32, device=DEVICE) + torch.arange(6, dtype=torch.int32, device=DEVICE)
+    router.choose_by_token(x, gate, table, torch.ones_like(owners), ids, weights, owners)
+    assert bool((ids[0] == -1).all()) and ids[1:].tolist() == [list(range(6))] * (tokens - 1)
+
+
+@pytest.mark.parametrize("first", [0, 8])
+@pytest.mark.parametrize("by_token", [False, True])
+def test_one_token_lists_itself(first: int, by_token: bool) -> None:
+    """The blocks of one are those of the lists' own launch, in whatever order; those behind them hold nobody."""
+    x, gate, bias = inputs(1, 256, 16)
+    router, (ids, weights) = api.plan(1, 256, 16, 6, 1.5, device=DEVICE), outputs(1, 6)
+    lists, apart = (api.plan_lists(1, 6, 8, 1, first_expert=first, device=DEVICE) for _ in range(2))
+    if by_token:
+        table = torch.tensor([[3, 9, 15, 0, 8, 7]], dtype=torch.int32, device=DEVICE)
+        token = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+        router.choose_by_token(x, gate, table, token, ids, weights, lists=lists)
+    else:
+        router.choose(x, gate, bias, ids, weights, lists=lists)
+    apart.run(ids)
+    found, wanted = (
+        sorted(zip(of.block_expert.tolist(), of.slots.tolist(), strict=True)) for of in (lists, apart)
+    )
+    assert found == wanted and any(expert >= 0 for expert, _ in wanted)
+
+
+def test_a_plan_for_more_tokens_fills_the_lists_in_order() -> None:
+    x, gate, bias = inputs(3, 256, 16)
+    router, (ids, weights) = api.plan(4, 256, 16, 6, 1.5, device=DEVICE), outputs(3, 6)
+    lists, apart = (api.plan_lists(4, 6, 16, 2, device=DEVICE) for _ in range(2))
+    router.choose(x, gate, bias, ids, weights, lists=lists)
+    apart.run(ids)
+    for name in ("slots", "counts", "offsets", "block_expert"):
+        assert torch.equal(getattr(lists, name), getattr(apart, name))
+
+
 def test_ties_nan_and_infinite_bias() -> None:
     x, gate, bias = torch.zeros(2, 256).bfloat16().to(DEVICE), inputs(1, 256, 12)[1], torch.zeros(12, device=DEVICE)
     router = api.plan(2, 256, 12, 4, 1.0, device=DEVICE)

@@ -62,31 +62,34 @@ def contents() -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.parametrize("config", [Config(0, 256, 4), Config(4, 64, 4)], ids=["one", "split"])
 @pytest.mark.parametrize("name", contents())
-def test_every_kind_of_row(name: str) -> None:
+def test_every_kind_of_row(name: str, config: Config) -> None:
     row = contents()[name]
     lengths = torch.tensor([700, 0, 65, 333, 9999], dtype=torch.int32)
     logits = row.expand(len(lengths), -1).clone()
     for i, length in enumerate(lengths.tolist()):
         logits[i, max(length, 0) :] = torch.nan  # not visible, must not matter
-    assert torch.equal(found(logits, lengths, None, 64, Config(4, 64, 4)), expected(logits, lengths, None, 64))
+    assert torch.equal(found(logits, lengths, None, 64, config), expected(logits, lengths, None, 64))
 
 
-def test_lengths_around_k_and_outside_the_row() -> None:
+@pytest.mark.parametrize("splits", [0, 1])
+def test_lengths_around_k_and_outside_the_row(splits: int) -> None:
     lengths = torch.tensor([0, 1, 63, 64, 65, -3, -(2**31), 2**31 - 1], dtype=torch.int32)
     logits = torch.randn(8, 130, generator=generator())
-    out = found(logits, lengths, None, 64, Config(1, 64, 4), runs=2)
+    out = found(logits, lengths, None, 64, Config(splits, 64, 4), runs=2)
     assert torch.equal(out, expected(logits, lengths, None, 64))
 
 
+@pytest.mark.parametrize("splits", [0, 2])
 @pytest.mark.parametrize("k", [1, 200, 1024])
-def test_slots_through_a_page_table(k: int) -> None:
+def test_slots_through_a_page_table(k: int, splits: int) -> None:
     logits = torch.randn(3, 1280, generator=generator(k))
     lengths = torch.tensor([1280, 1025, 190], dtype=torch.int32)
     table = torch.randperm(64, generator=generator(1))[:60].reshape(3, 20).int()
     table[0, 3], table[0, 5], table[1, 7] = LARGE_PAGE, 2**31 - 1, -1
     table[2, 3:] = -(2**31)  # past the row's length: never looked at
-    assert torch.equal(found(logits, lengths, table, k, Config(2, 256, 4)), expected(logits, lengths, table, k))
+    assert torch.equal(found(logits, lengths, table, k, Config(splits, 256, 4)), expected(logits, lengths, table, k))
 
 
 def test_narrow_output_strided_rows_and_a_table_row_for_all() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from wellhead.ops.addresses.spec import make as addresses
 from wellhead.ops.bf16_linear.spec import make as bf16_linear
 from wellhead.ops.compressor.spec import make as compressor
 from wellhead.ops.hyper_connection.spec import make as hyper_connection
@@ -22,10 +23,11 @@ from wellhead.ops.sparse_mla.spec import make as sparse_mla
 from wellhead.ops.topk.spec import make as topk
 
 SMALL: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
+    "addresses": partial(addresses, 3, 5),
     "hyper_connection": hyper_connection({"tokens": 3, "n": 4, "d": 256}),
     "norm_quant": partial(norm_quant, 3, 384),
     "linear": partial(linear, 3, 200, 384),
-    "bf16_linear": partial(bf16_linear, 3, 200, 384),
+    "bf16_linear": partial(bf16_linear, 3, (128, 72), 384),
     "rope": partial(rope, 3, 5, 128),
     "kv_store": partial(kv_store, 3, 5, 64),
     "compressor": partial(compressor, 3, 4, 512, 64),

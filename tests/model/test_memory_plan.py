@@ -59,7 +59,7 @@ def test_pages_of_the_large_model() -> None:
     assert planned.window_page == 43 * 149_760 + 21 * 4 * 2 * (512 + 128) * 4
     assert planned.compressed_page == 21 * 37_440 + 20 * 1_728
     assert planned.index_page == 21 * 64 * 132
-    assert planned.slot == 4 * (21 * 8 * (2 * 1024 + 2 * 256) + 20 * 128 * 2 * 512)
+    assert planned.slot == 4 * (21 * 16 * (2 * 1024 + 2 * 256) + 20 * 132 * 2 * 512)
 
 
 def test_the_plan_uses_what_there_is(tiny: ModelConfig) -> None:

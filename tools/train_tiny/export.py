@@ -28,10 +28,12 @@ from .tokenizer import BOS, EOS
 SHARD_BYTES = 12_000_000
 
 
-def official(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor the published layout expects, in its order and dtype."""
+def official(weights: Weights, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor the published layout expects under `prefix`, in its order and dtype."""
     pending: dict[str, torch.Tensor] = {}
     for spec in expected_tensors(load_config(CONFIG)):
+        if not spec.name.startswith(prefix):
+            continue
         if spec.name.endswith(".scale"):
             yield spec.name, pending.pop(spec.name)
             continue

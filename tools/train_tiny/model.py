@@ -178,16 +178,10 @@ class TrainModel:
     def attention(self, x: Tensor, w: Weights, p: str, ratio: int, sparse: bool) -> tuple[Tensor, Tensor]:
         """x [B, S, d] normed -> (output [B, S, d], indexer cross-entropy [B, S])."""
         c, (b, s, _) = self.c, x.shape
-        heads, hd, groups = c["num_attention_heads"], c["head_dim"], c["o_groups"]
+        heads, hd = c["num_attention_heads"], c["head_dim"]
         freqs = self.stretched if ratio else self.plain
         positions = torch.arange(s, device=x.device).repeat(b)
-        a = self.act(x)
-        qr = norm.rms_norm(a @ self.fp8(w[f"{p}.wq_a.weight"]).T, w[f"{p}.q_norm.weight"], 1e-6)
-        qa = self.act(qr)
-        q = norm.rms_norm((qa @ self.fp8(w[f"{p}.wq_b.weight"]).T).view(b * s, heads, hd), None, 1e-6)
-        q = rope.apply(q, positions, freqs).view(b, s, heads, hd)
-        kv = norm.rms_norm(a @ self.fp8(w[f"{p}.wkv.weight"]).T, w[f"{p}.kv_norm.weight"], 1e-6)
-        kv = self.record(rope.apply(kv.view(b * s, hd), positions, freqs).view(b, s, hd))
+        q, kv, qa = self.latents(x, w, p, positions, freqs)
 
         query = torch.arange(s, device=x.device)[:, None]
         age = query - torch.arange(s, device=x.device)[None, :]
@@ -209,15 +203,33 @@ class TrainModel:
         sink = w[f"{p}.attn_sink"].expand(b, s, heads).unsqueeze(-1)
         prob = torch.softmax(torch.cat((scores, sink), -1), -1)[..., :-1]
         out = torch.einsum("bshk,bkd->bshd", prob.to(self.dtype), kv)
-        out = rope.apply(out.reshape(b * s, heads, hd), positions, freqs, inverse=True).view(b * s, groups, -1)
-        wo_a = self.fp8(w[f"{p}.wo_a.weight"]).view(groups, c["o_lora_rank"], -1)
-        z = torch.einsum("tgk,gok->tgo", out, wo_a).reshape(b, s, -1)
-        y = self.act(z) @ self.fp8(w[f"{p}.wo_b.weight"]).T
+        y = self.projected(out, w, p, positions, freqs)
         if index_logits is None:
             return y, x.new_zeros(b, s, dtype=torch.float32)
         mass = prob[..., s:].detach().sum(2)
         mass = mass / (mass.sum(-1, keepdim=True) + 1e-9)
         return y, -(mass * torch.log_softmax(index_logits, -1)).sum(-1)
+
+    def latents(self, x: Tensor, w: Weights, p: str, positions: Tensor, freqs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, S, d] at positions [B * S] -> queries [B, S, h, D], records [B, S, D], rounded query latents."""
+        c, (b, s, _) = self.c, x.shape
+        heads, hd = c["num_attention_heads"], c["head_dim"]
+        a = self.act(x)
+        qr = norm.rms_norm(a @ self.fp8(w[f"{p}.wq_a.weight"]).T, w[f"{p}.q_norm.weight"], 1e-6)
+        qa = self.act(qr)
+        q = norm.rms_norm((qa @ self.fp8(w[f"{p}.wq_b.weight"]).T).view(b * s, heads, hd), None, 1e-6)
+        q = rope.apply(q, positions, freqs).view(b, s, heads, hd)
+        kv = norm.rms_norm(a @ self.fp8(w[f"{p}.wkv.weight"]).T, w[f"{p}.kv_norm.weight"], 1e-6)
+        return q, self.record(rope.apply(kv.view(b * s, hd), positions, freqs).view(b, s, hd)), qa
+
+    def projected(self, out: Tensor, w: Weights, p: str, positions: Tensor, freqs: Tensor) -> Tensor:
+        """What the heads read, [B, S, h, D], turned back and through both output matrices: [B, S, d]."""
+        b, s, heads, hd = out.shape
+        groups = self.c["o_groups"]
+        out = rope.apply(out.reshape(b * s, heads, hd), positions, freqs, inverse=True).view(b * s, groups, -1)
+        wo_a = self.fp8(w[f"{p}.wo_a.weight"]).view(groups, self.c["o_lora_rank"], -1)
+        z = torch.einsum("tgk,gok->tgo", out, wo_a).reshape(b, s, -1)
+        return self.act(z) @ self.fp8(w[f"{p}.wo_b.weight"]).T
 
     def index_logits(self, x: Tensor, qa: Tensor, w: Weights, p: str, positions: Tensor) -> Tensor:
         c, (b, s, _) = self.c, x.shape
@@ -253,6 +265,12 @@ class TrainModel:
 
     def layer(self, streams: Tensor, w: Weights, p: str, ratio: int, sparse: bool, ids: Tensor):  # type: ignore[no-untyped-def]
         """One decoder layer: streams [B, S, n, d] -> (streams, indexer cross-entropy [B, S], expert load [E])."""
+        return self.block(streams, w, p, ids, lambda u: self.attention(u, w, f"{p}.attn", ratio, sparse))
+
+    def block(  # type: ignore[no-untyped-def]
+        self, streams: Tensor, w: Weights, p: str, ids: Tensor, attend: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ):
+        """Both sites of a block around attend(u [B, S, d]) -> (output, anything): (streams, anything, expert load)."""
         b, s, n, d = streams.shape
         x = streams.view(b * s, n, d)
 
@@ -261,11 +279,11 @@ class TrainModel:
             return self.hyper_pre(x, fn, base, scale, w[f"{p}.{site}_norm.weight"])
 
         u, post, comb = enter(x, "attn")
-        y, ce = self.attention(u.view(b, s, d), w, f"{p}.attn", ratio, sparse)
+        y, beside = attend(u.view(b, s, d))
         x = self.hyper_post(y.reshape(b * s, d), x, post, comb)
         u, post, comb = enter(x, "ffn")
         y, load = self.ffn(u, w, f"{p}.ffn", ids)
-        return self.hyper_post(y, x, post, comb).view(b, s, n, d), ce, load
+        return self.hyper_post(y, x, post, comb).view(b, s, n, d), beside, load
 
     def hyper_pre(
         self, x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, weight: Tensor
@@ -291,11 +309,9 @@ class TrainModel:
             loads[f"layers.{i}.ffn.gate.bias"] = load
         return x, index_loss, loads
 
-    def logits(self, w: Weights, streams: Tensor) -> Tensor:
-        """fp32 logits of streams [..., n, d]."""
-        c = self.c
-        u = hyper.head(
-            streams, w["hc_head_fn"], w["hc_head_base"], w["hc_head_scale"], norm_eps=1e-6, hc_eps=c["hc_eps"]
-        )
-        h = norm.rms_norm(u, w["norm.weight"], 1e-6)
+    def logits(self, w: Weights, streams: Tensor, prefix: str = "") -> Tensor:
+        """fp32 logits of streams [..., n, d], contracted and normed by the weights under `prefix`."""
+        fn, base, scale = (w[f"{prefix}hc_head_{part}"] for part in ("fn", "base", "scale"))
+        u = hyper.head(streams, fn, base, scale, norm_eps=1e-6, hc_eps=self.c["hc_eps"])
+        h = norm.rms_norm(u, w[f"{prefix}norm.weight"], 1e-6)
         return h.float() @ w["head.weight"].to(self.dtype).float().T

@@ -9,9 +9,9 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrix of each g [n, r, c], by the quintic Newton-Schulz iteration in bf16."""
+    """Nearest semi-orthogonal matrix of each g [n, r, c], by the quintic Newton-Schulz iteration, on a card in bf16."""
     a, b, c = _NEWTON_SCHULZ
-    x = g.bfloat16()
+    x = g.bfloat16() if g.is_cuda else g.float()
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -65,3 +65,30 @@ class Muon:
                 count = w.numel() // (rows * cols)
                 w.mul_(1 - self.lr * self.decay).sub_(self.lr * update[at : at + count].view_as(w))
                 at += count
+
+
+class Optimizers:
+    """Muon for the hidden matrices of `trained`, AdamW for the rest, both with rates that a CUDA graph reads."""
+
+    def __init__(self, trained: dict[str, Tensor], device: str) -> None:
+        self.lr_muon = torch.zeros((), device=device)
+        hidden = {k: t for k, t in trained.items() if is_hidden_matrix(k, t)}
+        rest = [
+            {"params": [t], "lr": torch.zeros((), device=device), "gain": adam_gain(k)}
+            for k, t in trained.items()
+            if k not in hidden
+        ]
+        self._muon = Muon(hidden, self.lr_muon)
+        on_card = device.startswith("cuda")
+        self._adam = torch.optim.AdamW(
+            rest, betas=(0.9, 0.98), eps=1e-10, weight_decay=0.0, fused=on_card, capturable=on_card, foreach=False
+        )
+
+    def set_rates(self, muon: float, adam: float) -> None:
+        self.lr_muon.fill_(muon)
+        for group in self._adam.param_groups:
+            group["lr"].fill_(adam * group["gain"])
+
+    def step(self) -> None:
+        self._muon.step()
+        self._adam.step()

@@ -21,8 +21,9 @@ from tokenizers import Tokenizer
 from . import batches, state
 from .batches import FAMILIES, Rows, Shape
 from .config import CONFIG
+from .graphs import captured, compile_parts
 from .model import TrainModel
-from .optimizer import Muon, adam_gain, is_hidden_matrix
+from .optimizer import Optimizers
 
 SHORT, RECALL, LENGTH = 40, 24, 512
 
@@ -40,31 +41,13 @@ class Trainer:
             t.requires_grad_(True)
             t.grad = torch.zeros_like(t)
         self.model = TrainModel(CONFIG, dtype=torch.bfloat16, quantize=True, device=self.device)
-        for name in ("attention", "ffn"):
-            setattr(self.model, name, compiled_with_local_names(getattr(self.model, name)))
-        self.model.hyper_pre = torch.compile(self.model.hyper_pre, dynamic=False)  # type: ignore[method-assign]
-        self.model.hyper_post = torch.compile(self.model.hyper_post, dynamic=False)  # type: ignore[method-assign]
+        compile_parts(self.model, "attention", "ffn")
         rows = shape[0] + shape[1]
         self.ids = torch.zeros(rows, shape[2], dtype=torch.int32, device=self.device)
         self.position = torch.zeros(rows, batches.ANSWERS, dtype=torch.int64, device=self.device)
         self.target = torch.zeros_like(self.position)
-        self.lr_muon = torch.zeros((), device=self.device)
-        hidden = {k: t for k, t in self.trained.items() if is_hidden_matrix(k, t)}
-        rest = [
-            {"params": [t], "lr": torch.zeros((), device=self.device), "gain": adam_gain(k)}
-            for k, t in self.trained.items()
-            if k not in hidden
-        ]
-        self.muon = Muon(hidden, self.lr_muon)
-        self.adam = torch.optim.AdamW(
-            rest, betas=(0.9, 0.98), eps=1e-10, weight_decay=0.0, fused=True, capturable=True
-        )
+        self.optimizers = Optimizers(self.trained, self.device)
         self.graph: torch.cuda.CUDAGraph | None = None
-
-    def set_rates(self, muon: float, adam: float) -> None:
-        self.lr_muon.fill_(muon)
-        for group in self.adam.param_groups:
-            group["lr"].fill_(adam * group["gain"])
 
     def forward_backward(self) -> None:
         for t in self.trained.values():
@@ -83,26 +66,14 @@ class Trainer:
         self.losses = torch.stack((loss.detach(), index.detach()))
 
     def update(self) -> None:
-        self.muon.step()
-        self.adam.step()
+        self.optimizers.step()
         with torch.no_grad():
             for name, load in self.loads.items():
                 if name in self.weights:
-                    self.weights[name].add_(0.05 * self.lr_muon * torch.sign(load.mean() - load))
+                    self.weights[name].add_(0.05 * self.optimizers.lr_muon * torch.sign(load.mean() - load))
 
     def capture(self) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self.forward_backward()
-                self.update()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph, self.update_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.forward_backward()
-        with torch.cuda.graph(self.update_graph, pool=self.graph.pool()):
-            self.update()
+        self.graph, self.update_graph = captured(self.forward_backward, self.update)
 
     def load(self, rows: Rows) -> None:
         for buffer, array in ((self.ids, rows.ids), (self.position, rows.position), (self.target, rows.target)):
@@ -113,17 +84,6 @@ class Trainer:
         self.graph.replay()
         if train:
             self.update_graph.replay()
-
-
-def compiled_with_local_names(function):  # type: ignore[no-untyped-def]
-    """Compile `function(x, weights, prefix, ...)` once per kind of layer: weights reach it under layer-free names."""
-    compiled = torch.compile(function, dynamic=False)
-
-    def call(x, w, prefix, *rest):  # type: ignore[no-untyped-def]
-        local = {"p" + k[len(prefix) :]: t for k, t in w.items() if k.startswith(prefix + ".")}
-        return compiled(x, local, "p", *rest)
-
-    return call
 
 
 def check(trainer: Trainer, held_out: list[Rows]) -> dict[str, float]:
@@ -179,7 +139,7 @@ def main() -> None:
         done = (now - ready) / max(deadline - ready, 1)
         at = start + (args.until - start) * done
         scale = min(1.0, (1 - at) / (1 - args.decay_from)) * min(1.0, (steps - first + 1) / 100)
-        trainer.set_rates(args.lr_muon * scale, args.lr_adam * scale)
+        trainer.optimizers.set_rates(args.lr_muon * scale, args.lr_adam * scale)
         trainer.load(queue.get())
         trainer.replay(train=True)
         steps += 1

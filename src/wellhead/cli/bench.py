@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wellhead.cli import bench_serve, options
+from wellhead.cli import bench_serve, options, ranks
+
+if TYPE_CHECKING:
+    from wellhead.testing.bench_step import Kernel
 
 _EXAMPLES = """examples:
   wellhead bench linear moe
@@ -17,6 +21,7 @@ _EXAMPLES = """examples:
   wellhead bench sparse_mla --list
   wellhead bench serve --url http://127.0.0.1:8000 --rate 4 --picture load.png
   wellhead bench step --layers 16 --batch 1 8 64 --context 4096 --jsonl benchmarks/results/step.jsonl
+  wellhead bench step --layers 43 --tp 2 --batch 1 8 64 --eager
 """
 
 
@@ -41,12 +46,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     step.add_argument("--layers", type=int, default=4, help="how many of its first layers (4)")
     step.add_argument("--batch", type=int, nargs="+", default=[1], help="requests, one token each (1)")
     step.add_argument("--context", type=int, default=4096, help="position of every request (4096)")
-    step.add_argument("--eager", action="store_true", help="launch by launch instead of a CUDA graph")
+    step.add_argument("--eager", action="store_true", help="launch by launch as well, after the CUDA graphs")
+    ranks.add(parser)
     bench_serve.add_options(parser)
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append one JSON line a case to FILE")
     parser.add_argument("--list", action="store_true", help="list the cases and stop; needs no card")
     options.add_debug(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, device="cuda", everywhere=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,26 +103,41 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_step(args: argparse.Namespace) -> int:
     from wellhead.testing.bench import needed_card
-    from wellhead.testing.bench_step import measure_step
+    from wellhead.testing.bench_step import StepBench
 
     needed_card()
+    from wellhead.model.parallel import ALONE, WHOLE
     from wellhead.testing.timing import roof
 
+    alone = args.group is None
+    group, split = (ALONE, WHOLE) if alone else (args.group, options.split(args))
     measured = roof()
-    for batch in args.batch:
-        record, kernels = measure_step(
-            args.config, args.layers, batch, args.context, measured, captured=not args.eager
-        )
-        print(
-            f"{args.config}, {args.layers} layers, batch {batch}, context {args.context}, {record['mode']}: "
-            f"{record['ms_median']:.3f} ms, bound {record['bound_ms']:.3f} ms ({record['share']:.1%}), "
-            f"{record['tok_s']:.1f} tokens/s, {record['launches_per_layer']} launches a layer"
-        )
-        for kernel in kernels[:24]:
-            print(f"  {kernel.us:9.1f} us {kernel.launches:6.1f} x {kernel.name[:90]}")
-        sys.stdout.flush()
-        _append(args.jsonl, record)
+    bench = StepBench(
+        args.config, args.layers, args.batch, args.context, split=split, group=group, device=args.device
+    )
+    for mode in ("captured", "eager") if args.eager else ("captured",):
+        steps = bench.steps(captured=mode == "captured")
+        for batch in args.batch:
+            record, kernels = bench.measure(steps, batch, measured, mode)
+            if group.rank == 0:
+                _tell(record, kernels)
+                _append(args.jsonl, record)
     return 0
+
+
+def _tell(record: dict[str, Any], kernels: Sequence[Kernel]) -> None:
+    """One measurement, for people."""
+    print(
+        f"{record['model']}, {record['layers']} layers, tp {record['tp']}, batch {record['batch']}, "
+        f"context {record['context']}, {record['mode']}: {record['ms_mean']:.3f} ms "
+        f"(median {record['ms_median']:.3f}), bound {record['bound_ms']:.3f} ms ({record['share']:.1%}), "
+        f"{record['tok_s']:.1f} tokens/s, "
+        f"{record['launches_per_layer']} launches a layer, {record['distinct_experts']} distinct experts, "
+        f"{record['memory_gb']:.2f} GB in use ({record['planned_gb']:.2f} planned)"
+    )
+    for kernel in kernels[:24]:
+        print(f"  {kernel.us:9.1f} us {kernel.launches:6.1f} x {kernel.name[:90]}")
+    sys.stdout.flush()
 
 
 def _append(path: Path | None, record: dict[str, Any]) -> None:

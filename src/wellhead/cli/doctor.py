@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from wellhead import __version__
 from wellhead.cli import options
 from wellhead.dispatch import capability, libraries
-from wellhead.dispatch.choose import Choice, NoImplementation, choose, parse_forced
+from wellhead.dispatch.choose import Choice, NoImplementation, choose_each, parse_forced
 from wellhead.dispatch.features import Features
 from wellhead.dispatch.spec import OpSpec
 
@@ -55,13 +55,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         choices=capability.ARCHITECTURES,
         help=f"answer for a card that is not here: {', '.join(capability.ARCHITECTURES)}",
     )
-    parser.add_argument(
-        "--impl",
-        action="append",
-        default=[],
-        metavar="OP=NAME",
-        help="ask for this implementation of an op; may be given again",
-    )
+    options.add_impl(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options.add_debug(parser)
     parser.set_defaults(run=run)
@@ -86,7 +80,7 @@ def examine(simulate: str | None = None, impls: Sequence[str] = ()) -> Report:
     for spec in specs:
         sizes = spec.cases[0].sizes if spec.cases else {}
         try:
-            report.choices.append(choose(spec, features, sizes, forced.get(spec.name)))
+            report.choices += choose_each(spec, features, [sizes], forced.get(spec.name))
         except NoImplementation as error:
             problems.append(str(error))
     return report
@@ -131,7 +125,7 @@ def as_text(report: Report) -> str:
         lines.append(f"  {feature.name:18} {mark:3}  {feature.evidence:8}  {feature.detail}")
     lines += ["", "ops"]
     for choice in report.choices:
-        lines.append(f"  {choice.op:18} {choice.impl:10} {choice.reason}")
+        lines.append(f"  {choice.op:18} {choice.impl:12} {choice.when + ': ' if choice.when else ''}{choice.reason}")
         lines += [f"  {'':18}   not {name}: {why}" for name, why in choice.rejected]
     lines += ["", "healthy" if not report.problems else "problems"]
     lines += [f"  {problem}" for problem in report.problems]
@@ -149,6 +143,7 @@ def as_json(report: Report) -> dict[str, object]:
         "ops": [
             {
                 "op": c.op,
+                "tokens": c.when or "any",
                 "impl": c.impl,
                 "reason": c.reason,
                 "rejected": [{"impl": name, "reason": why} for name, why in c.rejected],

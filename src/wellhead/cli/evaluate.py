@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,17 @@ from wellhead.cli import options
 from wellhead.evals import FAMILIES, WITH_DATA
 
 if TYPE_CHECKING:
-    from wellhead.evals.task import Task
+    from wellhead.engine.llm import LLM
+    from wellhead.evals.task import Result, Task
 
 _EXAMPLES = """examples:
   wellhead eval
   wellhead eval --tasks sums,recall --json
   wellhead eval --tasks gsm8k --data gsm8k_test.jsonl --shots 5 -n 200 --model ~/models/V4-Flash
   wellhead eval --tasks gpqa --data gpqa_diamond.csv --seed 1
+  wellhead eval --device cuda --concurrency 64 --against cpu
+  wellhead eval --device cuda --eager --against alone
+  wellhead eval --speculative-tokens 3 --against alone
 """
 
 
@@ -25,7 +30,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "eval",
         help="measure accuracy",
-        description="Measure accuracy, greedily, with 95 % Wilson intervals.",
+        description="Measure accuracy, greedily, with 95 % Wilson intervals. Questions of all tasks run side by side. "
+        "--against answers them a second time; an answer that differs by more than a tie makes the exit status 1.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -43,7 +49,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--seed", type=int, default=0, metavar="S", help="draws examples and orders choices (0)"
     )
     parser.add_argument("-n", dest="count", type=int, metavar="N", help="ask only the first N of each task")
-    parser.add_argument("--batch", type=int, default=16, metavar="B", help="questions asked at a time (16)")
+    parser.add_argument(
+        "--concurrency", type=int, default=32, metavar="N", help="questions that run at a time at most (32)"
+    )
+    parser.add_argument(
+        "--against", choices=options.REFERENCES,
+        help="compare the answers, token by token, with those of another way, always without drafts: cpu (torch), "
+        "eager (no CUDA graphs), alone (one question at a time); with --tp, one process",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument("--show-wrong", action="store_true", help="print each wrong answer to stderr")
     options.add_model(parser)
@@ -53,31 +66,48 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     names = chosen_tasks(args.tasks, args.data)
+    if args.concurrency < 1:
+        raise ValueError(f"--concurrency must be at least 1, got {args.concurrency}")
+    if args.against == "eager" and (args.eager or args.device == "cpu"):
+        way = "--eager" if args.eager else "--device cpu"
+        raise ValueError(f"--against eager: {way} has no CUDA graphs that could be compared with eager steps")
+    tasks = _tasks(names, args)  # before the model: a bad data file is reported at once
+    from wellhead.evals import against, report
+
+    model = options.model_name(args)
+    results, seconds = _answers(options.load(model, args, max_running=args.concurrency), tasks, "questions")
+    if args.show_wrong:
+        for result in results:
+            for prompt, expected, text in result.wrong:
+                print(f"{result.name}: {prompt[-80:]!r}: expected {expected!r}, got {text!r}", file=sys.stderr)
+    if not args.json:
+        print(*map(report.line, results), report.speed_line(results, seconds), sep="\n", flush=True)
+    compared = None
+    if args.against is not None:
+        reference = options.load_reference(args.against, model, args, max_running=args.concurrency)
+        expected_results, _ = _answers(reference, tasks, args.against)
+        compared = args.against, against.compare(reference, tasks, results, expected_results)
+        if not args.json:
+            print(*report.difference_lines(args.against, results, compared[1]), sep="\n")
+    if args.json:
+        print(report.as_json(results, seconds, model or "embedded", args.seed, compared))
+    return 1 if compared and any(tally.wrong for tally in compared[1]) else 0
+
+
+def _answers(llm: LLM, tasks: list[Task], title: str) -> tuple[list[Result], float]:
+    """Results and seconds, with a progress bar where stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from wellhead.evals import report
     from wellhead.evals.task import ask
 
-    tasks = _tasks(names, args)  # before the model: a bad data file is reported at once
-    model = options.model_name(args)
-    llm = options.load(model, args)
-    results = []
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    for task in tasks:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            bar = progress.add_task(task.name, total=len(task.questions))
-            result = ask(llm, task, batch=args.batch, on_batch=lambda n: progress.advance(bar, n))  # noqa: B023
-        results.append(result)
-        if args.show_wrong:
-            for prompt, expected, text in result.wrong:
-                print(f"{task.name}: {prompt[-80:]!r}: expected {expected!r}, got {text!r}", file=sys.stderr)
-        if not args.json:
-            print(report.line(result), flush=True)
-    if args.json:
-        print(report.as_json(results, model or "embedded", args.seed))
-    return 0
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(title, total=sum(len(task.questions) for task in tasks))
+        began = time.perf_counter()
+        results = ask(llm, tasks, lambda: progress.advance(bar))
+        return results, time.perf_counter() - began
 
 
 def chosen_tasks(tasks: str, data: Path | None) -> list[str]:

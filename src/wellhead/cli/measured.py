@@ -59,10 +59,12 @@ def speed(tokens_per_second: float | None) -> str:
 
 
 def path_taken(llm: LLM) -> str:
-    """The implementations that ran: one name if all ops agree, else the ops of each."""
+    """The implementations that ran: the one of most ops, then the others with their ops."""
     ops_of: dict[str, list[str]] = {}
     for op, path, _why in llm.describe():
         ops_of.setdefault(path, []).append(op)
-    if len(ops_of) == 1:
-        return next(iter(ops_of))
-    return "; ".join(f"{path} ({', '.join(ops)})" for path, ops in ops_of.items()) or "unknown"
+    if not ops_of:
+        return "unknown"
+    most = max(ops_of, key=lambda path: len(ops_of[path]))
+    others = [f"{path} ({', '.join(ops)})" for path, ops in ops_of.items() if path != most]
+    return "; ".join([most, *others])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from wellhead import environment
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from wellhead.model.split import Split
 
 
-_SIZES = ("chunk_tokens", "context_length", "largest_graph")
+REFERENCES = ("cpu", "eager", "alone")  # ways to answer that others are compared with
+
+
+_SIZES = ("chunk_tokens", "context_length")
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -31,11 +35,33 @@ def add_model(parser: argparse.ArgumentParser, *, positional: bool = False) -> N
     parser.add_argument(
         "--device", default="cpu", metavar="cpu|cuda", help="cuda computes in kernels on the card, cpu in torch (cpu)"
     )
+    add_impl(parser)
+    parser.add_argument(
+        "--eager", action="store_true", help="launch decode steps one by one instead of as CUDA graphs (with cuda)"
+    )
     parser.add_argument(
         "--speculative-tokens", type=int, default=0, metavar="N",
         help="guess 1 to 3 tokens ahead with the model's MTP layer and check them in one step (0)",
     )  # fmt: skip
     ranks.add(parser)
+
+
+def add_impl(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--impl",
+        action="append",
+        default=[],
+        metavar="OP=NAME",
+        help="this implementation of an op, or fail (auto: the first that fits); may be given again",
+    )
+
+
+def impl(args: argparse.Namespace) -> Mapping[str, str]:
+    """{op: implementation} of `--impl`; ValueError names what exists."""
+    from wellhead.dispatch.choose import parse_forced
+    from wellhead.ops import registry
+
+    return parse_forced(args.impl, registry.specs()) if args.impl else {}
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -55,21 +81,26 @@ def model_name(args: argparse.Namespace) -> str | None:
     return args.model or environment.default_model()
 
 
-def load(model: str | None, args: argparse.Namespace | None = None) -> LLM:
+def load(model: str | None, args: argparse.Namespace | None = None, **more: Any) -> LLM:
     """Load a model as the options of `add_model` say, with a progress bar where stderr is a terminal. torch is first
-    imported here.
+    imported here. more: parameters of LLM that not every command has as options.
     """
     from wellhead.engine.llm import LLM
 
     progress = sys.stderr.isatty()
     if args is None:
         return LLM(model, progress=progress)
-    return LLM(model, progress=progress, **engine_options(args))
+    return LLM(model, progress=progress, **engine_options(args), **more)
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `LLM` takes of `add_model`'s options, and of the sizes that `serve` has besides."""
-    found: dict[str, Any] = {"device": args.device, "speculative_tokens": args.speculative_tokens}
+    found: dict[str, Any] = {
+        "device": args.device,
+        "impl": impl(args),
+        "captured": not args.eager,
+        "speculative_tokens": args.speculative_tokens,
+    }
     if args.group is not None:
         found |= {"split": split(args), "group": args.group}
     return found | sizes(args)
@@ -78,6 +109,23 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
 def sizes(args: argparse.Namespace) -> dict[str, Any]:
     """Sizes that every rank must be given alike; empty for commands without them."""
     return {name: getattr(args, name) for name in _SIZES if getattr(args, name, None) is not None}
+
+
+def load_reference(way: str, model: str | None, args: argparse.Namespace, max_running: int) -> LLM:
+    """The same model in one process, without drafts, in one of the `REFERENCES` ways; "cpu" is the torch references."""
+    from wellhead.engine.llm import LLM
+
+    progress = sys.stderr.isatty()
+    if way == "cpu":
+        return LLM(model, progress=progress, max_running=max_running)
+    return LLM(
+        model,
+        progress=progress,
+        device=args.device,
+        impl=impl(args),
+        captured=way != "eager" and not args.eager,
+        max_running=1 if way == "alone" else max_running,
+    )
 
 
 def split(args: argparse.Namespace) -> Split:

@@ -27,7 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cp", type=int, default=1, metavar="N", help="context parallel ranks; only 1 so far")
     for name, kind in (("--rank", int), ("--rendezvous", str), ("--lifeline", int)):  # a launch gives them to a rank
         group.add_argument(name, type=kind, help=argparse.SUPPRESS)
-    parser.set_defaults(group=None)
+    parser.set_defaults(group=None, everywhere=False)  # everywhere: every rank runs the command itself
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -54,6 +54,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--experts {args.experts}: expected width or expert")
     if args.cp != 1:
         raise NotImplementedError(f"--cp {args.cp}: context parallelism is not implemented, expected 1")
+    from wellhead.cli import options
+
+    if not args.everywhere:
+        options.impl(args)
     if args.tp > 1 and args.device not in ("cpu", "cuda"):
         raise ValueError(f"--device {args.device} with --tp {args.tp}: expected cpu or cuda, the ranks share the cards")
 
@@ -73,7 +77,9 @@ def _as_rank(args: argparse.Namespace) -> int:
         args.device = f"cuda:{args.rank % here}"
     try:
         args.group = Group.join(args.rendezvous, args.rank, args.tp, args.device)
-        if args.rank:
+        if args.everywhere:
+            status = int(args.run(args))
+        elif args.rank:
             _follow(args, args.group)
             status = 0
         else:
@@ -98,6 +104,7 @@ def _follow(args: argparse.Namespace, group: Group) -> None:
     checkpoint = open_checkpoint(resolve_model(options.model_name(args)))
     numerics = Numerics.named("checkpoint")
     model, make_runner = load_with_runner(
-        checkpoint, numerics, args.device, split=options.split(args), group=group, **options.sizes(args)
-    )
+        checkpoint, numerics, args.device, impl=options.impl(args), captured=not args.eager, split=options.split(args),
+        group=group, speculative_tokens=args.speculative_tokens, **options.sizes(args),
+    )  # fmt: skip
     follow(group, make_runner, model)

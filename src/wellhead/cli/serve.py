@@ -50,7 +50,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     sizes.add_argument(
         "--chunked-prefill-size", dest="chunk_tokens", type=int, metavar="N", help="tokens of a step at most (512)"
     )
-    sizes.add_argument("--cuda-graph-max-bs", dest="largest_graph", type=int, metavar="N", help="largest decode graph")
+    sizes.add_argument(
+        "--cuda-graph-max-bs", type=int, metavar="N",
+        help="largest decode graph; so far they go up to --max-running-requests",
+    )  # fmt: skip
     sizes.add_argument(
         "--mem-fraction", type=float, metavar="F", help="part of a card's memory that weights and caches may take"
     )
@@ -68,6 +71,12 @@ def run(args: argparse.Namespace) -> int:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"wellhead serve needs {', '.join(missing)}; install them: pip install 'wellhead[serve]'")
+    largest = args.cuda_graph_max_bs
+    if largest is not None and largest < args.max_running_requests:
+        raise NotImplementedError(
+            f"--cuda-graph-max-bs {largest}: so far every batch of up to --max-running-requests "
+            f"{args.max_running_requests} has its graph; lower that instead"
+        )
     from wellhead.engine.llm import LLM
     from wellhead.engine.story import Phase
     from wellhead.server.limits import Limits
@@ -92,9 +101,9 @@ def run(args: argparse.Namespace) -> int:
     )
 
     def load(phase: Phase) -> LLM:
-        return LLM(
-            model, progress=False, max_running=args.max_running_requests, num_pages=args.num_pages,
-            mem_fraction=args.mem_fraction, phase=phase, **options.engine_options(args),
+        return options.load(
+            model, args, max_running=args.max_running_requests, num_pages=args.num_pages,
+            mem_fraction=args.mem_fraction, phase=phase,
         )  # fmt: skip
 
     serve(serving, load)

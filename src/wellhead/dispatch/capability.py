@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wellhead.dispatch import libraries
 from wellhead.dispatch.features import Evidence, Feature, Features
 
 SHARED_BYTES = {
@@ -110,6 +111,17 @@ def detect() -> Card | None:
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     shared = getattr(properties, "shared_memory_per_block_optin", None)
     return Card(properties.name, arch_of(torch.cuda.get_device_capability()), shared_bytes=shared)
+
+
+def here() -> Features:
+    """The features of this process: its card, its Triton, or its interpreter."""
+    triton = libraries.probe("triton").version
+    return features_of(detect(), triton, triton is not None and libraries.interpreter_on())
+
+
+def host() -> Features:
+    """The features of a model that torch computes on the CPU, whatever card is there."""
+    return _without("CPU only", "the model is on the CPU")
 
 
 def features_of(card: Card | None, triton: str | None, interpreter: bool = False) -> Features:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 from wellhead.dispatch.features import Features
 from wellhead.dispatch.spec import REFERENCE, Impl, OpSpec, Sizes
+
+AUTO = "auto"
+"""In place of an implementation's name: the first that fits."""
 
 
 class NoImplementation(ValueError):
@@ -16,12 +20,27 @@ class NoImplementation(ValueError):
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs and why, and what did not fit and why not, in order of preference."""
+    """What runs and why, and what did not fit and why not, in order of preference; for `least` to `most` tokens."""
 
     op: str
     impl: str
     reason: str
     rejected: tuple[tuple[str, str], ...]
+    least: int = 0
+    most: int | None = None
+
+    @property
+    def when(self) -> str:
+        """ "up to 64 tokens", "from 65 tokens on"; empty if always."""
+        if self.most is not None:
+            return f"{self.least} to {self.most} tokens" if self.least else f"up to {self.most} tokens"
+        return f"from {self.least} tokens on" if self.least else ""
+
+    @property
+    def row(self) -> tuple[str, str, str]:
+        """(operation, implementation, why), with every reason."""
+        reasons = [self.reason, *(f"not {name}: {why}" for name, why in self.rejected)]
+        return self.op, self.impl, (f"{self.when}: " if self.when else "") + "; ".join(reasons)
 
 
 def reason_against(impl: Impl, features: Features, sizes: Sizes) -> str | None:
@@ -39,12 +58,12 @@ def reason_against(impl: Impl, features: Features, sizes: Sizes) -> str | None:
 def choose(spec: OpSpec, features: Features, sizes: Sizes, forced: str | None = None) -> Choice:
     """The implementation of `spec` for `sizes` on the place that `features` describes.
 
-    forced: that implementation, or NoImplementation with the reason. Otherwise the first of `spec.impls` that
+    forced: that implementation, or NoImplementation with the reason. Otherwise (AUTO) the first of `spec.impls` that
     fits. The reference counts as fitting only where kernels cannot run at all or the op has none: on a card whose
     kernels all refuse, NoImplementation lists the reasons, because a model that quietly runs one op in plain torch
     looks healthy and is not.
     """
-    if forced is not None:
+    if forced not in (None, AUTO):
         why = reason_against(spec.impl(forced), features, sizes)
         if why is not None:
             raise NoImplementation(
@@ -73,6 +92,55 @@ def choose(spec: OpSpec, features: Features, sizes: Sizes, forced: str | None = 
     )
 
 
+def choose_each(
+    spec: OpSpec, features: Features, every: Sequence[Sizes], forced: str | None = None
+) -> tuple[Choice, ...]:
+    """`choose` for an op that is used with each of the sizes in `every`, once for each range of `spec.steps`, or once
+    for all where they are alike.
+
+    forced must fit one range at least; the others then keep their own choice, which says so.
+    """
+    bounds = [0, *spec.steps]
+    chosen: list[Choice] = []
+    refused: list[NoImplementation] = []
+    for index, least in enumerate(bounds):
+        most = bounds[index + 1] - 1 if index + 1 < len(bounds) else None
+        fixed = {"tokens": least if most is None else most} if spec.steps else {}
+        sizes = [{**one, **fixed} for one in every]
+        impls = tuple(replace(impl, supports=partial(_all_of, impl.supports, sizes)) for impl in spec.impls)
+        within = replace(spec, impls=impls)
+        try:
+            found = choose(within, features, sizes[0], forced)
+        except NoImplementation as error:
+            if forced in (None, AUTO):
+                raise
+            refused.append(error)
+            found = choose(within, features, sizes[0])
+            found = replace(found, reason=f"{forced} was asked for and does not take these sizes; {found.reason}")
+        chosen.append(replace(found, least=least, most=most))
+    if len(refused) == len(bounds):
+        raise refused[0]
+    always = [replace(choice, least=0, most=None) for choice in chosen]
+    return tuple(chosen if len(set(always)) > 1 else always[:1])
+
+
+def _all_of(supports: Callable[[Sizes], str | None], every: Sequence[Sizes], _sizes: Sizes) -> str | None:
+    return next((why for why in map(supports, every) if why is not None), None)
+
+
+def wanted(impl: str | Mapping[str, str], specs: Sequence[OpSpec]) -> dict[str, str]:
+    """{op: implementation or AUTO} for every op: `impl` is a name for all of them, or a mapping that leaves the rest to
+    AUTO. ValueError names the ops and the implementations that exist.
+    """
+    if isinstance(impl, str):
+        known = {AUTO, *(each.name for spec in specs for each in spec.impls)}
+        if impl not in known:
+            raise ValueError(f"implementation {impl!r} does not exist; there are {', '.join(sorted(known))}")
+        impl = {spec.name: impl for spec in specs}
+    forced = parse_forced([f"{op}={name}" for op, name in impl.items()], specs)
+    return {spec.name: forced.get(spec.name, AUTO) for spec in specs}
+
+
 def parse_forced(options: Iterable[str], specs: Sequence[OpSpec]) -> Mapping[str, str]:
     """Options "OP=NAME" (`--impl`) as {op: implementation}; ValueError for what does not exist or is said twice."""
     by_name = {spec.name: spec for spec in specs}
@@ -83,8 +151,10 @@ def parse_forced(options: Iterable[str], specs: Sequence[OpSpec]) -> Mapping[str
             raise ValueError(f"--impl {option!r}: expected OP=NAME, for example topk={REFERENCE}")
         if op not in by_name:
             near = difflib.get_close_matches(op, by_name, n=1, cutoff=0.0)
-            raise ValueError(f"--impl {option!r}: no op {op!r}; the nearest is {near[0] if near else 'none'}")
+            raise ValueError(
+                f"--impl {option!r}: no op {op!r}; the nearest is {near[0] if near else 'none'} of {', '.join(by_name)}"
+            )
         if forced.get(op, name) != name:
             raise ValueError(f"--impl: op {op!r} is given both {forced[op]!r} and {name!r}; keep one")
-        forced[op] = by_name[op].impl(name).name
+        forced[op] = name if name == AUTO else by_name[op].impl(name).name
     return forced

@@ -98,6 +98,8 @@ class OpSpec:
     error: ErrorBudget
     batch_invariant: bool  # a row's bits do not depend on its neighbours
     batch_reason: str
+    steps: tuple[int, ...] = ()
+    """Numbers of tokens from which another of the implementations may fit: each range between them has its choice."""
 
     def __post_init__(self) -> None:
         names = [impl.name for impl in self.impls]

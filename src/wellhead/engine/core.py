@@ -73,11 +73,11 @@ class Engine:
 
     @property
     def graph_misses(self) -> int | None:
-        """Decode steps that ran launch by launch; None where there are no graphs."""
+        """Steps whose decodes ran launch by launch; None where there are no graphs."""
         return self._runner.graph_misses
 
     @property
-    def graph_sizes(self) -> list[int]:
+    def graph_sizes(self) -> Sequence[int]:
         """Batch sizes with a captured decode step."""
         return self._runner.graph_sizes
 
@@ -183,7 +183,7 @@ class Engine:
                 memory.grow(request, n)
                 tokens = request.next_tokens(n)
                 chunk = Chunk(tokens, request.computed, request.pages, request.state_slot, "all", request.window_pages)
-                parts.append(self._runner.compute([chunk]))
+                parts.append(self._runner.compute([chunk]).read(range(n)))
                 memory.advance(request, n, saved=False)
             return torch.cat(parts)
         finally:
@@ -199,6 +199,10 @@ class Engine:
                 del self._texts[request], request.logprobs[len(request.output) :]
                 self._scheduler.finish(request, reason)
                 break
+        behind = len(tokens) - 1 - (len(request.output) - before)
+        if behind > 0:  # drafts accepted behind the answer's end saved no step: they count as never made
+            request.accepted -= behind
+            request.drafted -= behind
         return Delta(text, request.output[before:], reason)
 
     def _fail(self, request: Request) -> Delta:

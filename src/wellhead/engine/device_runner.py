@@ -2,74 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from wellhead.engine.runner import StepRunner
+from wellhead.dispatch.frozen import frozen
+from wellhead.dispatch.spec import REFERENCE
+from wellhead.engine import warm_up
+from wellhead.engine.device_sampling import DeviceSampler
+from wellhead.engine.runner import Scores, StepRunner
 from wellhead.model.batch import Batch, Chunk
-from wellhead.model.device_graphs import LADDER, DecodeSteps
+from wellhead.model.device_graphs import DecodeSteps
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_step import StepInputs
 from wellhead.model.state import PAGE_TOKENS, pages_for
 
 
+class Parts:
+    """Scores that come from several computations, put in the order of the step's chunks."""
+
+    def __init__(self) -> None:
+        self._logits: list[torch.Tensor] = []
+        self._best: list[torch.Tensor] = []
+        self._rows: dict[int, list[int]] = {}
+
+    def add(self, logits: torch.Tensor, best: torch.Tensor, rows: Mapping[int, Sequence[int]]) -> None:
+        """logits [M, V], best [M]; `rows` says by chunk where its tokens' are."""
+        low = sum(len(part) for part in self._logits)
+        self._rows |= {chunk: [low + row for row in own] for chunk, own in rows.items()}
+        self._logits.append(logits)
+        self._best.append(best)
+
+    def scores(self) -> Scores:
+        at = [row for chunk in sorted(self._rows) for row in self._rows[chunk]]
+        if len(self._best) == 1:
+            return Scores(self._logits, self._best[0], at)
+        return Scores(self._logits, torch.cat(self._best) if self._best else torch.empty(0, dtype=torch.int64), at)
+
+
 class DeviceRunner(StepRunner):
-    """Steps of a `DeviceModel`: all kernels of decode steps are compiled and captured here, before any request.
+    """Steps of a `DeviceModel`. All their kernels are compiled, and decode steps captured, here, before any request; a
+    step that needs another one raises `dispatch.frozen.CompiledLate`.
 
     chunk_tokens: tokens of a step's prompts together. context: tokens that a request may have at most (None: what the
-    model and the pages allow). largest_graph: requests that a decode step is captured for at most; more of them take
-    several steps.
+    model and the pages allow). progress: tell the seconds of each phase on stderr.
     """
 
     def __init__(
         self, model: DeviceModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
-        chunk_tokens: int, context: int | None = None, largest_graph: int | None = None, captured: bool = True,
+        chunk_tokens: int, context: int | None = None, captured: bool = True, progress: bool = False,
     ):  # fmt: skip
+        if captured:
+            model.choices.check_captured()
         super().__init__(model, num_pages, num_slots, window_pages)
         context = min(context or model.config.max_position_embeddings, num_pages * PAGE_TOKENS)
         self._model, self._width = model, pages_for(context)
         self._prefill = model.workspace(chunk_tokens, context, chunked=True)
-        most = min(num_slots, max(LADDER), largest_graph or max(LADDER))
-        sizes = [size for size in LADDER if size < most] + [most]
-        self._decode = DecodeSteps(model, self.state, context, sizes, captured=captured)
-        self._most, self._captured = most, captured
-        self.graph_misses, self.graph_sizes = 0, sorted(sizes) if captured else []
+        if model.choices.of("sampling") != REFERENCE:
+            self.sampler = DeviceSampler(num_slots, model.config.vocab_size, model.device)
+        phases, self._compiles = warm_up.Phases(progress), model.device.type == "cuda"  # nothing else compiles
+        sizes = ladder(num_slots)
+        self.graph_misses, self.graph_sizes = 0, sizes if captured else ()
+        self._make_steps(context, sizes, captured)
+        if self._compiles:
+            torch.cuda.synchronize()
+            phases.ended(f"decodes of {{}} requests {'captured' if captured else 'compiled'}", sizes)
+            sizes = self._warm_up(chunk_tokens)
+            torch.cuda.synchronize()
+            phases.ended("prefills of {} tokens compiled", sizes)
 
-    def compute(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """fp32 logits [N, vocab] on the host of the tokens of `chunks` that want them, in their order."""
-        found: dict[int, torch.Tensor] = {}
+    def _make_steps(self, context: int, sizes: Sequence[int], captured: bool) -> None:
+        """What computes decoding requests, for batches of these sizes, compiled."""
+        self._decode = DecodeSteps(self._model, self.state, context, sizes, captured=captured)
+        if self._compiles and not captured:
+            for step in self._decode.steps.values():
+                step.run()
+
+    def _warm_up(self, chunk_tokens: int) -> list[int]:
+        """Compile what every later step launches beside them, see `engine.warm_up`; the sizes of prefills."""
+        if self.sampler is not None:
+            self.sampler.warm_up()
+        return warm_up.warm_prefill(self._model, self.state, self._prefill, self._width, chunk_tokens)
+
+    def compute(self, chunks: Sequence[Chunk]) -> Scores:
+        if not self.graph_sizes and self.graph_misses is not None:
+            self.graph_misses += 1
+        with self._frozen():
+            return self._compute(chunks)
+
+    def _frozen(self) -> AbstractContextManager[None]:
+        """Where nothing may be compiled any more."""
+        return frozen() if self._compiles else nullcontext()
+
+    def _compute(self, chunks: Sequence[Chunk]) -> Scores:
         single = [index for index, chunk in enumerate(chunks) if len(chunk.token_ids) == 1]
         longer = [index for index, chunk in enumerate(chunks) if len(chunk.token_ids) > 1]
-        for low in range(0, len(single), self._most):
-            self._decode_some(chunks, single[low : low + self._most], found)
+        parts = Parts()
+        if single:
+            step = self._decode.of(len(single))
+            step.load(Batch.build([chunks[i] for i in single], pad_to=step.size, table_width=self._width))
+            step.run()
+            wanted = {i: [row] for row, i in enumerate(single) if chunks[i].logits != "none"}
+            parts.add(step.logits, step.best, wanted)
         if longer:
-            self._prefill_some(chunks, longer, found)
-        rows = [found[index] for index in sorted(found)]
-        return torch.cat(rows) if rows else torch.zeros(0, self.config.vocab_size)
+            self._compute_prompts(chunks, longer, parts)
+        return parts.scores()
 
-    def _decode_some(self, chunks: Sequence[Chunk], which: list[int], found: dict[int, torch.Tensor]) -> None:
-        step = self._decode.of(len(which))
-        step.load(Batch.build([chunks[i] for i in which], pad_to=step.size, table_width=self._width))
-        step.run()
-        if not self._captured and self.graph_misses is not None:
-            self.graph_misses += 1
-        logits = step.logits.cpu()
-        for row, index in enumerate(which):
-            if chunks[index].logits != "none":
-                found[index] = logits[row : row + 1]
-
-    def _prefill_some(self, chunks: Sequence[Chunk], which: list[int], found: dict[int, torch.Tensor]) -> None:
-        model, state = self._model, self.state
+    def _compute_prompts(self, chunks: Sequence[Chunk], which: Sequence[int], parts: Parts) -> StepInputs:
+        """Chunks of any length, computed together; the streams of their tokens stay in the prefill's workspace."""
+        model = self._model
         batch = Batch.build([chunks[i] for i in which], table_width=self._width)
-        streams = model.forward(StepInputs.of(batch, model.device, chunked=True), state, self._prefill)
-        if not len(batch.logits_at):
-            return
-        logits = model.logits(streams[batch.logits_at.to(model.device)], self._prefill).cpu()
-        row = 0
-        for index in which:
-            chunk = chunks[index]
-            count = {"none": 0, "last": 1, "all": len(chunk.token_ids)}[chunk.logits]
-            if count:
-                found[index] = logits[row : row + count]
-            row += count
+        inputs = StepInputs.of(batch, model.device, chunked=True)
+        streams = model.forward(inputs, self.state, self._prefill)
+        if len(batch.logits_at):
+            logits, row = model.logits(streams[batch.logits_at.to(model.device)], self._prefill), 0
+            best = torch.zeros(len(logits), dtype=torch.int64, device=model.device)
+            model.best(logits, self._prefill, best)
+            wanted: dict[int, Sequence[int]] = {}
+            for index in which:
+                count = {"none": 0, "last": 1, "all": len(chunks[index].token_ids)}[chunks[index].logits]
+                wanted[index] = range(row, row := row + count)
+            parts.add(logits, best, wanted)
+        return inputs
+
+
+def ladder(most: int) -> list[int]:
+    """Batch sizes to capture for up to `most` requests: powers of two, and `most`."""
+    return [*(1 << power for power in range(most.bit_length()) if 1 << power < most), most]

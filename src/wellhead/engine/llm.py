@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from wellhead.dispatch.choose import AUTO
 from wellhead.engine.core import Engine
 from wellhead.engine.loading import load_with_runner, pages_within
 from wellhead.engine.output import Delta
@@ -34,7 +35,7 @@ Prompt = str | Sequence[int]
 class Completion:
     """A finished request. `token_ids` includes the end token, `text` does not; `logprobs` is per generated
     token the natural-log probability of the likeliest tokens and the chosen one, None when not asked for.
-    Of `drafted_tokens` guesses that were checked, `accepted_tokens` were right.
+    Of `drafted_tokens` guesses that were checked, in `draft_steps` steps, `accepted_tokens` were right.
     """
 
     prompt_tokens: int
@@ -44,6 +45,7 @@ class Completion:
     logprobs: list[dict[int, float]] | None
     drafted_tokens: int = field(default=0, compare=False)
     accepted_tokens: int = field(default=0, compare=False)
+    draft_steps: int = field(default=0, compare=False)
 
 
 class LLM:
@@ -55,12 +57,14 @@ class LLM:
     max_running requests run together, chunk_tokens tokens a step; num_pages logical pages of 256 tokens hold their
     caches (None: as many as fit 2 GiB), window_pages the window's (None: as many). prefix_caching keeps the pages of
     ended requests, while nobody else wants them, for prompts that begin alike. device "cuda" computes in kernels, "cpu"
-    in torch. speculative_tokens 1 to 3: the model's MTP layer guesses that many tokens ahead and one step checks them;
-    greedy answers stay what they are, sampled ones keep their distribution (not their draws). In a group of several
+    in torch. impl names the implementation of all ops, or of some as {op: name}; the others take the first that fits.
+    captured False launches a device's decode steps one by one. speculative_tokens 1 to 3: the model's MTP layer guesses
+    that many tokens ahead and one step checks them; greedy answers stay what they are, sampled ones keep their
+    distribution (not their draws); a seed's draws on a device are not those on the CPU either. In a group of several
     ranks this is rank 0, and the others run `engine.parallel.follow` over the same model. A folder without
     tokenizer.json takes prompts as ids only and gives empty text. context_length bounds a request's tokens below the
-    model's own limit, largest_graph the requests of a captured decode step, mem_fraction what a card's memory may hold
-    (num_pages follows from it). `phase` is told what is being done meanwhile.
+    model's own limit; from mem_fraction, the part of a card's memory to take, follows num_pages. `phase` is told what
+    is being done meanwhile.
     """
 
     def __init__(
@@ -76,14 +80,14 @@ class LLM:
         window_pages: int | None = None,
         prefix_caching: bool = True,
         kv_dtype: str = "uint8",
-        impl: str = "reference",
+        impl: str | Mapping[str, str] = AUTO,
+        captured: bool = True,
         ablation: Ablation | str = Ablation.NONE,
         device: str = "cpu",
         split: Split = WHOLE,
         group: Group = ALONE,
         speculative_tokens: int = 0,
         context_length: int | None = None,
-        largest_graph: int | None = None,
         mem_fraction: float | None = None,
         phase: Phase = untold,
     ):
@@ -95,18 +99,18 @@ class LLM:
                 tokenizer = Tokenizer.from_folder(checkpoint.folder)
             if group.rank:
                 raise ValueError(f"this is rank {group.rank}; requests are rank 0's, the others follow it")
-            _check_speculative(speculative_tokens, checkpoint.config, device, group.world)
+            _check_speculative(speculative_tokens, checkpoint.config)
             _check_context(context_length, checkpoint.config)
             if mem_fraction is not None:
                 num_pages = pages_within(
                     mem_fraction, checkpoint.config, precision, split, device, num_pages=num_pages, slots=max_running,
-                    step_tokens=chunk_tokens, context_length=context_length, largest_graph=largest_graph,
+                    step_tokens=chunk_tokens, context_length=context_length, with_mtp=speculative_tokens > 0,
                 )  # fmt: skip
         with phase("loading weights"):
             loaded, make_runner = load_with_runner(
-                checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, ablation=ablation,
-                progress=progress, split=split, group=group, speculative_tokens=speculative_tokens,
-                context_length=context_length, largest_graph=largest_graph,
+                checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, captured=captured,
+                ablation=ablation, progress=progress, split=split, group=group, speculative_tokens=speculative_tokens,
+                context_length=context_length,
             )  # fmt: skip
         if group.world > 1:
             make_runner = partial(LeadingRunner, group, make_runner)
@@ -140,9 +144,12 @@ class LLM:
         return self._model.describe()
 
     def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        on_finished: Callable[[], object] = lambda: None,
     ) -> list[Completion]:
-        """Complete all prompts together; results in their order.
+        """Complete all prompts together; results in their order. `on_finished` is called when one is complete.
 
         A str is encoded as it is, with the begin token in front unless it is there. `params` for all, or one
         each. RequestError, naming the prompt, before anything runs.
@@ -166,6 +173,8 @@ class LLM:
                 for request, delta in self._step():
                     if request in texts:
                         texts[request] += delta.text
+                        if delta.finish_reason is not None:
+                            on_finished()
         finally:
             # an interrupt must not leave requests behind
             for request in requests:
@@ -227,16 +236,12 @@ class LLM:
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
-def _check_speculative(tokens: int, config: ModelConfig, device: str, world: int) -> None:
+def _check_speculative(tokens: int, config: ModelConfig) -> None:
     """Raise unless that many tokens can be guessed."""
     if not isinstance(tokens, int) or isinstance(tokens, bool) or not 0 <= tokens <= MOST_TOKENS:
         raise ValueError(f"speculative_tokens is {tokens!r}, expected 0 to {MOST_TOKENS}")
     if not tokens:
         return
-    if device != "cpu":
-        raise NotImplementedError(f"speculative_tokens is {tokens} on device {device!r}; so far it works on 'cpu' only")
-    if world > 1:
-        raise NotImplementedError(f"speculative_tokens is {tokens} with tp {world}; so far it works on one rank only")
     ratios = config.compress_ratios[config.num_hidden_layers :]
     if config.num_nextn_predict_layers != 1 or ratios != (0,):
         raise ValueError(
@@ -261,4 +266,5 @@ def _completion(request: Request, text: str) -> Completion:
         logprobs=list(request.logprobs) if request.params.logprobs else None,
         drafted_tokens=request.drafted,
         accepted_tokens=request.accepted,
+        draft_steps=request.draft_steps,
     )

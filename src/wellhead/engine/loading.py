@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 
-from wellhead.engine.runner import MakeRunner, Runner
+from wellhead.dispatch.choose import AUTO
+from wellhead.engine.runner import MakeRunner, Runner, StepRunner
 from wellhead.engine.speculative_runner import SpeculativeRunner
 from wellhead.model.checkpoint import Checkpoint
 from wellhead.model.config import ModelConfig
@@ -25,19 +27,22 @@ def load_with_runner(
     *,
     chunk_tokens: int = 512,
     context_length: int | None = None,
-    largest_graph: int | None = None,
-    impl: str = "reference",
+    impl: str | Mapping[str, str] = AUTO,
+    captured: bool = True,
     ablation: Ablation | str = Ablation.NONE,
     progress: bool = False,
     split: Split = WHOLE,
     group: Group = ALONE,
     speculative_tokens: int = 0,
 ) -> tuple[ServedModel, MakeRunner]:
-    """The loaded model, and what makes its runner, for requests of at most context_length tokens and decode steps
-    captured for up to largest_graph requests (None: all that run). NotImplementedError for a combination that does not
-    exist yet.
+    """The loaded model, and what makes its runner. NotImplementedError for a combination that does not exist yet.
+
+    impl: an implementation for all ops, or {op: implementation}. captured: decode steps as CUDA graphs, on a device.
+    context_length: tokens of a request at most (None: the model's).
     """
     if device == "cpu":
+        if not captured:
+            raise ValueError("--eager (captured=False) on device 'cpu', where nothing is captured; leave it out")
         drafts = speculative_tokens > 0
         model = load_model(
             checkpoint, numerics, with_mtp=drafts, impl=impl, ablation=ablation, progress=progress, split=split,
@@ -45,12 +50,17 @@ def load_with_runner(
         )  # fmt: skip
         return model, partial(SpeculativeRunner, speculative_tokens=speculative_tokens) if drafts else Runner
     from wellhead.engine.device_runner import DeviceRunner
+    from wellhead.engine.device_speculative_runner import DeviceSpeculativeRunner
 
     loaded = load_device_model(
-        checkpoint, numerics, device, ablation=ablation, progress=progress, split=split, group=group
-    )
+        checkpoint, numerics, device, with_mtp=speculative_tokens > 0, impl=impl, captured=captured, ablation=ablation,
+        progress=progress, split=split, group=group,
+    )  # fmt: skip
+    make: Callable[..., StepRunner] = DeviceRunner
+    if speculative_tokens:
+        make = partial(DeviceSpeculativeRunner, speculative_tokens=speculative_tokens)
     return loaded, partial(
-        DeviceRunner, chunk_tokens=chunk_tokens, context=context_length, largest_graph=largest_graph
+        make, chunk_tokens=chunk_tokens, context=context_length, captured=captured, progress=progress
     )
 
 
@@ -65,7 +75,7 @@ def pages_within(
     slots: int,
     step_tokens: int,
     context_length: int | None = None,
-    largest_graph: int | None = None,
+    with_mtp: bool = False,
 ) -> int:
     """Pages that fit when weights, caches and working memory may take this fraction of the card's memory; planned from
     the configuration, before anything is loaded. ValueError for a fraction that means nothing here; OutOfMemory names
@@ -77,12 +87,11 @@ def pages_within(
         raise ValueError(f"mem_fraction is {fraction} and num_pages {num_pages}; give one of them")
     if not device.startswith("cuda"):
         raise ValueError(f"mem_fraction is {fraction} on device {device!r}, where nothing is pooled; give num_pages")
-    from wellhead.model.device_graphs import LADDER
+    from wellhead.engine.device_runner import ladder
 
-    captured = min(slots, largest_graph or max(LADDER))
     _, total = torch.cuda.mem_get_info(torch.device(device))
     plan = plan_memory(
         config, numerics, split, int(total * fraction), slots=slots, step_tokens=step_tokens,
-        graph_sizes=sum(size < captured for size in LADDER) + 1, max_context=context_length,
+        graph_sizes=len(ladder(slots)), with_mtp=with_mtp, max_context=context_length,
     )  # fmt: skip
     return plan.pages

@@ -1,4 +1,4 @@
-"""A step as plain integers: what rank 0 tells the other ranks to compute."""
+"""A step, and the drafting behind it, as plain integers: what rank 0 tells the other ranks to compute."""
 
 from __future__ import annotations
 
@@ -16,34 +16,69 @@ _WANTED: tuple[Wanted, ...] = get_args(Wanted)
 @dataclass(frozen=True)
 class Orders:
     """Chunks to compute. restores: (window page, state slot) whose tail is put back before; saves: (state slot, window
-    page) whose tail is kept after.
+    page) whose tail is kept after. following: the id behind each chunk, -1 where that is the best one of its logits;
+    given only where every token chosen in the step is a best one, so that drafting need not wait for rank 0's choice.
     """
 
     chunks: Sequence[Chunk]
     restores: Sequence[tuple[int, int]] = ()
     saves: Sequence[tuple[int, int]] = ()
+    following: Sequence[int] = ()
 
     def encode(self) -> list[int]:
         """Every field as integers; lists behind their lengths."""
-        words = [len(self.restores), len(self.saves), len(self.chunks)]
-        for pair in (*self.restores, *self.saves):
+        words = [len(self.restores), len(self.saves), len(self.following), len(self.chunks)]
+        for pair in (*self.restores, *self.saves, self.following):
             words += pair
         for chunk in self.chunks:
-            words += (chunk.start, chunk.state_slot, _WANTED.index(chunk.logits), chunk.window_pages is not None)
-            for values in (chunk.token_ids, chunk.pages, chunk.window_pages or ()):
-                words += (len(values), *values)
+            words += _words(chunk)
         return words
 
     @classmethod
     def decode(cls, words: Sequence[int]) -> Orders:
         """The inverse of `encode`."""
         rest = iter(words)
-        restores, saves, chunks = _take(rest, 3)
+        restores, saves, following, chunks = _take(rest, 4)
         return cls(
             restores=[(next(rest), next(rest)) for _ in range(restores)],
             saves=[(next(rest), next(rest)) for _ in range(saves)],
+            following=_take(rest, following),
             chunks=[_chunk(rest) for _ in range(chunks)],
         )
+
+
+@dataclass(frozen=True)
+class DraftOrders:
+    """The drafting layer over `chunks`, whose tokens are followed by the ids `following` [T]; `rows` [T] are the places
+    of their inputs in what was computed last, by the model or by the drafting layer. Chunks with logits "last" want a
+    guess.
+    """
+
+    chunks: Sequence[Chunk]
+    following: Sequence[int]
+    rows: Sequence[int]
+
+    def encode(self) -> list[int]:
+        """Every field as integers; lists behind their lengths."""
+        words = [len(self.chunks), len(self.following), *self.following, *self.rows]
+        for chunk in self.chunks:
+            words += _words(chunk)
+        return words
+
+    @classmethod
+    def decode(cls, words: Sequence[int]) -> DraftOrders:
+        """The inverse of `encode`."""
+        rest = iter(words)
+        chunks, tokens = _take(rest, 2)
+        following, rows = _take(rest, tokens), _take(rest, tokens)
+        return cls([_chunk(rest) for _ in range(chunks)], following, rows)
+
+
+def _words(chunk: Chunk) -> list[int]:
+    words = [chunk.start, chunk.state_slot, _WANTED.index(chunk.logits), int(chunk.window_pages is not None)]
+    for values in (chunk.token_ids, chunk.pages, chunk.window_pages or ()):
+        words += (len(values), *values)
+    return words
 
 
 def _chunk(rest: Iterator[int]) -> Chunk:

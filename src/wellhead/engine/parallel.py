@@ -10,13 +10,13 @@ from types import FrameType
 
 import torch
 
-from wellhead.engine.orders import Orders
-from wellhead.engine.runner import MakeRunner, StepRunner
+from wellhead.engine.orders import DraftOrders, Orders
+from wellhead.engine.runner import MakeRunner, Scores, StepRunner
 from wellhead.model.batch import Chunk
 from wellhead.model.load import ServedModel
 from wellhead.model.parallel import Group
 
-_STOP, _ALLOCATE, _STEP = range(3)
+_STOP, _ALLOCATE, _STEP, _DRAFT = range(4)
 
 
 class LeadingRunner(StepRunner):
@@ -30,16 +30,22 @@ class LeadingRunner(StepRunner):
         group.broadcast([_ALLOCATE, num_pages, num_slots, window_pages])
         self._inner = make_runner(model, num_pages, num_slots, window_pages)
         self.config, self.state = self._inner.config, self._inner.state
+        self.proposer, self.sampler = self._inner.proposer, self._inner.sampler
         self.graph_sizes = self._inner.graph_sizes
 
-    def execute(self, orders: Orders) -> torch.Tensor:
+    def execute(self, orders: Orders) -> Scores:
         with _interrupts_wait():
             self._group.broadcast([_STEP, *orders.encode()])
-            logits = self._inner.execute(orders)
+            scores = self._inner.execute(orders)
         self.graph_misses = self._inner.graph_misses
-        return logits
+        return scores
 
-    def compute(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def draft(self, orders: DraftOrders) -> torch.Tensor:
+        with _interrupts_wait():
+            self._group.broadcast([_DRAFT, *orders.encode()])
+            return self._inner.draft(orders)
+
+    def compute(self, chunks: Sequence[Chunk]) -> Scores:
         return self.execute(Orders(chunks))
 
 
@@ -53,9 +59,12 @@ def follow(group: Group, make_runner: MakeRunner, model: ServedModel) -> None:
         if what == _ALLOCATE:
             num_pages, num_slots, window_pages = words
             runner = make_runner(model, num_pages, num_slots, window_pages)
-        else:
-            assert runner is not None
+            continue
+        assert runner is not None
+        if what == _STEP:
             runner.execute(Orders.decode(words))
+        else:
+            runner.draft(DraftOrders.decode(words))
 
 
 def dismiss(group: Group) -> None:

@@ -36,6 +36,7 @@ class Request:
     drafts: list[Draft] = field(default_factory=list)  # guesses of what comes behind its newest token
     drafted: int = 0  # drafts computed so far, and how many of them were accepted
     accepted: int = 0
+    draft_steps: int = 0  # steps that brought drafts
     computed: int = 0
     finish_reason: FinishReason | None = None
     error: Exception | None = None  # why it ended, where that is "error"
@@ -49,9 +50,9 @@ class Request:
     keys: list[bytes] = field(default_factory=list)  # of its first full pages
 
     @property
-    def host_logits(self) -> bool:
-        """Whether choosing its tokens takes its logits on the host: not for a greedy one that reports nothing."""
-        return self.adjust is not None or self.params.temperature > 0 or self.params.logprobs > 0
+    def greedy(self) -> bool:
+        """Whether its next token is the best id, so that a device need not wait for the host to choose it."""
+        return self.adjust is None and self.params.temperature == 0
 
     @property
     def known(self) -> int:

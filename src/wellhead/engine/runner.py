@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from wellhead.engine import speculative
-from wellhead.engine.orders import Orders
+from wellhead.engine.device_sampling import DeviceSampler
+from wellhead.engine.drafting import Proposer
+from wellhead.engine.orders import DraftOrders, Orders
 from wellhead.engine.request import Request
 from wellhead.engine.scheduler import Work
 from wellhead.model.batch import Batch, Chunk
@@ -17,26 +20,60 @@ from wellhead.model.load import LanguageModel, ServedModel
 from wellhead.ops.sampling import reference as sampling
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Of N tokens, where the model computed them: rows `at` [N] of logits, fp32 [M, vocab] in `parts`, and of `best`
+    int64 [M], their best id, first of equals.
+
+    drafts int64 [S, k]: guesses behind the S requests whose newest token was in the step, if the runner has already
+    made some (`Orders.following`).
+    """
+
+    parts: Sequence[torch.Tensor]
+    best: torch.Tensor
+    at: Sequence[int]
+    drafts: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, logits: torch.Tensor) -> Scores:
+        return cls([logits], logits.argmax(-1), range(len(logits)))
+
+    def read(self, tokens: Sequence[int]) -> torch.Tensor:
+        """fp32 [len(tokens), vocab] on the host."""
+        rows, found, low = [self.at[token] for token in tokens], [], 0
+        for part in self.parts:
+            mine = [place for place, row in enumerate(rows) if low <= row < low + len(part)]
+            if mine:
+                found.append((mine, part[[rows[place] - low for place in mine]].cpu()))
+            low += len(part)
+        out = torch.empty(len(rows), found[0][1].shape[1] if found else 0)
+        for mine, logits in found:
+            out[mine] = logits
+        return out
+
+
 class StepRunner(ABC):
     """Holds the caches of `num_pages` logical pages, `num_slots` state slots and `window_pages` window pages."""
 
-    graph_misses: int | None = None  # decode steps that ran launch by launch; None where there are no graphs
-    graph_sizes: list[int] = []  # batch sizes with a captured decode step
+    proposer: Proposer | None = None
+    sampler: DeviceSampler | None = None
+    graph_misses: int | None = None  # steps whose decodes ran launch by launch; None where there are no graphs
+    graph_sizes: Sequence[int] = ()  # batch sizes with a captured decode step
 
     def __init__(self, model: ServedModel, num_pages: int, num_slots: int, window_pages: int | None = None):
         self.config = model.config
         self.state = model.allocate(num_pages, num_slots, window_pages)
 
     @abstractmethod
-    def compute(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """fp32 logits [N, vocab], on the host, of the tokens of `chunks` that want them, in their order."""
+    def compute(self, chunks: Sequence[Chunk]) -> Scores:
+        """Scores of the tokens of `chunks` that want logits, in their order, valid until the next step."""
 
     def run(self, work: Sequence[Work]) -> dict[Request, list[int]]:
         """Compute the work's tokens; the next tokens of every request whose newest token was among them: its drafts as
         far as they were accepted, then one more. The scheduler is told by its `advance`, not here. A request whose
         tokens cannot be chosen has its `error` set and no tokens.
         """
-        chunks, restores, saves = [], [], []
+        chunks, restores, saves, following = [], [], [], []
         for item in work:
             request = item.request
             assert request.state_slot is not None
@@ -52,51 +89,88 @@ class StepRunner(ABC):
                     logits=wanted, window_pages=request.window_pages,
                 )
             )  # fmt: skip
-        drafted = [(item, chunk) for item, chunk in zip(work, chunks, strict=True) if item.drafts]
-        # a draft's row takes the place of one that the tokens before the draft may still need
-        rows = [self.state.ring_rows(c.state_slot, range(c.end - item.drafts, c.end)) for item, c in drafted]
-        logits = self.execute(Orders(chunks, restores, saves))  # who saves a page's end has no drafts
+            end = request.computed + item.tokens
+            following.append(-1 if item.samples else request.tokens(end, end + 1)[0])
         sampled = [item for item in work if item.samples]
-        each = logits.split([1 + item.drafts for item in sampled])
-        found: dict[Request, list[int]] = {}
-        for item, part in zip(sampled, each, strict=True):
-            try:
-                found[item.request] = self._choose(item, part)
-            except Exception as error:  # its own failure, the step went well for the others
-                item.request.error = error
-        for (item, chunk), before in zip(drafted, rows, strict=True):
-            rejected = item.drafts + 1 - len(found.get(item.request, ()))
-            if rejected:
-                self.state.put_ring_rows(chunk.state_slot, range(chunk.end - rejected, chunk.end), before)
-        self.propose(work, chunks, found)
+        if not all(item.request.greedy for item in sampled):
+            following = []
+        scores = self.execute(Orders(chunks, restores, saves, following))  # who saves a page's end has no drafts
+        found = choose(sampled, scores, self.sampler)
+        self.propose(work, chunks, found, scores.drafts)
         return found
 
-    def execute(self, orders: Orders) -> torch.Tensor:
+    def execute(self, orders: Orders) -> Scores:
         """`compute` the orders' chunks, between what they restore and what they save. Every rank of several does this
         for every step.
         """
         for window_page, slot in orders.restores:
             self.state.restore_tail(window_page, slot)
-        logits = self.compute(orders.chunks)
+        scores = self.compute(orders.chunks)
         for slot, window_page in orders.saves:
             self.state.save_tail(slot, window_page)
-        return logits
+        return scores
 
-    def propose(  # noqa: B027  # nothing to do without a drafting layer
-        self, work: Sequence[Work], chunks: Sequence[Chunk], found: Mapping[Request, list[int]]
-    ) -> None:
-        """Leave drafts for the next step with the requests of a step that has been computed; none here."""
+    def draft(self, orders: DraftOrders) -> torch.Tensor:
+        """The drafting layer over tokens of the last step, or over its own guesses; what comes back is between a runner
+        and its proposer. Every rank of several does this.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no drafting layer; make the engine's runner with one")
 
-    def _choose(self, item: Work, logits: torch.Tensor) -> list[int]:
-        """The next tokens of a request, its drafts used up."""
-        request, params = item.request, item.request.params
-        adjusted = logits if request.adjust is None else request.adjust(logits[0], request.output)[None]
-        tokens = speculative.accept(adjusted, request.drafts[: item.drafts], params, request.generator)
-        if params.logprobs:
-            for row, token in zip(logits, tokens, strict=False):
-                request.logprobs.append(sampling.logprobs(row, token, params.logprobs))
+    def propose(
+        self, work: Sequence[Work], chunks: Sequence[Chunk], found: Mapping[Request, list[int]],
+        made: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Leave drafts for the next step with the requests of a step that has been computed; none without a proposer.
+        `made` are guesses that the step itself made.
+        """
+        if self.proposer is not None and chunks:
+            self.proposer.propose(self.draft, work, chunks, found, made)
+
+
+def choose(
+    sampled: Sequence[Work], scores: Scores, sampler: DeviceSampler | None = None
+) -> dict[Request, list[int]]:
+    """The next tokens of the requests, whose drafts are used up; their tokens' scores follow each other.
+
+    Logits are read from the device only for requests that report them, and for those that sample where `sampler` does
+    not draw for them, or adjust theirs. A request that fails here has its `error` set and no tokens.
+    """
+    spans: dict[Request, range] = {}
+    low = 0
+    for item in sampled:
+        spans[item.request] = range(low, low := low + 1 + item.drafts)
+    drawn = {r: span[0] for r, span in spans.items() if sampler is not None and sampler.takes(r)}
+    chosen = sampler.draw(scores, drawn) if sampler is not None and drawn else scores.best
+    ids = chosen.tolist()  # where the host waits for the device
+    best = [ids[row] for row in scores.at]
+    read = [r for r in spans if r.params.logprobs or not (r.greedy or r in drawn)]
+    wanted = [row for request in read for row in spans[request]]
+    rows = dict(zip(wanted, scores.read(wanted), strict=True)) if wanted else {}
+    found = {}
+    for item in sampled:
+        request, span = item.request, spans[item.request]
+        try:
+            if request.greedy or request in drawn:
+                tokens = speculative.accept_best([best[row] for row in span], request.drafts[: item.drafts])
+            else:
+                tokens = _accept(item, torch.stack([rows[row] for row in span]))
+            if request.params.logprobs:
+                for row, token in zip(span, tokens, strict=False):
+                    request.logprobs.append(sampling.logprobs(rows[row], token, request.params.logprobs))
+        except Exception as error:  # its own failure, the step went well for the others
+            request.error = error
+            continue
         request.drafts = []
-        return tokens
+        found[request] = tokens
+    return found
+
+
+def _accept(item: Work, logits: torch.Tensor) -> list[int]:
+    """The next tokens of a request from its logits [1 + drafts, V] on the host; one that adjusts them has no drafts."""
+    request = item.request
+    if request.adjust is not None:
+        logits = request.adjust(logits[0], request.output)[None]
+    return speculative.accept(logits, request.drafts[: item.drafts], request.params, request.generator)
 
 
 class Runner(StepRunner):
@@ -106,9 +180,9 @@ class Runner(StepRunner):
         super().__init__(model, num_pages, num_slots, window_pages)
         self.model = model
 
-    def compute(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def compute(self, chunks: Sequence[Chunk]) -> Scores:
         batch = Batch.build(chunks)
-        return self.model.logits(self.model.forward(batch, self.state)[batch.logits_at])
+        return Scores.of(self.model.logits(self.model.forward(batch, self.state)[batch.logits_at]))
 
 
 MakeRunner = Callable[[Any, int, int, int], StepRunner]

@@ -138,6 +138,7 @@ class Scheduler:
             self.memory.advance(request, item.tokens + right, item.save >= 0)
             request.drafted += item.drafts
             request.accepted += right
+            request.draft_steps += item.drafts > 0
             self._draft_steps += item.drafts > 0
             self._drafted += item.drafts
             self._accepted += right

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from wellhead.model.state import PAGE_TOKENS
+from wellhead.ops.compressor import reference as compressor
 from wellhead.ops.sampling import reference as sampling
 
 if TYPE_CHECKING:
     from wellhead.engine.request import Request
     from wellhead.engine.sampling_params import SamplingParams
 
-MOST_TOKENS = 3
+MOST_TOKENS = compressor.MOST_DRAFTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,8 @@ def accept(
     logits: torch.Tensor, drafts: Sequence[Draft], params: SamplingParams, generator: torch.Generator
 ) -> list[int]:
     """The tokens that the model's logits [len(drafts) + 1, V] give: the drafts accepted, then one of its own."""
+    if params.temperature == 0:
+        return accept_best(logits.argmax(-1).tolist(), drafts)
     tokens: list[int] = []
     for row, draft in zip(logits, drafts, strict=False):
         tokens.append(_token(row, draft, params, generator))
@@ -51,6 +54,14 @@ def accept(
             return tokens
     last = sampling.sample(logits[len(drafts)], params.temperature, params.top_k, params.top_p, generator)
     return [*tokens, last]
+
+
+def accept_best(best: Sequence[int], drafts: Sequence[Draft]) -> list[int]:
+    """`accept` of a greedy request, from the best ids [len(drafts) + 1]."""
+    right = 0
+    while right < len(drafts) and drafts[right].token == best[right]:
+        right += 1
+    return list(best[: right + 1])
 
 
 def restricted(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
@@ -83,9 +94,7 @@ def draft_count(request: Request, known: int, most: int) -> int:
 
 
 def _token(logits: torch.Tensor, draft: Draft, params: SamplingParams, generator: torch.Generator) -> int:
-    """The draft's token if it is accepted, else another."""
-    if params.temperature == 0:
-        return int(logits.argmax())
+    """The draft's token if it is accepted, else another; temperature above 0."""
     p = restricted(logits, params)
     if draft.drawn_from is None:
         q = torch.zeros_like(p)

@@ -1,8 +1,7 @@
-"""A task is questions, how to ask them and how to mark the answers; `ask` runs one and counts."""
+"""A task is questions, how to ask them and how to mark the answers; `ask` runs several and counts."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from wellhead.engine.sampling_params import SamplingParams
 from wellhead.text import encode_messages
 
 if TYPE_CHECKING:
-    from wellhead.engine.llm import LLM
+    from wellhead.engine.llm import LLM, Completion
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,28 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """Counts of one task. `tokens` are generated tokens, `seconds` the wall time of generating them."""
+    """One task's completions in the order of its questions, how many are right, and what was wrong with the others."""
 
     name: str
     right: int
-    count: int
-    tokens: int
-    seconds: float
+    completions: Sequence[Completion] = field(repr=False)
     wrong: list[tuple[str, str, str]] = field(default_factory=list, repr=False)  # prompt, expected, generated
+
+    @property
+    def count(self) -> int:
+        return len(self.completions)
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens."""
+        return sum(len(completion.token_ids) for completion in self.completions)
+
+    @property
+    def drafts(self) -> tuple[int, int, int]:
+        """(steps that brought drafts, drafts, accepted ones)."""
+        each = self.completions
+        steps, drafted = sum(one.draft_steps for one in each), sum(one.drafted_tokens for one in each)
+        return steps, drafted, sum(one.accepted_tokens for one in each)
 
 
 def first_line(text: str) -> str:
@@ -67,28 +80,28 @@ def as_prompt(question: Question) -> str:
     return encode_messages([{"role": "user", "content": question.prompt}], thinking_mode="chat")
 
 
-def ask(
-    llm: LLM, task: Task, *, batch: int = 16, on_batch: Callable[[int], None] = lambda questions: None
-) -> Result:
-    """Ask every question greedily, `batch` at a time; `on_batch` hears how many each batch answered."""
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
-    if not task.questions:
-        raise ValueError(f"task {task.name!r} has no questions")
-    params = SamplingParams(max_tokens=task.max_tokens, temperature=0.0, stop=task.stop)
-    right = tokens = 0
-    seconds = 0.0
-    wrong = []
-    for start in range(0, len(task.questions), batch):
-        asked = task.questions[start : start + batch]
-        began = time.perf_counter()
-        completions = llm.generate([as_prompt(question) for question in asked], params)
-        seconds += time.perf_counter() - began
-        for question, completion in zip(asked, completions, strict=True):
-            tokens += len(completion.token_ids)
-            if task.is_right(completion.text, question.answer):
-                right += 1
-            else:
-                wrong.append((question.prompt, question.answer, completion.text))
-        on_batch(len(asked))
-    return Result(task.name, right, len(task.questions), tokens, seconds, wrong)
+def ask(llm: LLM, tasks: Sequence[Task], on_answer: Callable[[], object] = lambda: None) -> list[Result]:
+    """Ask all questions of all tasks greedily and together, those of different tasks side by side; the engine runs as
+    many at a time as it was built for. `on_answer` is called at each answer.
+    """
+    for task in tasks:
+        if not task.questions:
+            raise ValueError(f"task {task.name!r} has no questions")
+    order = sorted(
+        ((number, place) for number, task in enumerate(tasks) for place in range(len(task.questions))),
+        key=lambda at: at[1] / len(tasks[at[0]].questions),
+    )
+    params = [SamplingParams(max_tokens=task.max_tokens, temperature=0.0, stop=task.stop) for task in tasks]
+    prompts = [as_prompt(tasks[number].questions[place]) for number, place in order]
+    answers = llm.generate(prompts, [params[number] for number, _ in order], on_answer)
+    at = dict(zip(order, answers, strict=True))
+    return [_marked(task, [at[number, i] for i in range(len(task.questions))]) for number, task in enumerate(tasks)]
+
+
+def _marked(task: Task, completions: list[Completion]) -> Result:
+    wrong = [
+        (question.prompt, question.answer, completion.text)
+        for question, completion in zip(task.questions, completions, strict=True)
+        if not task.is_right(completion.text, question.answer)
+    ]
+    return Result(task.name, len(completions) - len(wrong), completions, wrong)

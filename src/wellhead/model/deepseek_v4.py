@@ -4,11 +4,13 @@ code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
+from wellhead.dispatch.choose import AUTO
 from wellhead.model.batch import Batch
+from wellhead.model.choices import host_choices
 from wellhead.model.config import ModelConfig
 from wellhead.model.layers import Block, Head
 from wellhead.model.layers_attention import Ablation
@@ -19,12 +21,6 @@ from wellhead.model.parameters import Named, load_parameters
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState
 from wellhead.model.step import Frequencies, Step
-
-IMPLEMENTATIONS = ("reference",)
-OPS = (
-    "hyper_connection", "norm_quant", "linear", "rope", "kv_store", "compressor", "indexer", "topk",
-    "sparse_mla", "routing", "moe", "sampling",
-)  # fmt: skip
 
 
 class DeepseekV4:
@@ -40,18 +36,15 @@ class DeepseekV4:
         config: ModelConfig,
         numerics: Numerics,
         *,
-        impl: str = "reference",
+        impl: str | Mapping[str, str] = AUTO,
         ablation: Ablation | str = Ablation.NONE,
         split: Split = WHOLE,
         group: Group = ALONE,
     ):
         if (split.rank, split.world) != (group.rank, group.world):
             raise ValueError(f"{split} in a group of rank {group.rank} of {group.world}, expected the same")
-        if impl not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"implementation {impl!r} does not exist, expected one of {', '.join(IMPLEMENTATIONS)}"
-            )
-        self.config, self.numerics, self.impl, self.ablation = config, numerics, impl, Ablation(ablation)
+        self._choices = host_choices(impl)
+        self.config, self.numerics, self.ablation = config, numerics, Ablation(ablation)
         self._embedding, self._group = named["embed"], group
         self._first_token = split.part(config.vocab_size).start
         self._blocks = [
@@ -76,7 +69,7 @@ class DeepseekV4:
         numerics: Numerics,
         *,
         with_mtp: bool = False,
-        impl: str = "reference",
+        impl: str | Mapping[str, str] = AUTO,
         ablation: Ablation | str = Ablation.NONE,
         split: Split = WHOLE,
         group: Group = ALONE,
@@ -135,7 +128,7 @@ class DeepseekV4:
 
     def describe(self) -> list[tuple[str, str, str]]:
         """(operation, implementation, why) of every operation this model runs."""
-        return [(op, self.impl, "the only implementation so far") for op in OPS]
+        return self._choices.rows()
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         if self._group.world == 1:

@@ -9,9 +9,9 @@ import torch
 
 from wellhead.model.batch import Batch
 from wellhead.model.device_model import DeviceModel
-from wellhead.model.device_step import StepInputs, context_pages
+from wellhead.model.device_step import StepInputs
 from wellhead.model.device_workspace import Workspace
-from wellhead.model.state import ModelState
+from wellhead.model.state import ModelState, pages_for
 
 LADDER = (1, 2, 4, 8, 16, 32, 64)
 WARM_UPS = 2  # the first compiles, the second runs as a replay will
@@ -37,7 +37,7 @@ class DecodeStep:
         for field in fields(StepInputs):
             target = getattr(self.inputs, field.name)
             if target is not None:
-                source = batch.state_slots if field.name == "state_slots" else getattr(batch, field.name)
+                source = getattr(batch, field.name)
                 if source.shape != target.shape:
                     raise ValueError(
                         f"{field.name} is {tuple(source.shape)}; a decode of {self.size} takes {tuple(target.shape)}"
@@ -65,7 +65,7 @@ class DecodeSteps:
         return self.steps[min(fitting)]
 
     def _step(self, model: DeviceModel, state: ModelState, context: int, size: int) -> DecodeStep:
-        inputs = empty_inputs(size, context_pages(context), model.device)
+        inputs = empty_inputs(size, pages_for(context), model.device)
         ws = model.workspace(size, context)
         logits = torch.empty(size, model.config.vocab_size, device=model.device)
         best = torch.zeros(size, dtype=torch.int64, device=model.device)
@@ -107,4 +107,4 @@ def _compute(
     model: DeviceModel, state: ModelState, inputs: StepInputs, ws: Workspace, logits: torch.Tensor, best: torch.Tensor
 ) -> None:
     logits.copy_(model.logits(model.forward(inputs, state, ws), ws))
-    torch.argmax(logits, dim=-1, out=best)
+    model.best(logits, ws, best)

@@ -6,15 +6,17 @@ A padding token has state slot -1: it gets no slots, is visible to nobody and se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from wellhead.model.batch import Batch
 from wellhead.model.config import KIND_OF_RATIO, ModelConfig
-from wellhead.model.state import PAGE_TOKENS, records_per_page
 from wellhead.model.step import Frequencies
-from wellhead.ops.rope.reference import tables
+
+if TYPE_CHECKING:
+    from wellhead.model.device_workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -61,75 +63,33 @@ class StepInputs:
             ends,
         )
 
-
-@dataclass(frozen=True)
-class Compressed:
-    """Addresses of one ratio. entry_slots int64 [E] where the entries that end here go (-1: nowhere), with the rotation
-    (cos, sin fp32 [E, 32]) at each one's first token; E is T in a decode. visible int32 [T]: entries a token may
-    attend. slots int64 [T, W] of all visible entries, ratio 128 only.
-    """
-
-    entry_slots: torch.Tensor
-    cos: torch.Tensor
-    sin: torch.Tensor
-    visible: torch.Tensor
-    slots: torch.Tensor | None
+    def only(self, at: torch.Tensor) -> StepInputs:
+        """The tokens at the indices int64 [n] alone, at most one of a request, as a decode."""
+        return replace(
+            self, token_ids=self.token_ids[at], positions=self.positions[at], rows=self.rows[at],
+            state_slots=self.state_slots[at], firsts=None, ends=None,
+        )  # fmt: skip
 
 
 class DeviceStep:
-    """What `StepInputs` mean to the layers of one model; window_slots int64 [T, window], -1 before the beginning."""
+    """What `StepInputs` mean to the layers of one model, in buffers of a workspace: the addresses of `ops.addresses`,
+    by ratio those of compressed entries.
+    """
 
-    def __init__(self, inputs: StepInputs, config: ModelConfig, freqs: dict[int, torch.Tensor]):
+    def __init__(self, inputs: StepInputs, ws: Workspace, freqs: dict[int, torch.Tensor]):
         self.inputs, self._freqs = inputs, freqs
-        positions, device = inputs.positions, inputs.positions.device
-        self.tokens = positions.shape[0]
-        self.real = inputs.state_slots >= 0
-        self.tables = inputs.page_table.index_select(0, inputs.rows)  # [T, P]
-        self._window_tables = inputs.window_table.index_select(0, inputs.rows)
-        back = torch.arange(1 - config.sliding_window, 1, device=device)
-        self.write_slots = self._slots(positions.unsqueeze(1), 0).squeeze(1)
-        self.window_slots = self._slots(positions.unsqueeze(1) + back, 0)
-        self.window_length = torch.full((self.tokens,), config.sliding_window, dtype=torch.int32, device=device)
-        self.of_ratio = {ratio: self._compressed(ratio) for ratio in sorted(set(config.compress_ratios) - {0})}
+        self.tokens = inputs.positions.shape[0]
+        self.window_length = ws.window_length[: self.tokens]
+        whose = (inputs.positions, inputs.rows, inputs.state_slots)
+        window, self.of_ratio = ws.addresses.run(*whose, inputs.page_table, inputs.window_table, freqs, inputs.ends)
+        self.write_slots, self.window_slots, self.tables = window
 
     def freqs(self, ratio: int) -> torch.Tensor:
         """fp32 [32] of the layers of that ratio."""
         return self._freqs[ratio]
-
-    def _slots(self, entries: torch.Tensor, ratio: int) -> torch.Tensor:
-        """int64 slots of entries [T, n] of each token's request; -1 for a negative entry, a missing page, padding."""
-        size, tables = records_per_page(ratio), self.tables if ratio else self._window_tables
-        place = entries.clamp_min(0)
-        last = tables.shape[1] - 1
-        page = tables.gather(1, (place // size).clamp_max(last)).to(torch.int64)
-        there = (entries >= 0) & (page >= 0) & self.real.unsqueeze(1)
-        return torch.where(there, page * size + place % size, -1)
-
-    def _compressed(self, ratio: int) -> Compressed:
-        inputs, device = self.inputs, self.inputs.positions.device
-        visible = torch.where(self.real, (inputs.positions + 1) // ratio, 0)
-        entry = torch.where((inputs.positions + 1) % ratio == 0, inputs.positions // ratio, -1)
-        entry_slots = self._slots(entry.unsqueeze(1), ratio).squeeze(1)
-        if inputs.ends is not None:
-            ends = inputs.ends[ratio].to(torch.int64)
-            known = ends.clamp_min(0)
-            entry_slots = torch.where(ends >= 0, entry_slots[known], -1)
-            entry = entry[known]
-        cos, sin = tables(entry.clamp_min(0) * ratio, self._freqs[ratio])
-        slots = None
-        if ratio != 4:
-            count = self.tables.shape[1] * records_per_page(ratio)
-            entries = torch.arange(-(-count // 16) * 16, device=device).expand(self.tokens, -1)
-            slots = self._slots(torch.where(entries < visible.unsqueeze(1), entries, -1), ratio)
-        return Compressed(entry_slots, cos, sin, visible.to(torch.int32), slots)
 
 
 def frequencies(config: ModelConfig, device: torch.device | str) -> dict[int, torch.Tensor]:
     """fp32 [32] by ratio."""
     known = Frequencies(config)
     return {ratio: known.of(ratio).to(device) for ratio in KIND_OF_RATIO}
-
-
-def context_pages(tokens: int) -> int:
-    """Width of a page table for contexts of that many tokens."""
-    return -(-tokens // PAGE_TOKENS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 
+from wellhead.dispatch.choose import AUTO
 from wellhead.model.batch import Batch
 from wellhead.model.checkpoint import Checkpoint
 from wellhead.model.config import ModelConfig
@@ -66,13 +68,19 @@ def load_device_model(
     numerics: Numerics,
     device: str,
     *,
+    with_mtp: bool = False,
+    impl: str | Mapping[str, str] = AUTO,
+    captured: bool = False,
     ablation: Ablation | str = Ablation.NONE,
     progress: bool = False,
     split: Split = WHOLE,
     group: Group = ALONE,
 ) -> ServedModel:
-    """Stream the weights (a rank's) to a card, in the layout that the kernels read. ValueError where there is none."""
-    from wellhead.model.device_model import DeviceModel
+    """Stream the weights (a rank's) to a card, in the layout that the kernels read. ValueError where there is none.
+
+    captured: its steps will be; errors of what was asked for come before any weight is read.
+    """
+    from wellhead.model.device_model import DeviceModel, chosen
 
     if Ablation(ablation) is not Ablation.NONE:
         raise NotImplementedError(f"ablation is {ablation!r}; the kernels have none, use device 'cpu'")
@@ -82,10 +90,13 @@ def load_device_model(
         raise ValueError(
             f"device is {device!r}, but torch sees no CUDA card; `wellhead doctor` says what is here, 'cpu' works"
         )
-    weights, _ = load_device_weights(checkpoint, split, device, progress=progress)
+    choices = chosen(checkpoint.config, numerics, split, impl)
+    if captured:
+        choices.check_captured()
+    weights, _ = load_device_weights(checkpoint, split, device, with_mtp=with_mtp, progress=progress)
     if group.world == 1:
-        return DeviceModel(weights, checkpoint.config, numerics)
-    return DeviceModel(weights, checkpoint.config, numerics, reduce=group.reduce, gather=group.gather)
+        return DeviceModel(weights, checkpoint.config, numerics, impl=impl)
+    return DeviceModel(weights, checkpoint.config, numerics, impl=impl, reduce=group.reduce, gather=group.gather)
 
 
 def load_model(
@@ -93,7 +104,7 @@ def load_model(
     numerics: Numerics,
     *,
     with_mtp: bool = False,
-    impl: str = "reference",
+    impl: str | Mapping[str, str] = AUTO,
     ablation: Ablation | str = Ablation.NONE,
     progress: bool = False,
     split: Split = WHOLE,

@@ -6,13 +6,15 @@
 | tail, index_tail | ratio 4 | the window table | 4 | fp32 kv and score, half of each |
 | compressed | ratio 4 / 128 | the logical table | 64 / 2 | 584 B packed, or 512 floats |
 | index_keys | ratio 4 | the logical table | 64 | 132 B FP8, 68 B FP4, or 128 floats |
-| compressor, index_compressor | ratio 4 (8 rows), 128 (128 rows) | per request | | fp32 kv and score |
+| compressor, index_compressor | ratio 4 (16 rows), 128 (132 rows) | per request | | fp32 kv and score |
 
 Window pages may be given back once the window has passed them, so they are numbered apart from the logical pages.
 A tail is what a request resumed at the end of a window page needs of the ratio-4 rings: of the page's last four
 tokens, the half of the channels that plays the previous block's role. At a page's end the ratio-128 block is empty.
 
-Nothing is cleared for a new request: it reads only what it wrote.
+Nothing is cleared for a new request: it reads only what it wrote. Nor is anything undone for tokens computed on trial
+that turn out wrong: their window records, entries and index keys lie where no right token looks, and are written again
+when that position is computed again; the rings have room for them (`ops.compressor.reference.ring_rows`).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from wellhead.model.numerics import Numerics
 from wellhead.ops.compressor import reference as compressor
 
 PAGE_TOKENS = 256
-TAIL_TOKENS = 4  # the block before a page's end; it lies in the rings' last rows, since 256 is a multiple of their 8
+TAIL_TOKENS = 4  # the block before a page's end; it lies in the rings' last rows, since 256 is a multiple of their 16
 
 
 def records_per_page(ratio: int) -> int:
@@ -65,7 +67,7 @@ class LayerState:
         """(part of the rings [slots, 4, 2, D], its copies [window pages, 4, 2, D]) of each ratio-4 compressor."""
         for ring, tail in ((self.compressor, self.tail), (self.index_compressor, self.index_tail)):
             if ring is not None and tail is not None:
-                yield ring[:, TAIL_TOKENS:].unflatten(-1, (2, 2, -1))[..., 0, :], tail
+                yield ring[:, -TAIL_TOKENS:].unflatten(-1, (2, 2, -1))[..., 0, :], tail
 
 
 @dataclass(frozen=True)
@@ -119,29 +121,6 @@ class ModelState:
         for layer in self.layers:
             for ring, tail in layer.tails():
                 ring[slot] = tail[window_page]
-
-    def ring_rows(self, slot: int, positions: range) -> list[torch.Tensor]:
-        """Copies of a state slot's ring rows where the tokens at `positions` go, of every ring."""
-        return [ring[slot, _ring_places(ring, positions)] for ring in self._rings()]
-
-    def put_ring_rows(self, slot: int, positions: range, rows: list[torch.Tensor]) -> None:
-        """Undo the last of the positions that `ring_rows` gave `rows` for: their tokens turned out to be wrong.
-
-        The rings alone need it. A rejected token's window record, and the entry of a block that it ended, lie where no
-        accepted token looks: at its own position or, visible from there on only, in its block's entry; both are written
-        again when that position is computed again. But its ring row has taken the place of a token one ring earlier,
-        which the open blocks may still pool.
-        """
-        for ring, kept in zip(self._rings(), rows, strict=True):
-            ring[slot, _ring_places(ring, positions)] = kept[-len(positions) :]
-
-    def _rings(self) -> Iterator[torch.Tensor]:
-        for layer in self.layers:
-            yield from (ring for ring in (layer.compressor, layer.index_compressor) if ring is not None)
-
-
-def _ring_places(ring: torch.Tensor, positions: range) -> torch.Tensor:
-    return torch.tensor([position % ring.shape[1] for position in positions], device=ring.device)
 
 
 def _layer(

@@ -8,11 +8,9 @@ import functools
 @functools.cache
 def pdl() -> bool:
     """Whether this process launches so: the feature of its card."""
-    import triton
+    from wellhead.dispatch.capability import here
 
-    from wellhead.dispatch.capability import detect, features_of
-
-    return features_of(detect(), triton.__version__, bool(triton.knobs.runtime.interpret))["pdl"].present
+    return here()["pdl"].present
 
 
 def launch() -> dict[str, bool]:

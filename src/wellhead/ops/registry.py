@@ -12,6 +12,7 @@ from pathlib import Path
 from wellhead.dispatch.spec import REFERENCE, ErrorBudget, Impl, OpSpec
 
 SUMMARIES: dict[str, str] = {
+    "addresses": "slots of a step's records and entries, through page tables",
     "hyper_connection": "mixing of the residual streams",
     "norm_quant": "RMS norm and rounding to e4m3 with one-byte scales",
     "linear": "block-FP8 linear layers",

@@ -61,13 +61,10 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def warm_up(llm: LLM, on_card: bool) -> None:
-    """One request of each kind, so that none of a user's is the first."""
+def warm_up(llm: LLM) -> None:
+    """A request, so that none of a user's is the first; kernels were compiled when the engine was made."""
     engine = llm.engine
-    token = next(iter(engine.eos_ids))
-    most = min(engine.context_length, engine.pool_tokens) - 4
-    for length in (1, 64, 512) if on_card else (4,):
-        llm.generate([[token] * min(length, most)], SamplingParams(max_tokens=3, ignore_eos=True))
+    llm.generate([[next(iter(engine.eos_ids))]], SamplingParams(max_tokens=2, ignore_eos=True))
     engine.forget_prefixes()
 
 
@@ -124,7 +121,7 @@ class Life:
     def _make(self, load: Load) -> LLM:
         llm = load(self._story.phase)
         with self._story.phase("warming up"):
-            warm_up(llm, bool(llm.engine.graph_sizes))
+            warm_up(llm)
             grammars = Grammars(llm.tokenizer, llm.config.vocab_size) if llm.has_tokenizer else None
             self._preparer = Preparer(llm, grammars, self._serving.thinking)
         return llm

@@ -36,9 +36,9 @@ class Story:
         """The one line."""
         self.doing = "ready"
         engine = llm.engine
-        sizes = engine.graph_sizes
-        graphs = f"decode graphs for {', '.join(map(str, sizes))} requests" if sizes else "no graphs (torch on the CPU)"
-        frozen = "every decode kernel compiled, prompts may still compile" if sizes else "nothing to freeze"
+        sizes, misses = engine.graph_sizes, engine.graph_misses
+        graphs = f"decode graphs for {', '.join(map(str, sizes))} requests" if sizes else "no graphs"
+        frozen = "nothing is compiled from here on" if misses is not None else "torch on the CPU, nothing to compile"
         self.tell(
             f"wellhead: {name} on {ranks} rank{'s' * (ranks > 1)}, {engine.pool_tokens:,} tokens in "
             f"{engine.pool_pages:,} pages, context {engine.context_length:,}, {engine.max_running} "

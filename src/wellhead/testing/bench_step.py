@@ -1,10 +1,12 @@
-"""One decode step of a published model's width: milliseconds beside the bandwidth bound, and where they go."""
+"""Decode steps of a published model's width: milliseconds beside the bandwidth bound, where they go, and the memory."""
 
 from __future__ import annotations
 
 import datetime
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -13,11 +15,13 @@ import triton
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.config import ModelConfig
 from wellhead.model.config_file import load_config
-from wellhead.model.device_graphs import DecodeStep, DecodeSteps
+from wellhead.model.device_graphs import LADDER, DecodeStep, DecodeSteps
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_weights import ModelWeights, nbytes
 from wellhead.model.dummy import dummy_weights
+from wellhead.model.memory_plan import plan_memory
 from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState, pages_for
@@ -25,6 +29,8 @@ from wellhead.testing.bench import commit, needed_card
 from wellhead.testing.timing import Roof
 
 RECORD, INDEX_KEY = 584, {"fp8": 132, "fp4": 68}
+POSITIONS = 128  # consecutive ones that a measurement runs through: every block of either ratio ends in its turn
+WARM_UPS = 4
 
 
 @dataclass(frozen=True)
@@ -36,43 +42,85 @@ class Kernel:
     us: float
 
 
-def measure_step(
-    name: str, layers: int, batch: int, context: int, roof: Roof, *, captured: bool = True
-) -> tuple[dict[str, Any], list[Kernel]]:
-    """(record with the keys of benchmarks/results/step.jsonl, kernels by time) of the first `layers` layers.
-
-    Weights are random in the official formats, caches hold nonzero bytes, every request is at position context - 1.
+class StepBench:
+    """One rank's first `layers` layers of a published model, random weights in the official formats, caches of nonzero
+    bytes for the largest of `batches` at `context` tokens. Every rank makes the same calls.
     """
-    card = needed_card()
-    config = load_config(first_layers(published_config(name), layers))
-    numerics = Numerics.named("checkpoint")
-    model = DeviceModel(dummy_weights(config, Split(), "cuda"), config, numerics)
-    width = pages_for(context)
-    state = model.allocate(batch * width, batch)
-    _fill(state)
-    step = DecodeSteps(model, state, context, sizes=(batch,), captured=captured).of(batch)
-    generator = torch.Generator().manual_seed(batch)
-    tokens = torch.randint(config.vocab_size, (batch,), generator=generator).tolist()
-    chunks = [
-        Chunk([token], context - 1, range(row * width, (row + 1) * width), row) for row, token in enumerate(tokens)
-    ]
-    step.load(Batch.build(chunks, pad_to=batch, table_width=width))
-    step.run()
-    if not bool(step.logits.isfinite().all()):
-        raise ValueError("logits are not finite; a step that computes nothing has no speed")
-    took = _replayed(step)
-    kernels = _profile(step)
-    moved = step_bytes(model.weights, config, batch, context, numerics)
-    bound = moved / roof.best / 1e6
-    record = {
-        "model": name, "layers": layers, "tp": 1, "batch": batch, "context": context,
-        "mode": "captured" if captured else "eager", "gpu": card.name, "ms_median": round(took, 4), "bytes": moved,
-        "roof_gb_s": round(roof.best, 1), "bound_ms": round(bound, 4), "share": round(bound / took, 4),
-        "launches_per_layer": round(sum(kernel.launches for kernel in kernels) / layers, 1),
-        "tok_s": round(1e3 * batch / took, 2), "torch": torch.__version__, "triton": triton.__version__,
-        "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }  # fmt: skip
-    return record, kernels
+
+    def __init__(
+        self, name: str, layers: int, batches: Sequence[int], context: int, *, split: Split = WHOLE,
+        group: Group = ALONE, device: str = "cuda",
+    ):  # fmt: skip
+        self.name, self.context, self.split, self.card = name, context, split, needed_card()
+        self.config = load_config(first_layers(published_config(name), layers))
+        if context > self.config.max_position_embeddings or context <= POSITIONS:
+            raise ValueError(
+                f"context is {context}, expected {POSITIONS + 1} to {self.config.max_position_embeddings} tokens"
+            )
+        self.numerics, self._width = Numerics.named("checkpoint"), pages_for(context)
+        weights = dummy_weights(self.config, split, device)
+        self.model = DeviceModel(weights, self.config, self.numerics, reduce=group.reduce, gather=group.gather)
+        self._slots = max(batches)
+        self.state = self.model.allocate(self._slots * self._width, self._slots)
+        _fill(self.state)
+        self._sizes = sorted({*batches, *(size for size in LADDER if size < self._slots)})
+
+    def steps(self, *, captured: bool) -> DecodeSteps:
+        """The whole ladder up to the largest batch."""
+        return DecodeSteps(self.model, self.state, self.context, self._sizes, captured=captured)
+
+    def memory(self) -> dict[str, float]:
+        """GB of this rank's card in use now, by whomever, and what the planner says of it."""
+        torch.cuda.synchronize()
+        free, total = torch.cuda.mem_get_info(self.model.device)
+        plan = plan_memory(
+            self.config, self.numerics, self.split, total, slots=self._slots, step_tokens=self._slots,
+            graph_sizes=len(self._sizes), max_context=self.context,
+        )  # fmt: skip
+        pages = self._slots * self._width * plan.state.page
+        planned = plan.weights.total + pages + self._slots * plan.state.slot + plan.workspace + plan.graphs
+        return {"memory_gb": round((total - free) / 1e9, 2), "planned_gb": round((planned + plan.reserved) / 1e9, 2)}
+
+    def measure(self, steps: DecodeSteps, batch: int, roof: Roof, mode: str) -> tuple[dict[str, Any], list[Kernel]]:
+        """(record with the keys of benchmarks/results/step.jsonl, kernels by time): one token of each of `batch`
+        requests, at the last POSITIONS positions of the context in turn. ValueError where nothing is computed.
+        """
+        step, times = steps.of(batch), []
+        generator = torch.Generator().manual_seed(batch)
+        tokens = torch.randint(self.config.vocab_size, (POSITIONS, batch), generator=generator).tolist()
+        for number in range(-WARM_UPS, POSITIONS):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self._load(step, tokens[number], self.context - POSITIONS + max(number, 0))
+            begin.record()
+            step.run()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end))
+        if not bool(step.logits[:batch].isfinite().all()):
+            raise ValueError("logits are not finite; a step that computes nothing has no speed")
+        distinct = len(step.workspace.ids[:batch].unique())
+        kernels = _profile(step)
+        took = fmean(times[WARM_UPS:])
+        moved = step_bytes(self.model.weights, self.config, batch, self.context, self.numerics)
+        bound, layers = moved / roof.best / 1e6, self.config.num_hidden_layers
+        record = {
+            "model": self.name, "layers": layers, "tp": self.split.world, "batch": batch, "context": self.context,
+            "mode": mode, "gpu": self.card.name, "ms_median": round(median(times[WARM_UPS:]), 4),
+            "ms_mean": round(took, 4), "bytes": moved, "roof_gb_s": round(roof.best, 1), "bound_ms": round(bound, 4),
+            "share": round(bound / took, 4), "distinct_experts": distinct,
+            "launches_per_layer": round(sum(kernel.launches for kernel in kernels) / layers, 1),
+            "tok_s": round(1e3 * batch / took, 2), **self.memory(), "torch": torch.__version__,
+            "triton": triton.__version__, "commit": commit(),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        }  # fmt: skip
+        return record, kernels
+
+    def _load(self, step: DecodeStep, tokens: Sequence[int], position: int) -> None:
+        width = self._width
+        chunks = [
+            Chunk([token], position, range(row * width, (row + 1) * width), row) for row, token in enumerate(tokens)
+        ]
+        step.load(Batch.build(chunks, pad_to=step.size, table_width=width))
 
 
 def step_bytes(weights: ModelWeights, config: ModelConfig, batch: int, context: int, numerics: Numerics) -> int:
@@ -100,17 +148,6 @@ def _fill(state: ModelState) -> None:
         for rings in (layer.compressor, layer.index_compressor):
             if rings is not None:
                 rings.normal_()
-
-
-def _replayed(step: DecodeStep, replays: int = 30) -> float:
-    """Median milliseconds of a replay."""
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(replays)]
-    for begin, end in marks:
-        begin.record()
-        step.run()
-        end.record()
-    torch.cuda.synchronize()
-    return sorted(begin.elapsed_time(end) for begin, end in marks)[replays // 2]
 
 
 def _profile(step: DecodeStep, runs: int = 3) -> list[Kernel]:

@@ -63,25 +63,26 @@ def times(runs: Sequence[Callable[[], Any]], replays: int = REPLAYS) -> Times:
     with torch.cuda.graph(graph):
         for run in runs:
             run()
-    return _timed(graph.replay, len(runs), replays)
+    return timed(graph.replay, len(runs), replays)
 
 
 def roof() -> Roof:
     """Copy and read of this card; the read is the best of a few tile shapes."""
     source = torch.randint(0, 1 << 20, (ROOF_BYTES // 4,), dtype=torch.int32, device="cuda")
     target = torch.empty_like(source)
-    copy = _timed(lambda: target.copy_(source), 1, REPLAYS)
+    copy = timed(lambda: target.copy_(source))
     best = 0.0
     for block in (1024, 2048, 4096):
         for steps in (4, 16, 64):
             programs = source.numel() // (block * steps)
             sums = torch.empty(programs, dtype=torch.int32, device="cuda")
-            read = _timed(partial(_read[(programs,)], source, sums, BLOCK=block, STEPS=steps), 1, 10)
+            read = timed(partial(_read[(programs,)], source, sums, BLOCK=block, STEPS=steps), 1, 10)
             best = max(best, ROOF_BYTES / read.median / 1e3)
     return Roof(2 * ROOF_BYTES / copy.median / 1e3, best)
 
 
-def _timed(call: Callable[[], Any], runs: int, replays: int) -> Times:
+def timed(call: Callable[[], Any], runs: int = 1, replays: int = REPLAYS) -> Times:
+    """Time of one of the `runs` runs that a call makes, over `replays` calls."""
     for _ in range(WARM_UPS):
         call()
     torch.cuda.synchronize()

@@ -1,25 +1,36 @@
-"""Tiles of the bf16 products, from the sizes alone."""
+"""Which bf16 product and which tile, from the sizes alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+VOCABULARY = 16384  # rows from which there are tiles enough for every multiprocessor
+
 
 @dataclass(frozen=True)
 class Config:
-    """`tokens` and weight `rows` a program, 128 inputs a step."""
+    """`tokens` and weight `rows` a program, `inputs` a step; gemv: one token on CUDA cores."""
 
+    gemv: bool
     tokens: int
     rows: int
+    inputs: int
     num_warps: int
     num_stages: int
 
 
-def choose_config(tokens: int, n: int) -> Config:
+def choose_config(tokens: int, n: int, k: int) -> Config:
     """The same for every number of tokens up to the next power of two; few rows are cut fine to fill the card."""
-    padded = max(16, min(128, 1 << max(0, tokens - 1).bit_length()))
+    padded = 1 << max(0, tokens - 1).bit_length()
+    if padded == 1 and n < VOCABULARY:
+        inputs = next(step for step in (1024, 512, 256, 128) if k % step == 0)
+        return Config(True, 1, 4, inputs, 4, 1)
+    padded = max(16, min(128, padded))
+    wide = 256 if k % 256 == 0 else 128
     if padded == 128:
-        return Config(128, 128, 8, 2) if n >= 4096 else Config(128, 32, 4, 2)
+        return Config(False, 128, 128, 128, 8, 2) if n >= 4096 else Config(False, 128, 32, 128, 4, 2)
     if padded == 64:
-        return Config(64, 64, 4, 2) if n >= 4096 else Config(64, 32, 2, 2)
-    return Config(padded, 64, 4 if padded == 16 else 2, 3) if n >= 16384 else Config(padded, 16, 2, 5)
+        return Config(False, 64, 64, 128, 4, 2) if n >= 4096 else Config(False, 64, 32, wide, 4, 2)
+    if n >= VOCABULARY:
+        return Config(False, padded, 64, 128, 4 if padded == 16 else 2, 3)
+    return Config(False, padded, 16, wide, 2, 4)

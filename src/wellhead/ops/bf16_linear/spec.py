@@ -8,8 +8,9 @@ from typing import Any
 
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
 
-# (n, k) of V4-Flash: compressors of ratio 4, of ratio 128, of the indexer, the indexer's weights, the vocabulary
-SHAPES = ((2048, 4096), (1024, 4096), (512, 4096), (64, 4096), (129280, 4096))
+# rows of V4-Flash: what ratio 4 and ratio 128 take of the attention input (compressor; its indexer's compressor and
+# weights), the vocabulary
+SHAPES = (((2048, 512, 64), 4096), ((1024,), 4096), ((129280,), 4096))
 _BF16 = "f32.bf16.bf16"
 _MMA = dict.fromkeys(("sm80", "sm89", "sm120", "sm121"), f"m16n8k16.row.col.{_BF16}")
 
@@ -17,18 +18,21 @@ _MMA = dict.fromkeys(("sm80", "sm89", "sm120", "sm121"), f"m16n8k16.row.col.{_BF
 def builds() -> tuple[KernelBuild, ...]:
     from wellhead.ops.bf16_linear.api import constants
     from wellhead.ops.bf16_linear.configs import choose_config
-    from wellhead.ops.bf16_linear.kernels import product_kernel
+    from wellhead.ops.bf16_linear.kernels import gemv_kernel, product_kernel
 
     found = []
-    for config in {choose_config(tokens, n): None for n, _ in SHAPES for tokens in (1, 32, 64, 128)}:
-        for kind in ("fp32", "bf16"):
+    sizes = dict.fromkeys(("N0", "N1", "N", "K"), "i32:16")
+    for config in {choose_config(tokens, sum(n), k): None for n, k in SHAPES for tokens in (1, 2, 32, 64, 128)}:
+        for kind in ("fp32", "bf16"):  # of the last part
             given = {**constants(config), "PDL": False}
-            signature = {
-                "x": "*bf16", "w": "*bf16", "y": f"*{kind}", "TOKENS": "i32", "N": "i32:16", "K": "i32:16",
-                "X_STRIDE": "i32:16", **dict.fromkeys(given, "constexpr"),
-            }  # fmt: skip
-            name = f"product[{config.tokens}x{config.rows},{kind}]"
-            found.append(KernelBuild(name, product_kernel, signature, given, config.num_warps, 3, _MMA))
+            signature = {"x": "*bf16", "w": "*bf16", "y0": "*fp32", "y1": "*fp32", "y2": f"*{kind}"}
+            if config.gemv:
+                signature |= {**sizes, **dict.fromkeys(given, "constexpr")}
+                name, kernel, mma = f"gemv[{config.rows}x{config.inputs},{kind}]", gemv_kernel, {}
+            else:
+                signature |= {"TOKENS": "i32", **sizes, "X_STRIDE": "i32:16", **dict.fromkeys(given, "constexpr")}
+                name, kernel, mma = f"product[{config.tokens}x{config.rows},{kind}]", product_kernel, _MMA
+            found.append(KernelBuild(name, kernel, signature, given, config.num_warps, 3, mma))
     return tuple(found)
 
 
@@ -38,15 +42,15 @@ def supports(sizes: Sizes) -> str | None:
     return of(sizes["n"], sizes["k"])
 
 
-def make(tokens: int, n: int, k: int, generator: Any, device: Any) -> dict[str, Any]:
-    """x, and a weight that keeps its size."""
+def make(tokens: int, parts: tuple[int, ...], k: int, generator: Any, device: Any) -> dict[str, Any]:
+    """x, and weights that keep its size, one behind the other."""
     import torch
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, device=generator.device)
 
-    made = {"x": normal(tokens, k).bfloat16(), "weight": (normal(n, k) * k**-0.5).bfloat16()}
-    return {name: value.to(device) for name, value in made.items()}
+    made = {"x": normal(tokens, k).bfloat16(), "weight": (normal(sum(parts), k) * k**-0.5).bfloat16()}
+    return {"parts": parts, **{name: value.to(device) for name, value in made.items()}}
 
 
 def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
@@ -55,11 +59,12 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
 
     from wellhead.ops.bf16_linear.api import plan
 
-    product, x, weight = plan(*inputs["weight"].shape), inputs["x"], inputs["weight"]
-    out = torch.empty(len(x), len(weight), device=x.device)
+    x, weight = inputs["x"], inputs["weight"]
+    product = plan(inputs["parts"], weight.shape[1])
+    out = tuple(torch.empty(len(x), part, device=x.device) for part in product.parts)
 
-    def run() -> torch.Tensor:
-        product.run(x, weight, out)
+    def run() -> tuple[torch.Tensor, ...]:
+        product.run(x, weight, *out)
         return out
 
     return run
@@ -68,12 +73,13 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
 def prepare_reference(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     from wellhead.ops.bf16_linear import reference
 
-    return lambda: reference.product(inputs["x"], inputs["weight"])
+    return lambda: reference.product(inputs["x"], inputs["weight"]).split(inputs["parts"], dim=1)
 
 
-def _case(tokens: int, n: int, k: int) -> Case:
+def _case(tokens: int, parts: tuple[int, ...], k: int) -> Case:
+    n = sum(parts)
     moved = 2 * n * k + tokens * (2 * k + 4 * n)
-    draw = partial(make, tokens, n, k)
+    draw = partial(make, tokens, parts, k)
     return Case(f"T={tokens},n={n},k={k}", {"tokens": tokens, "n": n, "k": k}, draw, moved, 2 * tokens * n * k)
 
 

@@ -69,13 +69,17 @@ class Decode:
             return
         advance_kernel[(tokens,)](
             projected, ape, positions, state_slots, state, norm, cos, sin, slots, out, self.eps, out.stride(0),
-            **constants(self.ratio, self.dim, self.page_size, self.config), num_warps=self.config.num_warps,
+            **constants(self.ratio, self.dim, self.page_size, self.config.rows), num_warps=self.config.num_warps,
             num_stages=self.config.num_stages, **launch(),
         )  # fmt: skip
 
 
-def constants(ratio: int, dim: int, page_size: int, config: Config) -> dict[str, int]:
-    return {"D": dim, "RATIO": ratio, "OVERLAP": overlap(ratio), "ROWS": config.rows, "PAGE": page_size}
+def constants(ratio: int, dim: int, page_size: int, rows: int) -> dict[str, int]:
+    """The constexpr arguments; `rows` pooled at a time."""
+    return {
+        "D": dim, "RATIO": ratio, "OVERLAP": overlap(ratio), "RING": ring_rows(ratio), "ROWS": rows,
+        "PAGE": page_size,
+    }  # fmt: skip
 
 
 def supports(ratio: int, dim: int) -> str | None:

@@ -1,6 +1,6 @@
 """The compressor's decode step: keep one token's row, and where it ends a block pool, norm, rotate and store the entry.
 
-One program a token. The softmax runs per channel over the ring's rows, ROWS at a time, with the token's own row taken
+One program a token. The softmax runs per channel over a block's rows, ROWS at a time, with the token's own row taken
 from the projection instead of the ring: a row is never read in the launch that writes it.
 """
 
@@ -18,7 +18,7 @@ RECORD = tl.constexpr(576)  # its data bytes
 @triton.jit
 def _pooled(
     ring, own_value, own_score, position,
-    D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, ROWS: tl.constexpr,
+    D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, RING: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """fp32 [D] of the block that ends at `position`; ring rows are (kv [W], score [W]), W = OVERLAP D.
 
@@ -26,20 +26,20 @@ def _pooled(
     maximum is -inf.
     """
     WIDTH: tl.constexpr = OVERLAP * D
-    RING: tl.constexpr = OVERLAP * RATIO
+    POOLED: tl.constexpr = OVERLAP * RATIO
     channel = tl.arange(0, D)
     peak = tl.full((D,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((D,), dtype=tl.float32)
     acc = tl.zeros((D,), dtype=tl.float32)
-    for at in range(0, RING, ROWS):
+    for at in range(0, POOLED, ROWS):
         row = at + tl.arange(0, ROWS)
-        before = position - (RING - 1) + row
+        before = position - (POOLED - 1) + row
         half = tl.where(row >= RATIO, WIDTH - D, 0)  # the block before gives half A, the block itself half B
         place = tl.maximum(before, 0) % RING * (2 * WIDTH) + half
-        there = ((before >= 0) & (row < RING - 1))[:, None]
+        there = ((before >= 0) & (row < POOLED - 1))[:, None]
         value = tl.load(ring + place[:, None] + channel[None, :], mask=there, other=0.0)
         score = tl.load(ring + WIDTH + place[:, None] + channel[None, :], mask=there, other=float("-inf"))
-        mine = (row == RING - 1)[:, None]
+        mine = (row == POOLED - 1)[:, None]
         value = tl.where(mine, own_value[None, :], value)
         score = tl.where(mine, own_score[None, :], score)
         higher = tl.maximum(peak, tl.max(score, axis=0))
@@ -84,12 +84,12 @@ def _store_record(entry, slot, out, STRIDE, D: tl.constexpr, PAGE: tl.constexpr)
 @triton.jit
 def advance_kernel(
     projected, ape, positions, state_slots, state, norm, cos, sin, slots, out, eps, STRIDE,
-    D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, ROWS: tl.constexpr, PAGE: tl.constexpr,
-    PDL: tl.constexpr,
+    D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, RING: tl.constexpr, ROWS: tl.constexpr,
+    PAGE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """state[state_slots[t], positions[t] mod ring] = (kv, gate + ape); the entry of a block that ends there to `out`.
+    """state[state_slots[t], positions[t] mod RING] = (kv, gate + ape); the entry of a block that ends there to `out`.
 
-    projected fp32 [T, 2W] (kv, gate), ape fp32 [RATIO, W], state fp32 [slots, OVERLAP RATIO, 2W], norm [D], cos and sin
+    projected fp32 [T, 2W] (kv, gate), ape fp32 [RATIO, W], state fp32 [slots, RING, 2W], norm [D], cos and sin
     fp32 [T, 32] of the block's first position. PAGE 0: out bf16 [T, D]. Else D is 512 and out u8 are pages of PAGE
     packed records (formats.kv_record), STRIDE bytes apart; slots int64 [T], -1 none.
     """
@@ -100,10 +100,10 @@ def advance_kernel(
     if request < 0:
         return
     position = tl.load(positions + token)
-    ring = state + request * (OVERLAP * RATIO * 2 * WIDTH)
+    ring = state + request * (RING * 2 * WIDTH)
     own, bias = projected + token * (2 * WIDTH), ape + position % RATIO * WIDTH
     channel = tl.arange(0, WIDTH)
-    row = ring + position % (OVERLAP * RATIO) * (2 * WIDTH) + channel
+    row = ring + position % RING * (2 * WIDTH) + channel
     tl.store(row, tl.load(own + channel))
     tl.store(row + WIDTH, tl.load(own + WIDTH + channel) + tl.load(bias + channel))
     if (position + 1) % RATIO != 0:
@@ -111,7 +111,7 @@ def advance_kernel(
     column = tl.arange(0, D)
     last = WIDTH - D + column  # half B where there are two
     own_score = tl.load(own + WIDTH + last) + tl.load(bias + last)
-    pooled = _pooled(ring, tl.load(own + last), own_score, position, D, RATIO, OVERLAP, ROWS)
+    pooled = _pooled(ring, tl.load(own + last), own_score, position, D, RATIO, OVERLAP, RING, ROWS)
     entry = _normed_and_rotated(pooled, norm, eps, cos, sin, token, D)
     if PAGE == 0:
         tl.store(out + token * D + column, entry)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.ops.checks import expect
-from wellhead.ops.compressor.api import check_cache, check_plan
+from wellhead.ops.compressor.api import check_cache, check_plan, constants
 from wellhead.ops.compressor.configs import PrefillConfig, choose_prefill_config
 from wellhead.ops.compressor.reference import overlap, ring_rows
 from wellhead.ops.overlap import launch
@@ -80,7 +80,7 @@ class Prefill:
         if tokens and count:
             entries_kernel[(count,)](
                 projected, ape, positions, state_slots, firsts, state, norm, ends, cos, sin, slots, out,
-                self.eps, out.stride(0), **entry_constants(self.ratio, self.dim, self.page_size, c),
+                self.eps, out.stride(0), **constants(self.ratio, self.dim, self.page_size, c.rows),
                 num_warps=c.num_warps, num_stages=c.num_stages, **launch(),
             )  # fmt: skip
         if tokens:
@@ -88,10 +88,6 @@ class Prefill:
                 projected, ape, positions, state_slots, state, tokens, **keep_constants(self.ratio, self.dim, c),
                 num_warps=c.keep_warps, num_stages=c.num_stages, **launch(),
             )  # fmt: skip
-
-
-def entry_constants(ratio: int, dim: int, page_size: int, config: PrefillConfig) -> dict[str, int]:
-    return {"D": dim, "RATIO": ratio, "OVERLAP": overlap(ratio), "ROWS": config.rows, "PAGE": page_size}
 
 
 def keep_constants(ratio: int, dim: int, config: PrefillConfig) -> dict[str, int]:

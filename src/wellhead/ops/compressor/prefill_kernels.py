@@ -15,21 +15,21 @@ from wellhead.ops.dependent_launch import after_producers
 @triton.jit
 def _pooled(
     projected, ape, ring, token, first, position,
-    D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, ROWS: tl.constexpr,
+    D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, RING: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """fp32 [D] of the block that ends at `token`, whose chunk began at `first`; rows are (kv [W], score [W]).
 
     Scores of the ring hold their ape, those of the projection get it here. As in decode no maximum is -inf.
     """
     WIDTH: tl.constexpr = OVERLAP * D
-    RING: tl.constexpr = OVERLAP * RATIO
+    POOLED: tl.constexpr = OVERLAP * RATIO
     channel = tl.arange(0, D)[None, :]
     peak = tl.full((D,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((D,), dtype=tl.float32)
     acc = tl.zeros((D,), dtype=tl.float32)
-    for at in range(0, RING, ROWS):
+    for at in range(0, POOLED, ROWS):
         row = at + tl.arange(0, ROWS)
-        back = RING - 1 - row
+        back = POOLED - 1 - row
         before = tl.maximum(position - back, 0)
         half = tl.where(row >= RATIO, WIDTH - D, 0)  # the block before gives half A, the block itself half B
         fresh, there = token - back >= first, (position >= back)[:, None]
@@ -50,8 +50,8 @@ def _pooled(
 @triton.jit
 def entries_kernel(
     projected, ape, positions, state_slots, firsts, state, norm, ends, cos, sin, slots, out, eps, STRIDE,
-    D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, ROWS: tl.constexpr, PAGE: tl.constexpr,
-    PDL: tl.constexpr,
+    D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, RING: tl.constexpr, ROWS: tl.constexpr,
+    PAGE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Entry e of the block that ends at token ends[e] (-1: none) to `out`, as the decode step's; state is only read.
 
@@ -66,9 +66,9 @@ def entries_kernel(
     request, position = tl.load(state_slots + token).to(tl.int64), tl.load(positions + token)
     if (request < 0) | ((position + 1) % RATIO != 0):
         return
-    ring = state + request * (OVERLAP * RATIO * 2 * OVERLAP * D)
+    ring = state + request * (RING * 2 * OVERLAP * D)
     first = tl.load(firsts + token)
-    pooled = _pooled(projected, ape, ring, token, first, position, D, RATIO, OVERLAP, ROWS)
+    pooled = _pooled(projected, ape, ring, token, first, position, D, RATIO, OVERLAP, RING, ROWS)
     made = _normed_and_rotated(pooled, norm, eps, cos, sin, entry, D)
     if PAGE == 0:
         tl.store(out + entry * D + tl.arange(0, D), made)
@@ -76,7 +76,7 @@ def entries_kernel(
         _store_record(made, tl.load(slots + entry), out, STRIDE, D, PAGE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TOKENS"])
 def keep_kernel(
     projected, ape, positions, state_slots, state, TOKENS,
     WIDTH: tl.constexpr, RATIO: tl.constexpr, RING: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,

@@ -14,6 +14,8 @@ import torch
 
 from wellhead.ops.linear.reference import product
 
+MOST_DRAFTS = 3  # tokens of a request that may be computed on trial
+
 
 def overlap(ratio: int) -> int:
     """How many blocks a record pools: 2 where blocks overlap (ratio 4), else 1. Widths are overlap *
@@ -65,9 +67,16 @@ class Blocks:
     tail_row: torch.Tensor
 
 
-def ring_rows(ratio: int) -> int:
-    """Tokens a request keeps: the rows a block pools."""
+def pooled_rows(ratio: int) -> int:
+    """Tokens that a block pools: its own, and with ratio 4 the four before."""
     return overlap(ratio) * ratio
+
+
+def ring_rows(ratio: int) -> int:
+    """Tokens a request keeps: the rows a block pools and room for `MOST_DRAFTS` guessed ones behind the newest, which
+    then take the place of no row that is still needed when the guesses turn out wrong. Ratio 4 has a divisor of a page.
+    """
+    return 16 if ratio == 4 else ratio + MOST_DRAFTS + 1
 
 
 def completed_blocks(
@@ -76,9 +85,9 @@ def completed_blocks(
     """positions, rows int64 [T] (rows ascending, positions consecutive within a row), starts int64 [R+1],
     slots [R].
     """
-    ring = ring_rows(ratio)
+    ring, pooled = ring_rows(ratio), pooled_rows(ratio)
     token = ((positions + 1) % ratio == 0).nonzero().squeeze(-1)
-    back = torch.arange(1 - ring, 1, device=positions.device)
+    back = torch.arange(1 - pooled, 1, device=positions.device)
     position = positions[token].unsqueeze(-1) + back
     flat = token.unsqueeze(-1) + back
     row = rows[token].unsqueeze(-1)

@@ -22,7 +22,7 @@ def builds() -> tuple[KernelBuild, ...]:
     found = []
     for name, (ratio, dim, page) in FORMS.items():
         config = choose_config(ratio, dim)
-        given = {**constants(ratio, dim, page, config), "PDL": False}
+        given = {**constants(ratio, dim, page, config.rows), "PDL": False}
         signature = {
             "projected": "*fp32", "ape": "*fp32", "positions": "*i32", "state_slots": "*i32", "state": "*fp32",
             "norm": "*bf16", "cos": "*fp32", "sin": "*fp32", "slots": "*i64", "out": "*u8" if page else "*bf16",
@@ -35,15 +35,16 @@ def builds() -> tuple[KernelBuild, ...]:
 
 def prefill_builds() -> Iterator[KernelBuild]:
     from wellhead.ops.compressor import prefill_kernels as kernels
+    from wellhead.ops.compressor.api import constants
     from wellhead.ops.compressor.configs import choose_prefill_config
-    from wellhead.ops.compressor.prefill import entry_constants, keep_constants
+    from wellhead.ops.compressor.prefill import keep_constants
 
     tensors = {
         "projected": "*fp32", "ape": "*fp32", "positions": "*i32", "state_slots": "*i32", "state": "*fp32",
     }  # fmt: skip
     for name, (ratio, dim, page) in FORMS.items():
         config = choose_prefill_config(ratio, dim)
-        given = {**entry_constants(ratio, dim, page, config), "PDL": False}
+        given = {**constants(ratio, dim, page, config.rows), "PDL": False}
         signature = {
             **tensors, "firsts": "*i32", "norm": "*bf16", "ends": "*i32", "cos": "*fp32", "sin": "*fp32",
             "slots": "*i64", "out": "*u8" if page else "*bf16", "eps": "fp32", "STRIDE": "i32:16",

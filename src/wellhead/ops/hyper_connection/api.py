@@ -13,6 +13,7 @@ import triton
 
 from wellhead.ops.hyper_connection import configs, kernels
 from wellhead.ops.hyper_connection.configs import CHANNELS, PRE_ROWS, STREAMS, TILE
+from wellhead.ops.norm_quant.api import Rounded, as_bytes
 from wellhead.ops.overlap import launch
 
 
@@ -65,19 +66,20 @@ def plan(
 
 
 def pre(
-    plan: Plan, streams: torch.Tensor, site: Site, out: torch.Tensor, post_out: torch.Tensor, comb_out: torch.Tensor
-) -> None:
+    plan: Plan, streams: torch.Tensor, site: Site, out: torch.Tensor, post_out: torch.Tensor, comb_out: torch.Tensor,
+    rounded: Rounded | None = None,
+) -> None:  # fmt: skip
     """streams bf16 [T, 4, d] -> out bf16 [T, d] (normed with a weight), post fp32 [T, 4], comb fp32 [T, 4, 4].
 
     out is sum_j pre_j X_j summed in fp32 and rounded to bf16; the norm is taken of the rounded values and rounded
-    once more.
+    once more. `rounded` receives what norm_quant makes of that row without a weight.
     """
     tokens = _tokens(plan, streams)
     _check(plan, tokens, site, PRE_ROWS, ("out", out, torch.bfloat16, (plan.d,)))
     _check_mixing(tokens, post_out, comb_out)
     if tokens:
         _project(plan, tokens, streams, site, PRE_ROWS)
-        _finish(plan, tokens, streams, site, PRE_ROWS, out, post_out, comb_out)
+        _finish(plan, tokens, streams, site, PRE_ROWS, out, post_out, comb_out, rounded)
 
 
 def post_pre(
@@ -91,6 +93,7 @@ def post_pre(
     out: torch.Tensor,
     post_out: torch.Tensor,
     comb_out: torch.Tensor,
+    rounded: Rounded | None = None,
 ) -> None:
     """`post` into streams_out, then `pre` of those streams at `site`, in two launches.
 
@@ -105,7 +108,7 @@ def post_pre(
     _check_mixing(tokens, post_out, comb_out)
     if tokens:
         _project(plan, tokens, streams, site, PRE_ROWS, (y, post_weight, comb, streams_out))
-        _finish(plan, tokens, streams_out, site, PRE_ROWS, out, post_out, comb_out)
+        _finish(plan, tokens, streams_out, site, PRE_ROWS, out, post_out, comb_out, rounded)
 
 
 def head(plan: Plan, streams: torch.Tensor, site: Site, out: torch.Tensor) -> None:
@@ -161,11 +164,19 @@ def _finish(
     out: torch.Tensor,
     post_out: torch.Tensor | None,
     comb_out: torch.Tensor | None,
+    rounded: Rounded | None = None,
 ) -> None:
+    codes = halves = scale = None
+    if rounded is not None:
+        codes, halves, scale = as_bytes(rounded.codes), as_bytes(rounded.halves), rounded.scale
+        for name, tensor in (("rounded.codes", rounded.codes), ("rounded.halves", rounded.halves)):
+            if tensor is not None:
+                _check_tensor(name, tensor, torch.float8_e4m3fn, (tokens, plan.d))
+        _check_tensor("rounded.scale", scale, torch.uint8, (tokens, plan.d // 128))
     grid = (tokens, 1 if post_out is None else 2)
     kernels.finish_kernel[grid](
-        streams, plan.partial, site.base, site.scale, site.norm_weight, out, post_out, comb_out,
-        plan.norm_eps, plan.hc_eps, plan.iterations,
+        streams, plan.partial, site.base, site.scale, site.norm_weight, out, codes, halves, scale,
+        post_out, comb_out, plan.norm_eps, plan.hc_eps, plan.iterations,
         **configs.finish_constants(plan.d, m, site.norm_weight is not None),
         num_warps=configs.finish_warps(plan.d), num_stages=2, **launch(),
     )  # fmt: skip

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
+from wellhead.ops.norm_quant.kernels import store_rounded
 
 
 @triton.jit
@@ -108,11 +109,12 @@ def pick(values, index, wanted):
 
 @triton.jit(do_not_specialize=["iterations"])
 def finish_kernel(
-    streams_ptr, partial_ptr, base_ptr, scale_ptr, norm_ptr, out_ptr, post_ptr, comb_ptr, norm_eps, hc_eps, iterations,
+    streams_ptr, partial_ptr, base_ptr, scale_ptr, norm_ptr, out_ptr, codes_ptr, halves_ptr, code_scale_ptr,
+    post_ptr, comb_ptr, norm_eps, hc_eps, iterations,
     D: tl.constexpr, M: tl.constexpr, NORM: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr,
     COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One token: role 0 contracts its streams (and norms them), role 1 derives post and comb. Grid (tokens, roles).
+    """One token: role 0 contracts its streams, norms and rounds, role 1 derives post and comb. Grid (tokens, roles).
 
     The two roles need nothing of each other, so the 39 dependent Sinkhorn steps run beside the contraction.
     A partial row is read as [8, 4]: row 0 is pre, row 1 is post, rows 2 to 5 are comb, then the sum of squares.
@@ -143,6 +145,8 @@ def finish_kernel(
             wide *= tl.rsqrt(tl.sum(wide * wide, 0) / D + norm_eps)
             u = (wide * tl.load(norm_ptr + channel, mask=inside, other=0.0).to(tl.float32)).to(tl.bfloat16)
         tl.store(out_ptr + token * D + channel, u, mask=inside)
+        if codes_ptr is not None:
+            store_rounded(u.to(tl.float32), codes_ptr, halves_ptr, code_scale_ptr, token, D, BLOCK_D)
     elif M > 4:  # the head has no second role
         post = 2.0 * tl.sigmoid(z * tl.load(scale_ptr + 1) + base)
         tl.store(post_ptr + token * 4 + index - 4, post, mask=(index >= 4) & (index < 8))

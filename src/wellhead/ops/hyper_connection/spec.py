@@ -13,6 +13,7 @@ WIDTHS = (256, 4096, 7168)  # the embedded checkpoint, V4-Flash, V4-Pro
 EPS, ITERATIONS = 1e-6, 20
 BF16_MMA = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
 
+CODES = ("codes_ptr", "halves_ptr")
 
 def builds() -> tuple[KernelBuild, ...]:
     """Every variant that the launchers can ask for at the shipped widths."""
@@ -35,12 +36,16 @@ def _builds(d: int) -> Iterator[KernelBuild]:
         else:
             constants = {**constants, "y_ptr": None, "post_ptr": None, "comb_ptr": None, "out_ptr": None}
         yield _build(f"{name}[d={d}]", kernels.project_kernel, kinds, constants, 4, configs.PROJECT_STAGES, mma)
-    for name, m, norm in (("finish_norm", PRE_ROWS, True), ("finish", PRE_ROWS, False), ("head_finish", STREAMS, True)):
+    for name, m, norm, rounds in (
+        ("finish_norm", PRE_ROWS, True, ("codes_ptr",)), ("finish_norm,halves", PRE_ROWS, True, CODES),
+        ("finish", PRE_ROWS, False, ()), ("head_finish", STREAMS, True, ()),
+    ):  # fmt: skip
         kinds = {"streams_ptr": "*bf16", "partial_ptr": "*fp32", "base_ptr": "*fp32", "scale_ptr": "*fp32"}
         kinds |= {"out_ptr": "*bf16", "norm_eps": "fp32", "hc_eps": "fp32", "iterations": "i32"}
         constants = configs.finish_constants(d, m, norm)
         for pointer, kind, present in (
-            ("norm_ptr", "*bf16", norm), ("post_ptr", "*fp32", m == PRE_ROWS), ("comb_ptr", "*fp32", m == PRE_ROWS)
+            ("norm_ptr", "*bf16", norm), ("post_ptr", "*fp32", m == PRE_ROWS), ("comb_ptr", "*fp32", m == PRE_ROWS),
+            *((pointer, "*u8", pointer in rounds) for pointer in CODES), ("code_scale_ptr", "*u8", bool(rounds)),
         ):  # fmt: skip
             if present:
                 kinds[pointer] = kind
@@ -111,11 +116,11 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     made = api.plan(tokens, d, n, norm_eps=EPS, hc_eps=EPS, iterations=ITERATIONS, device=streams.device)
     site = api.Site(inputs["fn"], inputs["base"], inputs["scale"], inputs["norm_weight"])
     mixing = inputs["post_weight"], inputs["comb"]
-    out = torch.empty_like(streams), torch.empty_like(inputs["y"]), *map(torch.empty_like, mixing)
+    mixed, u, post, comb = torch.empty_like(streams), torch.empty_like(inputs["y"]), *map(torch.empty_like, mixing)
 
     def run() -> tuple[torch.Tensor, ...]:
-        api.post_pre(made, inputs["y"], streams, *mixing, site, *out)
-        return out
+        api.post_pre(made, inputs["y"], streams, *mixing, site, mixed, u, post, comb)
+        return mixed, u, post, comb
 
     return run
 

@@ -138,43 +138,40 @@ def write_keys(
 
 
 def round_query(
-    q: torch.Tensor,
-    weights: torch.Tensor,
-    codes: torch.Tensor,
-    tail: torch.Tensor,
-    *,
-    layout: PagedLayout,
-    rotate: bool,
-) -> None:
-    """Round q bf16 [T, H, 128] for `IndexLogits`.
+    q: torch.Tensor, weights: torch.Tensor, codes: torch.Tensor, tail: torch.Tensor, *, layout: PagedLayout,
+    rotate: bool, rotation: tuple[torch.Tensor, torch.Tensor] | None = None, factor: float = 1.0,
+    scaled: torch.Tensor | None = None,
+) -> None:  # fmt: skip
+    """Round q bf16 [T, H, 128] for `IndexLogits`, and scale weights fp32 or bf16 [T, H] by factor.
 
-    FP8: codes E4M3 [T, H, 128] and tail fp32 [T, H], weights fp32 [T, H] times each head's scale. FP4: codes u8
-    [T, H, 64] and tail u8 [T, H, 4], the scales.
+    rotation (positions int64 [T], freqs fp32 [32]) rotates the last 64 dims first, as `ops.rope` does, rounded to bf16.
+    FP8: codes E4M3 [T, H, 128] and tail fp32 [T, H], the weights times each head's scale. FP4: codes u8 [T, H, 64],
+    tail u8 [T, H, 4], the scales, and scaled fp32 [T, H], the weights.
     """
     from wellhead.ops.indexer import rounding
 
     tokens, heads = q.shape[:2]
     expect("q", q, (tokens, heads, index_key.DIM), torch.bfloat16)
-    expect("weights", weights, (tokens, heads), torch.float32)
+    expect("weights", weights, (tokens, heads), torch.float32, torch.bfloat16)
     if layout is index_key.FP8:
         expect("codes", codes, (tokens, heads, index_key.DIM), torch.float8_e4m3fn)
         expect("tail", tail, (tokens, heads), torch.float32)
     else:
         expect("codes", codes, (tokens, heads, index_key.DIM // 2), torch.uint8)
         expect("tail", tail, (tokens, heads, 4), torch.uint8)
+        if scaled is None:
+            raise ValueError("scaled is None; FP4 queries leave their weights there, fp32 [T, H]")
+        expect("scaled", scaled, (tokens, heads), torch.float32)
+    positions, freqs = rotation if rotation is not None else (None, None)
+    if positions is not None and freqs is not None:
+        expect("positions", positions, (tokens,), torch.int64)
+        expect("freqs", freqs, (32,), torch.float32)
     count = tokens * heads
     if count:
         rounding.round_query_kernel[(-(-count // VECTORS),)](
-            q,
-            weights,
-            codes.view(torch.uint8),
-            tail,
-            count,
-            **rounding_constants(layout, rotate),
-            num_warps=4,
-            num_stages=2,
-            **launch(),
-        )
+            q, positions, freqs, weights, codes.view(torch.uint8), tail, scaled, count, heads, factor,
+            **rounding_constants(layout, rotate), num_warps=4, num_stages=2, **launch(),
+        )  # fmt: skip
 
 
 def rounding_constants(layout: PagedLayout, rotate: bool) -> dict[str, int | bool]:

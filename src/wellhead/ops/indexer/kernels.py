@@ -55,7 +55,7 @@ def _store_logits(logits, score, weight, scale, known, at, length, COLUMNS, G: t
     tl.store(logits + place, total, mask=entry[None, :] < length[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TOKENS"])
 def logits_fp8_kernel(
     q, weights, cache, table, rows, lengths, logits,
     TOKENS, HEADS, TABLE_WIDTH, COLUMNS, STRIDE,
@@ -128,7 +128,7 @@ def _add_block(score, codes, scale, packed, word, B: tl.constexpr):
     return score + product * scale[:, None] * _block_scale(word, B)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TOKENS"])
 def logits_fp4_kernel(
     q, q_scale, weights, cache, table, rows, lengths, logits,
     TOKENS, HEADS, TABLE_WIDTH, COLUMNS, STRIDE,

@@ -1,4 +1,5 @@
-"""Keys and queries of the indexer on their way to FP8 or FP4: turned by the Hadamard matrix, rounded, stored.
+"""Keys and queries of the indexer on their way to FP8 or FP4: rotated by their position (queries; keys have been),
+turned by the Hadamard matrix, rounded, stored.
 
 A program takes BN vectors of 128 bf16. ROTATE turns them first: a product with the signs, the sum in fp32, times
 128^-1/2, rounded to bf16. FP8: scale max(amax, 1e-4) / 448 in fp32; FP4: the rule of formats.mxfp4.
@@ -9,6 +10,7 @@ import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import power_of_two
+from wellhead.ops.rope.kernels import cos_sin
 
 DIM = tl.constexpr(128)
 PAGE = tl.constexpr(64)
@@ -17,11 +19,27 @@ FLOOR = tl.constexpr(7.052966104933725e-38)  # 6 * 2^-126
 
 
 @triton.jit
-def _vectors(x, row, inside, BN: tl.constexpr, ROTATE: tl.constexpr):
-    """fp32 [BN, 128] of rows of x bf16 [N, 128]."""
-    column = tl.arange(0, DIM)
-    vectors = tl.load(x + row[:, None] * DIM + column[None, :], mask=inside[:, None], other=0.0)
+def _vectors(x, row, inside):
+    """bf16 [BN, 128] of rows of x bf16 [N, 128]."""
+    return tl.load(x + row[:, None] * DIM + tl.arange(0, DIM)[None, :], mask=inside[:, None], other=0.0)
+
+
+@triton.jit
+def _positioned(vectors, positions, freqs, token, inside, BN: tl.constexpr):
+    """bf16 [BN, 128]: the last 64 of each vector rotated by its token's position, rounded (ops.rope)."""
+    pair = tl.arange(0, DIM // 2)
+    freq = tl.load(freqs + pair - 32, mask=pair >= 32, other=0.0)
+    position = tl.load(positions + token, mask=inside, other=0).to(tl.float32)
+    cos, sin = cos_sin(position[:, None] * freq[None, :])
+    a, b = tl.split(tl.reshape(vectors.to(tl.float32), (BN, DIM // 2, 2)))
+    return tl.reshape(tl.join(a * cos - b * sin, a * sin + b * cos), (BN, DIM)).to(tl.bfloat16)
+
+
+@triton.jit
+def _turned(vectors, BN: tl.constexpr, ROTATE: tl.constexpr):
+    """fp32 [BN, 128] of bf16 vectors, through the Hadamard matrix where ROTATE says so."""
     if ROTATE:
+        column = tl.arange(0, DIM)
         common = column[:, None] & column[None, :]  # Sylvester: the sign is the parity of the common bits
         common = common ^ (common >> 4)
         common = common ^ (common >> 2)
@@ -55,7 +73,7 @@ def _fp4(vectors, BN: tl.constexpr):
     return (even | (odd << 4)).to(tl.uint8), exponent
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["COUNT"])
 def write_keys_kernel(
     keys, slots, cache, COUNT, STRIDE, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr, PDL: tl.constexpr
 ):
@@ -66,7 +84,7 @@ def write_keys_kernel(
     known = slot >= 0
     slot = tl.maximum(slot, 0).to(tl.int64)
     page, offset = cache + slot // PAGE * STRIDE, slot % PAGE
-    vectors = _vectors(keys, row.to(tl.int64), known, BN, ROTATE)
+    vectors = _turned(_vectors(keys, row.to(tl.int64), known), BN, ROTATE)
     if FP4:
         codes, exponent = _fp4(vectors, BN)
         tl.store((page + offset * 64)[:, None] + tl.arange(0, 64)[None, :], codes, mask=known[:, None])
@@ -79,25 +97,32 @@ def write_keys_kernel(
         tl.store((page + PAGE * DIM + offset * 4).to(tl.pointer_type(tl.float32)), scale, mask=known)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["COUNT"])
 def round_query_kernel(
-    q, weights, codes, tail, COUNT, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr, PDL: tl.constexpr
-):
-    """q bf16 [N, 128], N = T H. FP8: codes E4M3 [N, 128] and tail fp32 [N] = weights fp32 [N] times q's scale.
+    q, positions, freqs, weights, codes, tail, scaled, COUNT, HEADS, factor,
+    BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """q bf16 [N, 128], N = T H, rotated by positions int64 [T] if given; weights fp32 or bf16 [N], times factor.
 
-    FP4: codes u8 [N, 64] and tail u8 [N, 4], its scales; weights is not read.
+    FP8: codes E4M3 [N, 128] and tail fp32 [N] = weight times q's scale. FP4: codes u8 [N, 64], tail u8 [N, 4], the
+    scales, and scaled fp32 [N], the weights.
     """
     after_producers(PDL)
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     inside = row < COUNT
     wide = row.to(tl.int64)
-    vectors = _vectors(q, wide, inside, BN, ROTATE)
+    vectors = _vectors(q, wide, inside)
+    if positions is not None:
+        vectors = _positioned(vectors, positions, freqs, row // HEADS, inside, BN)
+    vectors = _turned(vectors, BN, ROTATE)
+    weight = tl.load(weights + row, mask=inside, other=0.0).to(tl.float32) * factor
     if FP4:
         packed, exponent = _fp4(vectors, BN)
         tl.store(codes + wide[:, None] * 64 + tl.arange(0, 64)[None, :], packed, mask=inside[:, None])
         tl.store(tail + wide[:, None] * 4 + tl.arange(0, 4)[None, :], exponent.to(tl.uint8), mask=inside[:, None])
+        tl.store(scaled + row, weight, mask=inside)
     else:
         rounded, scale = _fp8(vectors)
         place = codes + wide[:, None] * DIM + tl.arange(0, DIM)[None, :]
         tl.store(place, rounded.to(tl.uint8, bitcast=True), mask=inside[:, None])
-        tl.store(tail + row, tl.load(weights + row, mask=inside, other=0.0) * scale, mask=inside)
+        tl.store(tail + row, weight * scale, mask=inside)

@@ -42,9 +42,16 @@ def builds() -> tuple[KernelBuild, ...]:
             turned = ",rotate" if rotate else ""
             signature = {"keys": "*bf16", "slots": "*i64", "cache": "*u8", "COUNT": "i32", "STRIDE": "i32:16", **kinds}
             found.append(KernelBuild(f"write_keys[{name}{turned}]", rounding.write_keys_kernel, signature, given))
-            tail = "*fp32" if name == "fp8" else "*u8"
-            signature = {"q": "*bf16", "weights": "*fp32", "codes": "*u8", "tail": tail, "COUNT": "i32", **kinds}
-            found.append(KernelBuild(f"round_query[{name}{turned}]", rounding.round_query_kernel, signature, given))
+            tail, scaled = ("*fp32", None) if name == "fp8" else ("*u8", "*fp32")
+            for weights in ("*fp32", "*bf16"):
+                signature = {
+                    "q": "*bf16", "positions": "*i64", "freqs": "*fp32", "weights": weights, "codes": "*u8",
+                    "tail": tail, "scaled": scaled or "constexpr", "COUNT": "i32", "HEADS": "i32:16", "factor": "fp32",
+                    **kinds,
+                }  # fmt: skip
+                title = f"round_query[{name}{turned},{weights[1:]}]"
+                kept = given if scaled else {**given, "scaled": None}
+                found.append(KernelBuild(title, rounding.round_query_kernel, signature, kept))
     return tuple(found)
 
 

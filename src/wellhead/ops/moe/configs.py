@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FEW_TOKENS = 64  # beyond this, blocks of slots; up to it, the kernels that stream each expert once a few tokens
+
 
 @dataclass(frozen=True)
 class Config:

@@ -1,8 +1,9 @@
-"""Random inputs of the cases."""
+"""Random inputs of the cases, and how a plan runs them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,3 +44,25 @@ def scale_bytes(generator: Any, width: int, typical: float, *shape: int) -> torc
     """UE8M0 near the scale that keeps the size of products over `width` inputs with codes of that typical size."""
     middle = 127 - round(math.log2(typical * width**0.5))
     return byte(generator, middle - 1, middle + 2, *shape)
+
+
+def over_lists(
+    inputs: Mapping[str, Any], layer: Any, packed: Any, rows: str = "codes", scale: str | None = "scale"
+) -> Callable[[], torch.Tensor]:
+    """run() of a plan over a case: the token lists are built by routing before, as in a model. rows and scale name the
+    inputs that the plan reads its activations from.
+    """
+    import torch
+
+    from wellhead.ops.routing.api import plan_lists
+
+    ids, weights, shared = inputs["ids"], inputs["weights"], inputs["shared"]
+    lists = plan_lists(ids.shape[0], ids.shape[1], layer.experts, layer.config.group, device=ids.device)
+    lists.run(ids)
+    x, x_scale, out = inputs[rows], None if scale is None else inputs[scale], torch.empty_like(shared)
+
+    def run() -> torch.Tensor:
+        layer.run(x, x_scale, ids, weights, lists, packed, shared, out)
+        return out
+
+    return run

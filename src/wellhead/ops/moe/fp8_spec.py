@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from wellhead.dispatch.spec import Case, KernelBuild, Sizes
-from wellhead.ops.moe.drawing import LIMIT, rows, scale_bytes
+from wellhead.ops.moe.drawing import LIMIT, over_lists, rows, scale_bytes
 
 POOL = 32  # experts of 25 MB that a case draws from uniformly
 TOKENS = (1, 16, 64, 256, 4096)
@@ -73,26 +73,12 @@ def make(tokens: int, d: int, m: int, experts: int, top_k: int, generator: Any, 
 
 
 def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
-    """The kernels; the token lists are built by routing before, as in a model."""
-    import torch
-
+    """The kernels over E4M3 experts."""
     from wellhead.ops.moe.fp8_api import Fp8Weights, plan
-    from wellhead.ops.routing.api import plan_lists
 
     (tokens, d), top_k, experts = inputs["x"].shape, inputs["ids"].shape[1], inputs["w2"].shape[0]
-    device = inputs["x"].device
-    layer = plan(tokens, d, inputs["w13"].shape[1] // 2, experts, top_k, LIMIT, device=device)
-    lists = plan_lists(tokens, top_k, experts, layer.config.group, device=device)
-    lists.run(inputs["ids"])
-    packed = Fp8Weights(inputs["w13"], inputs["s13"], inputs["w2"], inputs["s2"])
-    out = torch.empty_like(inputs["x"])
-
-    def run() -> torch.Tensor:
-        codes, scale, ids, weights = inputs["codes"], inputs["scale"], inputs["ids"], inputs["weights"]
-        layer.run(codes, scale, ids, weights, lists, packed, inputs["shared"], out)
-        return out
-
-    return run
+    layer = plan(tokens, d, inputs["w13"].shape[1] // 2, experts, top_k, LIMIT, device=inputs["x"].device)
+    return over_lists(inputs, layer, Fp8Weights(inputs["w13"], inputs["s13"], inputs["w2"], inputs["s2"]))
 
 
 def cases() -> tuple[Case, ...]:

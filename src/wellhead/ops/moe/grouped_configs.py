@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from wellhead.ops.moe.grouped import Tiles
 
-FEW_TOKENS = 64  # beyond this, blocks of slots; up to it, the kernels that stream each expert once a few tokens
-
 
 def sharing(tokens: int, top_k: int, experts: int) -> float:
     """Slots of an expert if the choice is even."""

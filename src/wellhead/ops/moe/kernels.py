@@ -12,6 +12,7 @@ import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import power_of_two, widen_e2m1
+from wellhead.ops.moe.hidden_kernels import swiglu
 
 
 @triton.jit
@@ -76,12 +77,9 @@ def gate_up_kernel(
     slot = tl.maximum(slots, 0).to(tl.int64)
     rows = expert.to(tl.int64) * (2 * M_INTER) + tl.program_id(1) * R + tl.arange(0, R)
     sums = _product(x, x_scale, slot // TOP_K, used, w13, s13, rows, D, R, G, KC, STAGES)
-    gate, up = tl.split(tl.reshape(tl.trans(sums), (G, BN, 2)).to(tl.bfloat16).to(tl.float32))
-    gate = tl.minimum(gate, limit)
-    hidden = gate / (1.0 + tl.exp(-gate)) * tl.minimum(tl.maximum(up, -limit), limit)
-    hidden = hidden * tl.load(slot_weight + slots, mask=used, other=0.0)[:, None]
+    hidden = swiglu(sums, slot_weight, slot, used, limit, G, R)
     channel = tl.program_id(1) * BN + tl.arange(0, BN)
-    tl.store(h + slot[:, None] * M_INTER + channel[None, :], hidden.to(tl.bfloat16), mask=used[:, None])
+    tl.store(h + slot[:, None] * M_INTER + channel[None, :], hidden, mask=used[:, None])
 
 
 @triton.jit

@@ -8,8 +8,9 @@ import torch
 
 from wellhead.ops.checks import expect
 from wellhead.ops.moe import api
+from wellhead.ops.moe.configs import FEW_TOKENS
 from wellhead.ops.moe.grouped import Grouped, Tiles, refusal, workspaces
-from wellhead.ops.moe.grouped_configs import FEW_TOKENS, choose_prefill
+from wellhead.ops.moe.grouped_configs import choose_prefill
 from wellhead.ops.routing.api import ExpertLists
 
 

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from wellhead.dispatch.spec import KernelBuild, Sizes
-from wellhead.ops.moe.drawing import LIMIT, POOL
+from wellhead.ops.moe.configs import FEW_TOKENS
+from wellhead.ops.moe.drawing import LIMIT, POOL, over_lists
 
 TOKENS = (256, 4096)  # of the cases
+MANY = FEW_TOKENS + 1
 _BF16 = {
     **dict.fromkeys(("sm89", "sm120", "sm121"), "m16n8k16.row.col.f32.bf16"),
     "sm90": "wgmma.mma_async.sync.aligned",
@@ -63,38 +65,29 @@ def builds(name: str) -> tuple[KernelBuild, ...]:
 
 
 def supports(sizes: Sizes) -> str | None:
-    """Many tokens of MXFP4 experts."""
+    """MXFP4 experts."""
     from wellhead.ops.moe.grouped import refusal
-    from wellhead.ops.moe.grouped_configs import FEW_TOKENS
 
     if sizes.get("weight_bits", 4) != 4:
         return f"weight_bits={sizes['weight_bits']}: MXFP4 experts have 4"
-    if sizes["tokens"] <= FEW_TOKENS:
-        return f"tokens={sizes['tokens']}: more than {FEW_TOKENS}; fewer stream through 'triton'"
     return refusal(sizes["tokens"], sizes["d"], sizes["m"], sizes["top_k"])
 
 
-def prepare(name: str, inputs: Mapping[str, Any]) -> Callable[[], Any]:
-    """The kernels for many tokens; the token lists are built by routing before, as in a model."""
-    import torch
+def supports_many(sizes: Sizes) -> str | None:
+    """As many tokens as are quicker here than in the kernels that stream."""
+    if sizes["tokens"] < MANY and sizes.get("weight_bits", 4) == 4:
+        return f"tokens={sizes['tokens']}: more than {MANY - 1}; fewer stream through 'triton'"
+    return supports(sizes)
 
+
+def prepare(name: str, inputs: Mapping[str, Any]) -> Callable[[], Any]:
+    """The kernels for many tokens."""
     from wellhead.ops.moe.api import PackedWeights
     from wellhead.ops.moe.prefill_api import PRODUCTS, plan_prefill
-    from wellhead.ops.routing.api import plan_lists
 
     product = PRODUCTS[name]
     (tokens, d), top_k, experts = inputs["x"].shape, inputs["ids"].shape[1], inputs["w2"].shape[0]
     device, m = inputs["x"].device, inputs["w13"].shape[1] // 2
     layer = plan_prefill(tokens, d, m, experts, top_k, LIMIT, product, device=device)
-    lists = plan_lists(tokens, top_k, experts, layer.config.group, device=device)
-    lists.run(inputs["ids"])
     packed = PackedWeights(inputs["w13"], inputs["s13"], inputs["w2"], inputs["s2"])
-    rows = ("codes", "scale") if product.rounded else ("x", None)
-    out = torch.empty_like(inputs["x"])
-
-    def run() -> torch.Tensor:
-        x, scale = inputs[rows[0]], inputs[rows[1]] if rows[1] else None
-        layer.run(x, scale, inputs["ids"], inputs["weights"], lists, packed, inputs["shared"], out)
-        return out
-
-    return run
+    return over_lists(inputs, layer, packed, *(("codes", "scale") if product.rounded else ("x", None)))

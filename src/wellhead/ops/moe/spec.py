@@ -8,7 +8,7 @@ from typing import Any
 
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
 from wellhead.ops.moe import fp8_spec, prefill_spec
-from wellhead.ops.moe.drawing import LIMIT, POOL, byte, rows, scale_bytes
+from wellhead.ops.moe.drawing import LIMIT, POOL, byte, over_lists, rows, scale_bytes
 
 TIGHT = ErrorBudget(2.0**-6, 2.0**-5, "of MXFP4 experts, and of FP8 ones where FP8 products keep every bit of a sum")
 SHAPES = ((4096, 2048, 6), (7168, 3072, 6))  # d, m, top-k of V4-Flash and V4-Pro
@@ -85,7 +85,7 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     """What a plan for these sizes runs: few tokens or many, MXFP4 or FP8."""
     import torch
 
-    from wellhead.ops.moe.grouped_configs import FEW_TOKENS
+    from wellhead.ops.moe.configs import FEW_TOKENS
 
     if inputs["w13"].dtype == torch.float8_e4m3fn:
         return fp8_spec.prepare(inputs)
@@ -95,26 +95,13 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
 
 
 def prepare_few(inputs: Mapping[str, Any]) -> Callable[[], Any]:
-    """The kernels for few tokens; the token lists are built by routing before, as in a model."""
-    import torch
-
+    """The kernels for few tokens."""
     from wellhead.ops.moe.api import PackedWeights, plan
-    from wellhead.ops.routing.api import plan_lists
 
     (tokens, d), top_k, experts = inputs["x"].shape, inputs["ids"].shape[1], inputs["w2"].shape[0]
-    device = inputs["x"].device
-    layer = plan(tokens, d, inputs["w13"].shape[1] // 2, experts, top_k, LIMIT, device=device)
-    lists = plan_lists(tokens, top_k, experts, layer.config.group, device=device)
-    lists.run(inputs["ids"])
+    layer = plan(tokens, d, inputs["w13"].shape[1] // 2, experts, top_k, LIMIT, device=inputs["x"].device)
     packed = PackedWeights(inputs["w13"], inputs["s13"], inputs["w2"], inputs["s2"])
-    out = torch.empty_like(inputs["x"])
-
-    def run() -> torch.Tensor:
-        codes, scale, ids, weights = inputs["halves"], inputs["scale"], inputs["ids"], inputs["weights"]
-        layer.run(codes, scale, ids, weights, lists, packed, inputs["shared"], out)
-        return out
-
-    return run
+    return over_lists(inputs, layer, packed, rows="halves")
 
 
 def prepare_reference(inputs: Mapping[str, Any], rounds: bool = True) -> Callable[[], Any]:
@@ -151,7 +138,7 @@ SPEC = OpSpec(
             needs=("kernels", "fp8e4nv_conversion", "block_scaled_mma"),
             shared_bytes=101376,
             builds=partial(prefill_spec.builds, "w4a8"),
-            supports=prefill_spec.supports,
+            supports=prefill_spec.supports_many,
             prepare=partial(prefill_spec.prepare, "w4a8"),
         ),
         Impl(
@@ -184,6 +171,7 @@ SPEC = OpSpec(
         "bit, and with it an E4M3 code of the hidden vector by one step; the absolute part is for sums that cancel, "
         "of outputs of size one: 3e-3 in norm, the tail of 10^7 of them",
     ),
+    steps=(prefill_spec.MANY,),
     batch_invariant=True,
     batch_reason="each slot has its own columns of a product, and its partial sums are added in a fixed order; the "
     "group size follows the planned number of tokens, not the batch",

@@ -14,6 +14,15 @@ MOST = 8192
 
 
 @dataclass(frozen=True)
+class Rounded:
+    """Where rounded rows go: codes E4M3 [T, d], scale u8 [T, d / 128], and halves E4M3 [T, d] or None (`NormQuant`)."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    halves: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class NormQuant:
     """codes, scale = quantize_rows(bf16(x * rsqrt(mean(x^2) + eps) * weight)), or quantize_rows(x) without a weight.
 
@@ -54,12 +63,12 @@ class NormQuant:
             expect("normed", normed, (tokens, self.d), torch.bfloat16)
         if tokens:
             kernels.norm_quant_kernel[(tokens,)](
-                x, weight, normed, _bytes(codes), _bytes(halves), scale, self.eps, stride,
+                x, weight, normed, as_bytes(codes), as_bytes(halves), scale, self.eps, stride,
                 **constants(self.d), num_warps=warps_of(self.d), **launch(),
             )  # fmt: skip
 
 
-def _bytes(codes: torch.Tensor | None) -> torch.Tensor | None:
+def as_bytes(codes: torch.Tensor | None) -> torch.Tensor | None:
     return None if codes is None else codes.view(torch.uint8)
 
 

@@ -8,6 +8,22 @@ from wellhead.ops.device_formats import round_groups
 
 
 @triton.jit
+def store_rounded(value, codes, halves, scale, row, D: tl.constexpr, BLOCK: tl.constexpr):
+    """E4M3 codes of the first D of one row fp32 [BLOCK], in order and as halves (either may be None), and scales."""
+    column, group = tl.arange(0, BLOCK), tl.arange(0, BLOCK // 128)
+    place, inside = row * D + column[None, :], (column < D)[None, :]
+    found, exponent = round_groups(tl.reshape(value, (1, BLOCK)), 1, BLOCK, 128)
+    if codes is not None:
+        tl.store(codes + place, found.to(tl.uint8, bitcast=True), mask=inside)
+    if halves is not None:
+        # rounded again: of codes that are stored twice, ptxas 12.8 takes every second one from a stale register
+        turned = tl.permute(tl.reshape(value, (BLOCK // 32, 16, 2)), (0, 2, 1))
+        found, _ = round_groups(tl.reshape(turned, (1, BLOCK)), 1, BLOCK, 128)
+        tl.store(halves + place, found.to(tl.uint8, bitcast=True), mask=inside)
+    tl.store(scale + row * (D // 128) + group[None, :], exponent.to(tl.uint8), mask=(group < D // 128)[None, :])
+
+
+@triton.jit
 def norm_quant_kernel(
     x, weight, normed, codes, halves, scale, eps,
     X_STRIDE,
@@ -29,13 +45,4 @@ def norm_quant_kernel(
         if normed is not None:
             tl.store(normed + row * D + column, rounded, mask=inside)
         value = rounded.to(tl.float32)
-    place, group = row * D + column[None, :], tl.arange(0, BLOCK // 128)[None, :]
-    codes_of, exponent = round_groups(tl.reshape(value, (1, BLOCK)), 1, BLOCK, 128)
-    if codes is not None:
-        tl.store(codes + place, codes_of.to(tl.uint8, bitcast=True), mask=inside[None, :])
-    if halves is not None:
-        # rounded again: of codes that are stored twice, ptxas 12.8 takes every second one from a stale register
-        turned = tl.permute(tl.reshape(value, (BLOCK // 32, 16, 2)), (0, 2, 1))
-        codes_of, _ = round_groups(tl.reshape(turned, (1, BLOCK)), 1, BLOCK, 128)
-        tl.store(halves + place, codes_of.to(tl.uint8, bitcast=True), mask=inside[None, :])
-    tl.store(scale + row * (D // 128) + group, exponent.to(tl.uint8), mask=group < D // 128)
+    store_rounded(value, codes, halves, scale, row, D, BLOCK)

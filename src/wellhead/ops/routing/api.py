@@ -8,11 +8,11 @@ import torch
 
 from wellhead.ops.checks import expect
 from wellhead.ops.overlap import launch
-from wellhead.ops.routing.configs import Config, choose_config
+from wellhead.ops.routing.configs import Config, choose_config, wide_step
 
 MOST_EXPERTS = 512
 CHUNK = 1024  # ids that a program of the lists looks at together
-CHOOSE_T = 16  # tokens whose choice is made together: their keys fit the registers
+CHOOSE_T = 8  # tokens whose choice is made together: their keys fit the registers
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,13 @@ class Router:
 
     choose: the top K of s + bias, best first, equal ones in order of expert, NaN before everything; weights come from
     s without the bias. choose_by_token: table[token id], where a token id outside the table or an expert that does
-    not exist is id -1 with weight 0.
+    not exist is id -1 with weight 0. With owners int64 [T] a token whose owner is negative is padding: its ids are -1.
 
     x bf16 [T, d] with rows at any stride, gate bf16 [E, d] contiguous, bias fp32 [E], table int32 [vocabulary, K],
     token_ids int32 or int64 [T]; ids int32 [T, K], weights fp32 [T, K]. T may be 0. Products are exact in fp32 and
-    summed in fp32 over d in order. One launch each; neither allocates, synchronises or reads a device value.
+    summed in fp32 over d in order. One launch each; neither allocates, synchronises or reads a device value. `lists`
+    are filled from the ids: by a launch more, or in a plan for one token in the same one, then without counts, offsets
+    and order of experts.
     """
 
     tokens: int
@@ -38,40 +40,64 @@ class Router:
     arrived: torch.Tensor  # int32 [blocks of tokens], zero between runs
 
     def choose(
-        self, x: torch.Tensor, gate: torch.Tensor, bias: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
-    ) -> None:
+        self, x: torch.Tensor, gate: torch.Tensor, bias: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
+        owners: torch.Tensor | None = None, lists: ExpertLists | None = None,
+    ) -> None:  # fmt: skip
         from wellhead.ops.routing.kernels import route
 
-        tokens = self._check(x, gate, ids, weights)
+        tokens = self._check(x, gate, ids, weights, owners)
         expect("bias", bias, (self.experts,), torch.float32)
         if tokens == 0:
+            if lists is not None:
+                lists.run(ids)
             return
         c = self.config
         route[(-(-self.experts // c.block_e), -(-tokens // c.block_t))](
-            x, x.stride(0), gate, bias, self.scores, self.arrived, ids, weights, tokens, self.scale,
+            x, x.stride(0), gate, bias, owners, self.scores, self.arrived, ids, weights, *self._direct(lists), tokens,
+            self.scale,
             D=self.width, E=self.experts, E_PAD=power_of_two(self.experts), K=self.top_k,
             K_PAD=power_of_two(self.top_k), BLOCK_T=c.block_t, BLOCK_E=c.block_e, BLOCK_D=c.block_d,
-            CHOOSE_T=CHOOSE_T, num_warps=c.num_warps, num_stages=c.num_stages, **launch(),
+            CHOOSE_T=min(CHOOSE_T, c.block_t), num_warps=c.num_warps, num_stages=c.num_stages, **launch(),
         )  # fmt: skip
+        self._list(lists, ids)
 
     def choose_by_token(
         self, x: torch.Tensor, gate: torch.Tensor, table: torch.Tensor, token_ids: torch.Tensor,
-        ids: torch.Tensor, weights: torch.Tensor,
+        ids: torch.Tensor, weights: torch.Tensor, owners: torch.Tensor | None = None,
+        lists: ExpertLists | None = None,
     ) -> None:  # fmt: skip
         from wellhead.ops.routing.kernels import route_by_token
 
-        tokens = self._check(x, gate, ids, weights)
+        tokens = self._check(x, gate, ids, weights, owners)
         expect("table", table, (table.shape[0], self.top_k), torch.int32)
         expect("token_ids", token_ids, (tokens,), torch.int32, torch.int64)
         if tokens == 0:
+            if lists is not None:
+                lists.run(ids)
             return
         route_by_token[(tokens,)](
-            x, x.stride(0), gate, table, token_ids, ids, weights, table.shape[0], self.scale,
-            D=self.width, E=self.experts, K=self.top_k, K_PAD=power_of_two(self.top_k), BLOCK_D=256, num_warps=4,
-            **launch(),
+            x, x.stride(0), gate, table, token_ids, owners, ids, weights, *self._direct(lists), table.shape[0],
+            self.scale,
+            D=self.width, E=self.experts, K=self.top_k, K_PAD=power_of_two(self.top_k),
+            BLOCK_D=wide_step(self.width), num_warps=4, **launch(),
         )  # fmt: skip
+        self._list(lists, ids)
 
-    def _check(self, x: torch.Tensor, gate: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> int:
+    def _direct(self, lists: ExpertLists | None) -> tuple[torch.Tensor | None, torch.Tensor | None, int, int]:
+        """What a launch needs to write the lists itself, which one token of a plan for one token can have."""
+        if lists is None or self.tokens > 1 or lists.block > 1:
+            return None, None, 0, 0
+        return lists.slots, lists.block_expert, lists.first_expert, lists.experts
+
+    def _list(self, lists: ExpertLists | None, ids: torch.Tensor) -> None:
+        """The lists that no launch has written."""
+        if lists is not None and self._direct(lists)[0] is None:
+            lists.run(ids)
+
+    def _check(
+        self, x: torch.Tensor, gate: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
+        owners: torch.Tensor | None,
+    ) -> int:  # fmt: skip
         tokens = x.shape[0]
         if tokens > self.tokens:
             raise ValueError(f"x has {tokens} tokens; the plan was made for at most {self.tokens}")
@@ -83,6 +109,8 @@ class Router:
         expect("gate", gate, (self.experts, self.width), torch.bfloat16)
         expect("ids", ids, (tokens, self.top_k), torch.int32)
         expect("weights", weights, (tokens, self.top_k), torch.float32)
+        if owners is not None:
+            expect("owners", owners, (tokens,), torch.int64)
         return tokens
 
 
@@ -142,7 +170,7 @@ def plan(tokens: int, width: int, experts: int, top_k: int, scale: float, *, dev
     why = supports(tokens, width, experts, top_k)
     if why is not None:
         raise ValueError(f"routing cannot be planned: {why}")
-    config = choose_config(tokens)
+    config = choose_config(tokens, width)
     scores = torch.empty(tokens, experts, dtype=torch.float32, device=device)
     arrived = torch.zeros(-(-tokens // config.block_t), dtype=torch.int32, device=device)
     return Router(tokens, width, experts, top_k, scale, config, scores, arrived)

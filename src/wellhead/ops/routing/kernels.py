@@ -26,9 +26,17 @@ def affinity(z):
 
 
 @triton.jit
-def store_choice(ids_ptr, weights_ptr, t, live, ids, chosen, scale, K: tl.constexpr, K_PAD: tl.constexpr):
-    """w = s / (sum s + 1e-20) * scale for the chosen affinities [tokens, K_PAD]; id -1 has none and no weight."""
+def store_choice(
+    ids_ptr, weights_ptr, owner_ptr, t, live, ids, chosen, scale, K: tl.constexpr, K_PAD: tl.constexpr
+):  # fmt: skip
+    """w = s / (sum s + 1e-20) * scale for the chosen affinities [tokens, K_PAD]; id -1 has none and no weight.
+
+    A token whose owner is negative is padding: its ids are -1.
+    """
     rank = tl.arange(0, K_PAD)
+    if owner_ptr is not None:
+        owner = tl.load(owner_ptr + t, mask=live, other=-1)
+        ids = tl.where((owner >= 0)[:, None], ids, -1)
     chosen = tl.where(ids >= 0, chosen, 0.0)
     weights = chosen / (tl.sum(chosen, 1) + SUM_FLOOR)[:, None] * scale
     at = t[:, None].to(tl.int64) * K + rank[None, :]
@@ -38,8 +46,19 @@ def store_choice(ids_ptr, weights_ptr, t, live, ids, chosen, scale, K: tl.conste
 
 
 @triton.jit
+def list_one(ids_ptr, slots_ptr, block_expert_ptr, first_expert, experts, K: tl.constexpr, K_PAD: tl.constexpr):
+    """The lists of one token in blocks of one: its places in order, each with its expert among `experts` or -1."""
+    rank = tl.arange(0, K_PAD)
+    tl.debug_barrier()  # the ids were stored by other threads
+    local = tl.load(ids_ptr + rank, mask=rank < K, other=-1) - first_expert
+    mine = (local >= 0) & (local < experts)
+    tl.store(slots_ptr + rank, tl.where(mine, rank, -1), mask=rank < K)
+    tl.store(block_expert_ptr + rank, tl.where(mine, local, -1), mask=rank < K)
+
+
+@triton.jit
 def choose_best(
-    scores_ptr, bias_ptr, ids_ptr, weights_ptr, t, live, scale,
+    scores_ptr, bias_ptr, owner_ptr, ids_ptr, weights_ptr, t, live, scale,
     E: tl.constexpr, E_PAD: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr,
 ):  # fmt: skip
     """The K best biased affinities of some tokens, best first, equal ones in order of expert; NaN is best."""
@@ -48,40 +67,69 @@ def choose_best(
     mask = live[:, None] & (expert < E)[None, :]
     score = tl.load(row + expert[None, :], mask=mask, other=0.0, cache_modifier=".cg")
     bias = tl.load(bias_ptr + expert, mask=expert < E, other=0.0)
-    key = tl.where(mask, ordered_key(score + bias[None, :]), 0)  # no number has key 0
+    # one word orders by key, then by expert, the first one highest; no number has key 0
+    word = (ordered_key(score + bias[None, :]).to(tl.int64) << 16) | (0xFFFF - expert).to(tl.int64)[None, :]
+    word = tl.where(mask, word, 0)
     ids = tl.full([t.shape[0], K_PAD], -1, tl.int32)
     for j in tl.static_range(K):
-        best = tl.max(key, 1)
-        first = tl.min(tl.where(key == best[:, None], expert[None, :], E_PAD), 1)
-        ids = tl.where(rank[None, :] == j, first[:, None], ids)
-        key = tl.where(expert[None, :] == first[:, None], 0, key)
-    chosen = tl.load(row + ids, mask=live[:, None] & (ids >= 0), other=0.0, cache_modifier=".cg")
-    store_choice(ids_ptr, weights_ptr, t, live, ids, chosen, scale, K, K_PAD)
+        best = tl.max(word, 1)
+        ids = tl.where(rank[None, :] == j, (0xFFFF - (best & 0xFFFF)).to(tl.int32)[:, None], ids)
+        word = tl.where(word == best[:, None], 0, word)
+    inside = live[:, None] & (ids >= 0)
+    chosen = tl.load(row + ids, mask=inside, other=0.0, cache_modifier=".cg")
+    store_choice(ids_ptr, weights_ptr, owner_ptr, t, live, ids, chosen, scale, K, K_PAD)
+
+
+@triton.jit
+def _product(x_ptr, x_stride, gate_ptr, t, e, tokens, D, E, BT: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr):
+    """fp32 [BT, BE] = x gate^T of some tokens and experts, on tensor cores."""
+    d = tl.arange(0, BD)
+    x_row = x_ptr + t[:, None].to(tl.int64) * x_stride
+    gate_row = gate_ptr + e[None, :].to(tl.int64) * D
+    z = tl.zeros([BT, BE], tl.float32)
+    for first in range(0, D, BD):
+        x = tl.load(x_row + (first + d)[None, :], mask=(t < tokens)[:, None], other=0.0)
+        gate = tl.load(gate_row + (first + d)[:, None], mask=(e < E)[None, :], other=0.0)
+        z = tl.dot(x, gate, z)
+    return z
+
+
+@triton.jit
+def _one_product(x_ptr, gate_ptr, e, D, E, BE: tl.constexpr, BD: tl.constexpr, PDL: tl.constexpr):
+    """fp32 [1, BE] of one token on CUDA cores; the first weights are on their way before the token exists."""
+    d = tl.arange(0, BD)
+    gate_row, there = gate_ptr + e[:, None].to(tl.int64) * D + d[None, :], (e < E)[:, None]
+    tile = tl.load(gate_row, mask=there, other=0.0)
+    after_producers(PDL)
+    z = tl.zeros([BE, BD], tl.float32)
+    for first in range(0, D, BD):
+        following = tl.load(gate_row + first + BD, mask=there & (first + BD < D), other=0.0)
+        z += tile.to(tl.float32) * tl.load(x_ptr + first + d).to(tl.float32)[None, :]
+        tile = following
+    return tl.sum(z, 1)[None, :]
 
 
 # The number of tokens changes from call to call: no variant of its own for 1 or for a multiple of 16.
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "first_expert", "experts"])
 def route(
-    x_ptr, x_stride, gate_ptr, bias_ptr, scores_ptr, arrived_ptr, ids_ptr, weights_ptr, tokens, scale,
+    x_ptr, x_stride, gate_ptr, bias_ptr, owner_ptr, scores_ptr, arrived_ptr, ids_ptr, weights_ptr,
+    slots_ptr, block_expert_ptr, first_expert, experts, tokens, scale,
     D: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr, CHOOSE_T: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """scores [T, E] = affinity(x gate^T), then ids and weights [T, K] by the top K of scores + bias.
 
-    x bf16 [T, D], gate bf16 [E, D] contiguous, products summed in fp32. arrived int32 [blocks of tokens] is zero
-    before and after. Grid (blocks of experts, blocks of tokens).
+    x bf16 [T, D], gate bf16 [E, D] contiguous, products summed in fp32; owner int64 [T] or None. arrived int32 [blocks
+    of tokens] is zero before and after. With slots_ptr the lists of one token are written too (`list_one`).
+    Grid (blocks of experts, blocks of tokens).
     """
-    after_producers(PDL)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
-    d = tl.arange(0, BLOCK_D)
-    x_row = x_ptr + t[:, None].to(tl.int64) * x_stride
-    gate_row = gate_ptr + e[None, :].to(tl.int64) * D
-    z = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
-    for first in range(0, D, BLOCK_D):
-        x = tl.load(x_row + (first + d)[None, :], mask=(t < tokens)[:, None], other=0.0)
-        gate = tl.load(gate_row + (first + d)[:, None], mask=(e < E)[None, :], other=0.0)
-        z = tl.dot(x, gate, z)
+    if BLOCK_T == 1:
+        z = _one_product(x_ptr, gate_ptr, e, D, E, BLOCK_E, BLOCK_D, PDL)
+    else:
+        after_producers(PDL)
+        z = _product(x_ptr, x_stride, gate_ptr, t, e, tokens, D, E, BLOCK_T, BLOCK_E, BLOCK_D)
     mask = (t < tokens)[:, None] & (e < E)[None, :]
     tl.store(scores_ptr + t[:, None].to(tl.int64) * E + e[None, :], affinity(z), mask=mask)
 
@@ -92,13 +140,16 @@ def route(
         for first in range(0, BLOCK_T, CHOOSE_T):
             some = tl.program_id(1) * BLOCK_T + first + tl.arange(0, CHOOSE_T)
             choose_best(
-                scores_ptr, bias_ptr, ids_ptr, weights_ptr, some, some < tokens, scale, E, E_PAD, K, K_PAD
+                scores_ptr, bias_ptr, owner_ptr, ids_ptr, weights_ptr, some, some < tokens, scale, E, E_PAD, K, K_PAD
             )  # fmt: skip
+        if slots_ptr is not None:
+            list_one(ids_ptr, slots_ptr, block_expert_ptr, first_expert, experts, K, K_PAD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_expert", "experts"])
 def route_by_token(
-    x_ptr, x_stride, gate_ptr, table_ptr, token_ptr, ids_ptr, weights_ptr, vocabulary, scale,
+    x_ptr, x_stride, gate_ptr, table_ptr, token_ptr, owner_ptr, ids_ptr, weights_ptr,
+    slots_ptr, block_expert_ptr, first_expert, experts, vocabulary, scale,
     D: tl.constexpr, E: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """ids = table[token id]; only the affinities of those experts are computed. One program a token.
@@ -121,7 +172,9 @@ def route_by_token(
         z += x[None, :] * gate
     chosen = affinity(tl.sum(z, 1))
     one = tl.arange(0, 1)
-    store_choice(ids_ptr, weights_ptr, t + one, one == 0, ids[None, :], chosen[None, :], scale, K, K_PAD)
+    store_choice(ids_ptr, weights_ptr, owner_ptr, t + one, one == 0, ids[None, :], chosen[None, :], scale, K, K_PAD)
+    if slots_ptr is not None:
+        list_one(ids_ptr, slots_ptr, block_expert_ptr, first_expert, experts, K, K_PAD)
 
 
 @triton.jit(do_not_specialize=["numel"])

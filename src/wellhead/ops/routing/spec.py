@@ -15,35 +15,45 @@ _MMA = {arch: "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" for arch in 
 
 def builds() -> tuple[KernelBuild, ...]:
     from wellhead.ops.routing.api import CHOOSE_T, CHUNK, power_of_two
-    from wellhead.ops.routing.configs import LARGE, SMALL
+    from wellhead.ops.routing.configs import choose_config, wide_step
     from wellhead.ops.routing.kernels import list_tokens, route, route_by_token
 
     out = {"ids_ptr": "*i32", "weights_ptr": "*fp32"}
+    written = {"slots_ptr": "*i32", "block_expert_ptr": "*i32", "first_expert": "i32", "experts": "i32"}
+    left = {**dict.fromkeys(("slots_ptr", "block_expert_ptr"), "constexpr"), "first_expert": "i32", "experts": "i32"}
+    none = {"slots_ptr": None, "block_expert_ptr": None}
     found = []
     for width, experts, top_k in SHAPES:
         shape = {"D": width, "E": experts, "K": top_k, "K_PAD": power_of_two(top_k)}
-        for name, c in (("few", SMALL), ("many", LARGE)):
+        for name, tokens in (("one", 1), ("few", 64), ("many", 65)):
+            c = choose_config(tokens, width)
             given = {
                 **shape, "E_PAD": power_of_two(experts), "BLOCK_T": c.block_t, "BLOCK_E": c.block_e,
-                "BLOCK_D": c.block_d, "CHOOSE_T": CHOOSE_T, "PDL": False,
+                "BLOCK_D": c.block_d, "CHOOSE_T": min(CHOOSE_T, c.block_t), "PDL": False,
+                **({} if tokens == 1 else none),
             }  # fmt: skip
             signature = {
-                "x_ptr": "*bf16", "x_stride": "i32:16", "gate_ptr": "*bf16", "bias_ptr": "*fp32", "scores_ptr": "*fp32",
-                "arrived_ptr": "*i32", **out, "tokens": "i32", "scale": "fp32", **dict.fromkeys(given, "constexpr"),
+                "x_ptr": "*bf16", "x_stride": "i32:16", "gate_ptr": "*bf16", "bias_ptr": "*fp32", "owner_ptr": "*i64",
+                "scores_ptr": "*fp32", "arrived_ptr": "*i32", **out,
+                **(written if tokens == 1 else left), "tokens": "i32", "scale": "fp32",
+                **dict.fromkeys(given, "constexpr"),
             }  # fmt: skip
-            title = f"route[d={width},experts={experts},{name}]"
-            found.append(KernelBuild(title, route, signature, given, c.num_warps, c.num_stages, _MMA))
-        given = {**shape, "BLOCK_D": 256, "PDL": False}
-        signature = {
-            "x_ptr": "*bf16", "x_stride": "i32:16", "gate_ptr": "*bf16", "table_ptr": "*i32", "token_ptr": "*i64",
-            **out, "vocabulary": "i32", "scale": "fp32", **dict.fromkeys(given, "constexpr"),
-        }  # fmt: skip
-        found.append(KernelBuild(f"route_by_token[d={width},experts={experts}]", route_by_token, signature, given))
+            title, mma = f"route[d={width},experts={experts},{name}]", _MMA if tokens > 1 else {}
+            found.append(KernelBuild(title, route, signature, given, c.num_warps, c.num_stages, mma))
+        for name, absent, lists in (("one", {}, written), ("more", none, left)):
+            given = {**shape, "BLOCK_D": wide_step(width), "PDL": False, **absent}
+            signature = {
+                "x_ptr": "*bf16", "x_stride": "i32:16", "gate_ptr": "*bf16", "table_ptr": "*i32", "token_ptr": "*i64",
+                "owner_ptr": "*i64", **out, **lists, "vocabulary": "i32", "scale": "fp32",
+                **dict.fromkeys(given, "constexpr"),
+            }  # fmt: skip
+            title = f"route_by_token[d={width},experts={experts},{name}]"
+            found.append(KernelBuild(title, route_by_token, signature, given))
         for block in (16, 64, 128):
             given = {"E": experts, "E_PAD": power_of_two(experts), "BLOCK": block, "CHUNK": CHUNK, "PDL": False}
-            lists = ("ids_ptr", "slots_ptr", "counts_ptr", "offsets_ptr", "block_expert_ptr")
+            tensors = ("ids_ptr", "slots_ptr", "counts_ptr", "offsets_ptr", "block_expert_ptr")
             sizes = ("numel", "capacity", "first_expert")
-            signature = {**dict.fromkeys(lists, "*i32"), **dict.fromkeys(sizes, "i32")}
+            signature = {**dict.fromkeys(tensors, "*i32"), **dict.fromkeys(sizes, "i32")}
             signature.update(dict.fromkeys(given, "constexpr"))
             found.append(KernelBuild(f"list_tokens[experts={experts},block={block}]", list_tokens, signature, given))
     return tuple(found)

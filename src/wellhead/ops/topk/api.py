@@ -11,6 +11,7 @@ from wellhead.ops.overlap import launch
 from wellhead.ops.topk.configs import Config, choose_config
 
 PAGE = 64  # entries of one index page
+FILL = 128  # slots that a step fills with -1
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class TopK:
     run(logits fp32 [rows, columns], lengths int32 [rows], table int32 [rows, pages], out int64 or int32 [rows, k]):
     rows may be strided, their entries not; lengths are clamped to [0, columns] and entries past them never matter,
     whatever they hold. Exact: bits are a function of the row alone, not of its neighbours or of the card. Does not
-    allocate, synchronise or read a value of the device; five launches. out int32 needs slots below 2^31.
+    allocate, synchronise or read a value of the device; one launch up to configs.SHORT columns, else five. out int32
+    needs slots below 2^31.
     """
 
     rows: int
@@ -38,7 +40,7 @@ class TopK:
 
     def run(self, logits: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor | None, out: torch.Tensor) -> None:
         """Write `out`. ValueError if a tensor is not what was planned."""
-        from wellhead.ops.topk.kernels import launch_passes
+        from wellhead.ops.topk.kernels import choose_row, launch_passes
 
         rows = logits.shape[0]
         expect_rows("logits", logits, (rows, self.columns), torch.float32)
@@ -52,9 +54,17 @@ class TopK:
             expect_rows("table", table, (rows, table.shape[-1]), torch.int32)
             if table.shape[1] * self.page < self.columns:
                 raise ValueError(f"table has {table.shape[1]} pages of {self.page}; {self.columns} columns need more")
+        if not self.config.splits:
+            if rows:
+                paged = table if table is not None and self.page else lengths
+                choose_row[(rows,)](
+                    logits, logits.stride(0), lengths, paged, paged.stride(0), out, out.stride(0), self.columns, self.k,
+                    BLOCK=self.config.block, PAGE=self.page, FILL=FILL, num_warps=self.config.num_warps, **launch(),
+                )  # fmt: skip
+            return
         launch_passes(
             logits, lengths, table, out, self.counts, self.state[0], self.state[1], self.above,
-            k=self.k, page=self.page, splits=self.config.splits, block=self.config.block,
+            k=self.k, page=self.page, fill=FILL, splits=self.config.splits, block=self.config.block,
             num_warps=self.config.num_warps, **launch(),
         )  # fmt: skip
 

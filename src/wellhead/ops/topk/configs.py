@@ -7,11 +7,12 @@ from dataclasses import dataclass
 BLOCK = 2048  # entries that a program looks at together
 SPLITS = (32, 8, 1)  # every one is compiled; more histograms of a row would cost more to read than they save
 PROGRAMS = 512  # about as many as fill the largest card
+SHORT = 16384  # columns up to which a program takes a row alone: five passes of one launch cost less than five launches
 
 
 @dataclass(frozen=True)
 class Config:
-    """`splits` programs share a row; the set they choose does not depend on it."""
+    """`splits` programs share a row, 0 for one program and one launch; the set they choose does not depend on it."""
 
     splits: int
     block: int = BLOCK
@@ -20,6 +21,9 @@ class Config:
 
 def choose_config(rows: int, columns: int) -> Config:
     """The most splits that need no more than PROGRAMS programs and leave each a block of a full row, else one."""
+    if columns <= SHORT:
+        block = min(BLOCK, max(256, 1 << (columns - 1).bit_length()))
+        return Config(0, block, 8 if block == BLOCK else 4)
     for splits in SPLITS:
         if splits * max(rows, 1) <= PROGRAMS and splits * BLOCK <= columns:
             return Config(splits)

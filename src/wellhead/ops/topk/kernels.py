@@ -1,8 +1,9 @@
-"""Exact top-k of long rows by radix select: four passes over 8-bit digits of an order-preserving key, then one
-pass that writes the chosen entries in ascending order.
+"""Exact top-k of rows by radix select: four passes over 8-bit digits of an order-preserving key, then one pass that
+writes the chosen entries in ascending order.
 
-Every program counts the digits of its own part of the row into its own histogram, so no atomic operation decides
-anything, and the histograms of earlier splits tell each program where its entries go in the output.
+A short row is one program's, from the first pass to the last, in one launch. Of a long row every program counts the
+digits of its own part into its own histogram, so no atomic operation decides anything, and the histograms of earlier
+splits tell each program where its entries go in the output.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import triton.language as tl
 from wellhead.ops.dependent_launch import after_producers
 
 BINS = 256
-PASSES = 4
+PASSES = tl.constexpr(4)
 
 
 @triton.jit
@@ -45,6 +46,80 @@ def digit_of(histogram, wanted):
     digit = tl.sum((at_least >= wanted).to(tl.int32), 0) - 1
     bins = tl.arange(0, histogram.shape[0])
     return digit, tl.sum(tl.where(bins > digit, histogram, 0), 0)
+
+
+@triton.jit
+def count_part(row, start, end, prefix, PASS: tl.constexpr, BLOCK: tl.constexpr):
+    """int32 [256]: digit PASS of the keys at start .. end of a row that begin with the digits of `prefix`."""
+    histogram = tl.zeros([256], tl.int32)
+    for first in range(start, end, BLOCK):
+        entries = first + tl.arange(0, BLOCK)
+        live = entries < end
+        key = ordered_key(tl.load(row + entries, mask=live, other=0.0))
+        if PASS > 0:
+            live = live & ((key >> (32 - 8 * PASS)) == prefix)
+        digit = (key >> (24 - 8 * PASS)) & 0xFF
+        histogram += tl.histogram(digit.to(tl.int32), 256, mask=live)
+    return histogram
+
+
+@triton.jit
+def write_part(
+    row, table, out, start, end, threshold, all_of_them, ties_before, ties_wanted, taken,
+    BLOCK: tl.constexpr, PAGE: tl.constexpr,
+):  # fmt: skip
+    """Slots of the chosen entries at start .. end of a row, ascending, from out[taken] on.
+
+    Entries above the threshold key are in, and of those equal to it the first `ties_wanted` of the row, `ties_before`
+    of which lie before start. PAGE 0 writes entries instead of slots.
+    """
+    for first in range(start, end, BLOCK):
+        entries = first + tl.arange(0, BLOCK)
+        live = entries < end
+        if not all_of_them:
+            key = ordered_key(tl.load(row + entries, mask=live, other=0.0))
+            tie = (live & (key == threshold)).to(tl.int32)
+            early = ties_before + tl.cumsum(tie, 0) - tie < ties_wanted
+            live = live & ((key > threshold) | ((tie == 1) & early))
+            ties_before += tl.sum(tie, 0)
+        picked = live.to(tl.int32)
+        at = taken + tl.cumsum(picked, 0) - picked
+        taken += tl.sum(picked, 0)
+        slot = entries.to(tl.int64)
+        if PAGE > 0:
+            page = tl.load(table + entries // PAGE, mask=live, other=0).to(tl.int64)
+            slot = tl.where(page < 0, -1, page * PAGE + entries % PAGE)
+        tl.store(out + at, slot.to(out.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def fill(out, first, k, step, FILL: tl.constexpr):
+    """-1 behind the last slot of a row."""
+    for start in range(first, k, step):
+        at = start + tl.arange(0, FILL)
+        tl.store(out + at, tl.full([FILL], -1, tl.int64).to(out.dtype.element_ty), mask=at < k)
+
+
+@triton.jit
+def choose_row(
+    logits_ptr, logits_stride, lengths_ptr, table_ptr, table_stride, out_ptr, out_stride, columns, k,
+    BLOCK: tl.constexpr, PAGE: tl.constexpr, FILL: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """A whole row: its threshold in four passes, then its slots. Grid (rows,)."""
+    after_producers(PDL)
+    number = tl.program_id(0).to(tl.int64)
+    row, out = logits_ptr + number * logits_stride, out_ptr + number * out_stride
+    length = row_length(lengths_ptr, number, columns)
+    fill(out, tl.minimum(length, k), k, FILL, FILL)
+    zero = tl.full((), 0, tl.int32)
+    prefix, wanted = tl.full((), 0, tl.uint32), zero + k
+    if length > k:
+        for part in tl.static_range(PASSES):
+            digit, above = digit_of(count_part(row, zero, length, prefix, part, BLOCK), wanted)
+            prefix = (prefix << 8) | digit.to(tl.uint32)
+            wanted -= above
+    table = table_ptr + number * table_stride
+    write_part(row, table, out, zero, length, prefix, length <= k, zero, wanted, zero, BLOCK, PAGE)
 
 
 @triton.jit
@@ -92,15 +167,7 @@ def count_digits(
     if PASS > 0:
         prefix, _ = settle(counts_in_ptr, prefix_ptr, wanted_ptr, above_ptr, row, split, k, PASS, SPLITS)
     start, end = part_of_row(length, BLOCK, SPLITS, split)
-    histogram = tl.zeros([256], tl.int32)
-    for first in range(start, end, BLOCK):
-        entries = first + tl.arange(0, BLOCK)
-        live = entries < end
-        key = ordered_key(tl.load(logits_ptr + row * logits_stride + entries, mask=live, other=0.0))
-        if PASS > 0:
-            live = live & ((key >> (32 - 8 * PASS)) == prefix)
-        digit = (key >> (24 - 8 * PASS)) & 0xFF
-        histogram += tl.histogram(digit.to(tl.int32), 256, mask=live)
+    histogram = count_part(logits_ptr + row * logits_stride, start, end, prefix, PASS, BLOCK)
     tl.store(counts_ptr + (row * SPLITS + split) * 256 + tl.arange(0, 256), histogram)
 
 
@@ -112,16 +179,13 @@ def write_chosen(
 ):  # fmt: skip
     """The chosen entries of one part of a row in ascending order, as slots, and -1 behind the last of the row.
 
-    Entries above the threshold key are in; of those equal to it the first `wanted` are. PAGE 0 writes entries
-    instead of slots. Grid (SPLITS, rows).
+    Grid (SPLITS, rows).
     """
     after_producers(PDL)
     split, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     length = row_length(lengths_ptr, row, columns)
     out_ptr += row * out_stride
-    for first in range(tl.minimum(length, k) + split * FILL, k, SPLITS * FILL):
-        at = first + tl.arange(0, FILL)
-        tl.store(out_ptr + at, tl.full([FILL], -1, tl.int64).to(out_ptr.dtype.element_ty), mask=at < k)
+    fill(out_ptr, tl.minimum(length, k) + split * FILL, k, SPLITS * FILL, FILL)
 
     start, end = part_of_row(length, BLOCK, SPLITS, split)
     threshold = tl.full((), 0, tl.uint32)
@@ -141,32 +205,21 @@ def write_chosen(
             above_each += tl.load(above_ptr + (row * 4 + settled) * SPLITS + splits)
         ties_before = tl.sum(tl.where(earlier, ties_each, 0), 0)
         taken = tl.sum(tl.where(earlier, above_each, 0), 0) + tl.minimum(ties_before, ties_wanted)
-    for first in range(start, end, BLOCK):
-        entries = first + tl.arange(0, BLOCK)
-        live = entries < end
-        if length > k:
-            key = ordered_key(tl.load(logits_ptr + row * logits_stride + entries, mask=live, other=0.0))
-            tie = (live & (key == threshold)).to(tl.int32)
-            early = ties_before + tl.cumsum(tie, 0) - tie < ties_wanted
-            live = live & ((key > threshold) | ((tie == 1) & early))
-            ties_before += tl.sum(tie, 0)
-        picked = live.to(tl.int32)
-        at = taken + tl.cumsum(picked, 0) - picked
-        taken += tl.sum(picked, 0)
-        slot = entries.to(tl.int64)
-        if PAGE > 0:
-            page = tl.load(table_ptr + row * table_stride + entries // PAGE, mask=live, other=0).to(tl.int64)
-            slot = tl.where(page < 0, -1, page * PAGE + entries % PAGE)
-        tl.store(out_ptr + at, slot.to(out_ptr.dtype.element_ty), mask=live)
+    write_part(
+        logits_ptr + row * logits_stride, table_ptr + row * table_stride, out_ptr, start, end, threshold, length <= k,
+        ties_before, ties_wanted, taken, BLOCK, PAGE,
+    )  # fmt: skip
 
 
-def launch_passes(logits, lengths, table, out, counts, prefix, wanted, above, *, k, page, splits, block, **options):
+def launch_passes(
+    logits, lengths, table, out, counts, prefix, wanted, above, *, k, page, fill, splits, block, **options
+):  # fmt: skip
     """Four counting passes and the writing one. counts [2, rows, splits, 256]: passes write them in turn."""
     rows, columns = logits.shape
     if rows == 0:
         return
     grid = (splits, rows)
-    for number in range(PASSES):
+    for number in range(PASSES.value):
         count_digits[grid](
             logits, logits.stride(0), lengths, counts[1 - number % 2], counts[number % 2], prefix, wanted, above,
             columns, k, PASS=number, SPLITS=splits, BLOCK=block, **options,
@@ -174,5 +227,5 @@ def launch_passes(logits, lengths, table, out, counts, prefix, wanted, above, *,
     write_chosen[grid](
         logits, logits.stride(0), lengths, counts[1], prefix, wanted, above,
         table if page else lengths, table.stride(0) if page else 0, out, out.stride(0), columns, k,
-        SPLITS=splits, BLOCK=block, PAGE=page, FILL=128, **options,
+        SPLITS=splits, BLOCK=block, PAGE=page, FILL=fill, **options,
     )  # fmt: skip

@@ -13,15 +13,23 @@ _STATE = {"counts_in_ptr": "*i32", "prefix_ptr": "*i32", "wanted_ptr": "*i32", "
 
 def builds() -> tuple[KernelBuild, ...]:
     """Every pass at every number of splits."""
-    from wellhead.ops.topk.configs import BLOCK, SPLITS, Config
-    from wellhead.ops.topk.kernels import PASSES, count_digits, write_chosen
+    from wellhead.ops.topk.api import FILL
+    from wellhead.ops.topk.configs import BLOCK, SPLITS, Config, choose_config
+    from wellhead.ops.topk.kernels import PASSES, choose_row, count_digits, write_chosen
 
     row = {"logits_ptr": "*fp32", "logits_stride": "i32", "lengths_ptr": "*i32"}
     warps = Config(1).num_warps
     found = []
+    for short in {choose_config(1, columns): None for columns in (128, 512, 1024, 4096)}:
+        for page, out in ((64, "*i64"), (64, "*i32"), (0, "*i64")):
+            given = {"BLOCK": short.block, "PAGE": page, "FILL": FILL, "PDL": False}
+            table = {"table_ptr": "*i32", "table_stride": "i32", "out_ptr": out, "out_stride": "i32"}
+            signature = {**row, **table, "columns": "i32", "k": "i32", **dict.fromkeys(given, "constexpr")}
+            name = f"choose_row[page={page},out={out[1:]},block={short.block}]"
+            found.append(KernelBuild(name, choose_row, signature, given, short.num_warps))
     for splits in SPLITS:
         constants = {"SPLITS": splits, "BLOCK": BLOCK}
-        for number in range(PASSES):
+        for number in range(PASSES.value):
             given = {"PASS": number, "PDL": False, **constants}
             signature = {**row, **_STATE, "counts_ptr": "*i32", "columns": "i32", "k": "i32"}
             signature.update(dict.fromkeys(given, "constexpr"))
@@ -29,7 +37,7 @@ def builds() -> tuple[KernelBuild, ...]:
                 KernelBuild(f"count_digits[pass={number},splits={splits}]", count_digits, signature, given, warps)
             )
         for page, out in ((64, "*i64"), (64, "*i32"), (0, "*i64")):
-            given = {**constants, "PAGE": page, "FILL": 128, "PDL": False}
+            given = {**constants, "PAGE": page, "FILL": FILL, "PDL": False}
             table = {"table_ptr": "*i32", "table_stride": "i32", "out_ptr": out, "out_stride": "i32"}
             signature = {**row, **_STATE, **table, "columns": "i32", "k": "i32", **dict.fromkeys(given, "constexpr")}
             name = f"write_chosen[page={page},out={out[1:]},splits={splits}]"
@@ -99,6 +107,7 @@ SPEC = OpSpec(
         case(1, 262144, 512),
         *(case(rows, 65536, 512) for rows in (1, 4, 16, 64)),
         case(1, 262144, 1024),
+        *(case(1, columns, 512) for columns in (1024, 4096, 16384)),
         case(256, 8192, 512),
         case(64, 16384, 64),
     ),

@@ -1,0 +1,74 @@
+"""Sampled requests' next tokens drawn on the card, so that no logits travel to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+
+from wellhead.dispatch.frozen import frozen
+from wellhead.ops.sampling import api as sampling
+
+if TYPE_CHECKING:
+    from wellhead.engine.request import Request
+    from wellhead.engine.runner import Scores
+
+COOLEST = 1e-6  # lower temperatures are the host's
+
+
+class DeviceSampler:
+    """Draws for up to `rows` tokens of a computation. A request's draws depend on its seed and on how many tokens it
+    has, so that neither its neighbours nor preemption change them; they are not the ones the host would make.
+    """
+
+    def __init__(self, rows: int, vocab_size: int, device: torch.device):
+        self._plans = {
+            (k, p): sampling.plan(rows, vocab_size, sampled=True, top_k=k, top_p=p, device=device)
+            for k, p in product((False, True), repeat=2)
+        }
+        self._rows, self._vocab_size = rows, vocab_size
+
+    def warm_up(self) -> None:
+        """Compile every plan."""
+        for (k, p), plan in self._plans.items():
+            plan.set([1.0], [2 * k], [0.5 if p else 1.0], [0])
+            out = torch.zeros(1, dtype=torch.int64, device=plan.seed.device)
+            plan.run(torch.zeros(1, self._vocab_size, device=out.device), torch.zeros_like(out), out)
+
+    def takes(self, request: Request) -> bool:
+        """Whether a request's tokens can be drawn here: nothing but its token is asked for, and no draft is checked."""
+        params = request.params
+        own = request.adjust is not None or params.logprobs or request.drafts
+        return params.temperature >= COOLEST and not own
+
+    def draw(self, scores: Scores, at: Mapping[Request, int]) -> torch.Tensor:
+        """`scores.best`, with draws in place of the best ids of some requests' tokens, tokens `at` of `scores`."""
+        chosen, low = scores.best.clone(), 0
+        rows = {scores.at[token]: request for request, token in at.items()}
+        for part in scores.parts:
+            mine = {row - low: request for row, request in rows.items() if low <= row < low + len(part)}
+            if mine:
+                own = chosen[low : low + len(part)].clone()  # begins where the kernels were compiled for
+                with frozen() if own.device.type == "cuda" else nullcontext():
+                    self._draw(part, own, mine)
+                chosen[low : low + len(part)] = own
+            low += len(part)
+        return chosen
+
+    def _draw(self, logits: torch.Tensor, chosen: torch.Tensor, requests: Mapping[int, Request]) -> None:
+        """chosen [M] int64, of whose rows those of `requests` are replaced."""
+        rows = max(requests) + 1
+        temperature, top_k, top_p, seeds, position = [0.0] * rows, [0] * rows, [1.0] * rows, [0] * rows, [0] * rows
+        for row, request in requests.items():
+            params = request.params
+            temperature[row], top_p[row] = params.temperature, params.top_p
+            top_k[row] = params.top_k if params.top_k < self._vocab_size else 0
+            seeds[row] = (request.generator.initial_seed() + 2**63) % 2**64 - 2**63
+            position[row] = len(request.output)
+        plan = self._plans[any(top_k), any(p < 1 for p in top_p)]
+        plan.set(temperature, top_k, top_p, seeds)
+        at = torch.tensor(position, device=logits.device)
+        plan.run(logits[:rows], at, chosen[:rows])

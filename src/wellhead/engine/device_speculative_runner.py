@@ -1,0 +1,157 @@
+"""Steps on a card with drafts from the model's own drafting layer (MTP)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+
+from wellhead.engine import warm_up
+from wellhead.engine.device_runner import DeviceRunner, Parts
+from wellhead.engine.drafting import BestDrafts
+from wellhead.engine.orders import DraftOrders, Orders
+from wellhead.engine.runner import Scores
+from wellhead.model.batch import Chunk
+from wellhead.model.device_model import DeviceModel
+from wellhead.model.device_mtp import DeviceMtp
+from wellhead.model.device_speculative import SpeculativeStep, SpeculativeSteps
+from wellhead.model.device_step import StepInputs
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """The last step's chunks: those that brought their newest token, `step` holds their streams; and those of prompts,
+    whose streams are in the prefill's workspace in the order of `inputs`.
+    """
+
+    trial: Sequence[int]
+    prompts: Sequence[int]
+    step: SpeculativeStep | None
+    inputs: StepInputs | None
+
+
+class DeviceSpeculativeRunner(DeviceRunner):
+    """Requests that bring their newest token, with or without drafts, are computed together, the same number of places
+    for each; the others as a prefill. The drafting layer then follows over the accepted tokens and chains
+    `speculative_tokens` guesses, all the best ones, for sampled requests too.
+
+    When all requests of a step are greedy, acceptance and drafting are launched behind the step without waiting; else
+    the host chooses first. Either way one read brings back the choice, one the guesses.
+    """
+
+    def __init__(
+        self, model: DeviceModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
+        chunk_tokens: int, speculative_tokens: int, context: int | None = None, captured: bool = True,
+        progress: bool = False,
+    ):  # fmt: skip
+        self._mtp, self._guesses = DeviceMtp(model), speculative_tokens
+        super().__init__(
+            model, num_pages, num_slots, window_pages, chunk_tokens=chunk_tokens, context=context, captured=captured,
+            progress=progress,
+        )  # fmt: skip
+        self.proposer = BestDrafts(speculative_tokens)
+        self.sampler = None  # a draw with drafts is the host's
+        self._computed = _Computed((), (), None, None)
+
+    def _make_steps(self, context: int, sizes: Sequence[int], captured: bool) -> None:
+        self._steps = SpeculativeSteps(
+            self._mtp, self._model, self.state, context, sizes, self._guesses, captured=captured
+        )
+        if self._compiles and not captured:
+            for step in self._steps.steps.values():
+                step.verify()
+                step.draft()
+
+    def _warm_up(self, chunk_tokens: int) -> list[int]:
+        sizes = super()._warm_up(chunk_tokens)
+        # one token of a prompt is a prefill here: steps on trial have at least two places
+        single = warm_up.padding(1, self._width, self._model.device)
+        self._model.logits(self._model.forward(single, self.state, self._prefill), self._prefill)
+        warm_up.warm_drafts(self._mtp, self.state, self._prefill, self._width, [1, *sizes])
+        return [1, *sizes]
+
+    def _compute(self, chunks: Sequence[Chunk]) -> Scores:
+        trial = [index for index, chunk in enumerate(chunks) if self._on_trial(chunk)]
+        prompts = [index for index, chunk in enumerate(chunks) if not self._on_trial(chunk)]
+        parts, step, inputs = Parts(), None, None
+        if trial:
+            step = self._steps.of(len(trial))
+            places = step.load([chunks[i] for i in trial])
+            step.verify()
+            parts.add(step.logits, step.best, dict(zip(trial, places, strict=True)))
+        if prompts:
+            inputs = self._compute_prompts(chunks, prompts, parts)
+        self._computed = _Computed(trial, prompts, step, inputs)
+        return parts.scores()
+
+    def execute(self, orders: Orders) -> Scores:
+        scores = super().execute(orders)
+        if not orders.following:
+            return scores
+        with self._frozen():
+            return self._draft_best(orders, scores)
+
+    def _draft_best(self, orders: Orders, scores: Scores) -> Scores:
+        """The scores, with guesses behind the best tokens."""
+        if self._computed.step is not None:
+            self._computed.step.draft()  # over what `verify` accepted
+        wanted = [{"none": 0, "last": 1, "all": len(chunk.token_ids)}[chunk.logits] for chunk in orders.chunks]
+        ends = list(accumulate(wanted))  # of each chunk's tokens in the scores
+        following = []
+        for index in self._computed.prompts:
+            chunk, last = orders.chunks[index], orders.following[index]
+            known = torch.tensor([*chunk.token_ids[1:], max(last, 0)], device=self._model.device)
+            if last < 0:
+                known[-1] = scores.best[scores.at[ends[index] - 1]]
+            following.append(known)
+        return replace(scores, drafts=self._guessed(orders.chunks, torch.cat(following) if following else None))
+
+    def draft(self, orders: DraftOrders) -> torch.Tensor:
+        """int64 [S, speculative_tokens] behind the chunks with logits "last", in their order."""
+        with self._frozen():
+            return self._draft_chosen(orders)
+
+    def _draft_chosen(self, orders: DraftOrders) -> torch.Tensor:
+        ends = list(accumulate(len(chunk.token_ids) for chunk in orders.chunks))
+        behind = [
+            list(orders.following[end - len(chunk.token_ids) : end])
+            for chunk, end in zip(orders.chunks, ends, strict=True)
+        ]
+        done = self._computed
+        if done.step is not None:
+            done.step.choose([orders.chunks[i] for i in done.trial], [behind[i] for i in done.trial])
+            done.step.draft()
+        known = [token for index in done.prompts for token in behind[index]]
+        following = torch.tensor(known, device=self._model.device) if known else None
+        return self._guessed(orders.chunks, following)
+
+    def _guessed(self, chunks: Sequence[Chunk], following: torch.Tensor | None) -> torch.Tensor:
+        """Guesses of every chunk that wants logits, those on trial from the step that has drafted; the prompts' tokens,
+        followed by `following`, go through the drafting layer here.
+        """
+        done = self._computed
+        parts: list[torch.Tensor] = []
+        order: list[int] = []
+        if done.step is not None:
+            parts.append(done.step.guesses[: len(done.trial)])
+            order += done.trial
+        if following is not None:
+            assert done.inputs is not None
+            ws, device = self._prefill, self._model.device
+            streams = self._mtp.forward(ws.streams[: len(following)], following, done.inputs, self.state, ws)
+            ends = list(accumulate(len(chunks[index].token_ids) for index in done.prompts))
+            sampling = [place for place, index in enumerate(done.prompts) if chunks[index].logits != "none"]
+            if sampling:
+                at = torch.tensor([ends[place] - 1 for place in sampling], device=device)
+                last = done.inputs.only(at)
+                parts.append(self._mtp.guess(streams[at], last, self.state, ws, self._guesses))
+                order += [done.prompts[place] for place in sampling]
+        guesses = torch.cat(parts) if parts else torch.empty(0, self._guesses, dtype=torch.int64)
+        return guesses if order == sorted(order) else guesses[sorted(range(len(order)), key=order.__getitem__)]
+
+    def _on_trial(self, chunk: Chunk) -> bool:
+        """Whether a chunk is a request's newest token and drafts."""
+        tokens = len(chunk.token_ids)
+        return tokens <= self._steps.each and (chunk.logits == "all" or (chunk.logits == "last" and tokens == 1))

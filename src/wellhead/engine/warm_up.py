@@ -1,0 +1,102 @@
+"""Every kernel that a step can launch, compiled before the first request.
+
+A decode step has one of the ladder's sizes, and each of them runs here or is captured: its shapes are all there are.
+
+A prefill has any number of tokens T from 2 to the chunk, any number of finished blocks, of requests and of wanted
+logits. What a launch compiles for depends on them in these ways only:
+
+1. The tile, and which of two kernels. Every op's `choose_config` gives one answer for all T up to the next power of
+   two, or has decided for the workspace's largest T.
+2. Integer arguments, of which Triton makes a variant for 1 and one for multiples of 16. The kernels take counts of
+   tokens, blocks and rows as `do_not_specialize`, but for `linear`'s few_kernel, where it would cost registers in a
+   decode: so each range between two powers of two has a T that is a multiple of 16 and one that is not.
+3. Addresses that are or are not multiples of 16. Tensors of a step begin where the allocator puts them, which is one;
+   index logits are taken in slices of 256 tokens, which keeps it.
+
+So `prefill_sizes` is complete; tests/engine/test_warm_up.py holds it against every T. Wanted logits N pass through the
+kernels of the head, for which 1 and 2 hold too; beyond LOGITS rows its tile stays the same.
+
+The steps hold padding alone (state slots -1), which reads no cache and writes none.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+
+from wellhead.model.device_model import DeviceModel
+from wellhead.model.device_mtp import DeviceMtp
+from wellhead.model.device_step import StepInputs
+from wellhead.model.device_workspace import Workspace
+from wellhead.model.state import ModelState
+
+LOGITS = 128  # rows from which the vocabulary's product has one tile
+
+
+def prefill_sizes(chunk_tokens: int) -> list[int]:
+    """Numbers of tokens whose prefills launch every variant that 2 to `chunk_tokens` tokens can."""
+    found: set[int] = set()
+    low = 1
+    while low < chunk_tokens:
+        high = min(2 * low, chunk_tokens)  # low < T <= high
+        wanted = (high, high - 1, high // 16 * 16)
+        found.update(size for size in wanted if size > low)
+        low = high
+    return sorted(found)
+
+
+def padding(tokens: int, pages: int, device: torch.device) -> StepInputs:
+    """A prefill of that many tokens of nobody, laid out as `StepInputs.of` does."""
+
+    def full(value: int, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        return torch.full(shape, value, dtype=dtype, device=device)
+
+    long, short = torch.int64, torch.int32
+    return StepInputs(
+        token_ids=full(0, long, tokens),
+        positions=full(0, long, tokens),
+        rows=full(0, short, tokens),
+        state_slots=full(-1, long, tokens),
+        page_table=full(-1, short, 1, pages),
+        window_table=full(-1, short, 1, pages),
+        firsts=full(0, short, tokens),
+        ends={ratio: full(-1, short, 1) for ratio in (4, 128)},
+    )
+
+
+def warm_prefill(model: DeviceModel, state: ModelState, ws: Workspace, pages: int, chunk_tokens: int) -> list[int]:
+    """Run prefills of `prefill_sizes`, and the head over as many rows; those sizes."""
+    sizes = prefill_sizes(chunk_tokens)
+    for tokens in sizes:
+        streams = model.forward(padding(tokens, pages, model.device), state, ws)
+        for rows in (1, tokens) if tokens <= LOGITS else (1,):
+            best = torch.empty(rows, dtype=torch.int64, device=model.device)
+            model.best(model.logits(streams[:rows], ws), ws, best)
+    return sizes
+
+
+def warm_drafts(mtp: DeviceMtp, state: ModelState, ws: Workspace, pages: int, sizes: Sequence[int]) -> None:
+    """Run the drafting layer over that many tokens, and its chain for up to LOGITS requests."""
+    for tokens in sizes:
+        inputs = padding(tokens, pages, ws.streams.device)
+        streams = mtp.forward(ws.streams[:tokens].zero_(), inputs.token_ids, inputs, state, ws)
+        if tokens <= LOGITS:
+            mtp.guess(streams, inputs.only(torch.arange(tokens, device=streams.device)), state, ws, 2)
+
+
+class Phases:
+    """Seconds of each phase of the warm-up, told on stderr as it ends."""
+
+    def __init__(self, progress: bool):
+        self._progress, self._began = progress, time.perf_counter()
+
+    def ended(self, what: str, sizes: Sequence[int]) -> None:
+        """`what` has a {} for the span of its sizes."""
+        now = time.perf_counter()
+        if self._progress and sizes:
+            span = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else f"{sizes[0]}"
+            print(f"wellhead: {what.format(span)} in {now - self._began:.1f} s", file=sys.stderr, flush=True)
+        self._began = now

@@ -1,0 +1,1 @@
+from wellhead.ops.addresses import reference as reference

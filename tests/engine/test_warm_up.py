@@ -1,0 +1,237 @@
+"""After the warm-up nothing is compiled: prefills of every number of tokens want only variants that it has met."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fakes.recorded_kernels import nothing_runs, recorded
+from wellhead.dispatch import capability
+from wellhead.dispatch.frozen import CompiledLate, frozen
+from wellhead.engine import warm_up
+from wellhead.engine.device_runner import DeviceRunner
+from wellhead.engine.device_sampling import DeviceSampler
+from wellhead.engine.device_speculative_runner import DeviceSpeculativeRunner
+from wellhead.engine.orders import DraftOrders, Orders
+from wellhead.engine.request import Request
+from wellhead.engine.runner import Scores
+from wellhead.engine.sampling_params import SamplingParams
+from wellhead.engine.warm_up import prefill_sizes, warm_prefill
+from wellhead.model import device_model
+from wellhead.model.batch import Batch, Chunk
+from wellhead.model.checkpoint import open_checkpoint, resolve_model
+from wellhead.model.choices import uses_of
+from wellhead.model.config_file import load_config
+from wellhead.model.device_model import DeviceModel
+from wellhead.model.device_step import StepInputs
+from wellhead.model.device_workspace import Workspace
+from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import WHOLE
+from wellhead.model.published import published_config
+from wellhead.model.stream import load_device_weights
+from wellhead.ops.bf16_linear import configs as bf16_linear
+from wellhead.ops.linear import configs as linear
+from wellhead.ops.linear import large_configs
+from wellhead.ops.norm_quant.api import plan
+from wellhead.ops.output_projection import configs as output_projection
+
+pytest.importorskip("triton")
+
+CHUNK = 300  # beyond one slice of index logits
+FEW, MANY = range(2, 35), (47, 48, 49, 63, 64, 65, 80, 127, 128, 129, 144, 255, 256, 257, 258, 272, 299, 300)
+
+
+@pytest.fixture(scope="module")
+def patched() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        nothing_runs(patch)
+        best = DeviceModel.best
+
+        def known_ids(self: DeviceModel, logits: torch.Tensor, ws: Workspace, out: torch.Tensor) -> None:
+            best(self, logits, ws, out)
+            out.zero_()  # nobody wrote ids there
+
+        patch.setattr(DeviceModel, "best", known_ids)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def runner(patched: pytest.MonkeyPatch) -> DeviceRunner:
+    """The embedded model on the CPU as a card would run it; its kernels are never launched."""
+    patched.setattr(device_model, "here", lambda: capability.features_of(capability.simulated("sm90"), "3.7.1"))
+    checkpoint = open_checkpoint(resolve_model())
+    weights, _ = load_device_weights(checkpoint, WHOLE, "cpu")
+    model = DeviceModel(weights, checkpoint.config, Numerics.named("checkpoint"))
+    return DeviceRunner(model, 8, 4, chunk_tokens=CHUNK, context=1024, captured=False)
+
+
+def warmed(runner: DeviceRunner) -> set[str]:
+    with recorded() as found:
+        warm_prefill(runner._model, runner.state, runner._prefill, runner._width, CHUNK)
+    return found
+
+
+def prefill(runner: DeviceRunner, tokens: int) -> set[str]:
+    """Variants of a prefill of one request that wants all logits, or of two with a few finished blocks or none."""
+    with recorded() as found:
+        runner.compute([Chunk([5] * tokens, 2 * tokens, range(4), 1, logits="all")])
+        parts = (tokens - tokens // 2, tokens // 2) if tokens >= 4 else (tokens,)
+        runner.compute([Chunk([5] * n, 128, range(4), slot, logits="last") for slot, n in enumerate(parts)])
+    return found
+
+
+def test_no_prefill_wants_a_variant_that_the_warm_up_has_not_met(runner: DeviceRunner) -> None:
+    known = warmed(runner)
+    assert len(known) > 40
+    for tokens in (*FEW, *MANY):
+        assert prefill(runner, tokens) <= known, tokens
+
+
+def test_fewer_sizes_would_miss_some(runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_up, "prefill_sizes", lambda chunk_tokens: [16, 300])
+    missed = prefill(runner, 33) - warmed(runner)
+    assert any("few_kernel" in variant for variant in missed)
+
+
+def test_no_decode_wants_a_variant_that_padding_has_not_met(runner: DeviceRunner) -> None:
+    with recorded() as known:
+        for step in runner._decode.steps.values():
+            step.run()
+    for requests in (1, 2, 3, 4):
+        with recorded() as found:
+            runner.compute([Chunk([7], 127 + slot, range(4), slot) for slot in range(requests)])
+        assert found and found <= known, requests
+
+
+@pytest.fixture(scope="module")
+def drafting(patched: pytest.MonkeyPatch) -> DeviceSpeculativeRunner:
+    patched.setattr(device_model, "here", lambda: capability.features_of(capability.simulated("sm90"), "3.7.1"))
+    checkpoint = open_checkpoint(resolve_model())
+    weights, _ = load_device_weights(checkpoint, WHOLE, "cpu", with_mtp=True)
+    model = DeviceModel(weights, checkpoint.config, Numerics.named("checkpoint"))
+    return DeviceSpeculativeRunner(
+        model, 8, 20, chunk_tokens=CHUNK, context=1024, captured=False, speculative_tokens=3
+    )
+
+
+def test_no_step_with_drafts_wants_a_variant_that_the_warm_up_has_not_met(drafting: DeviceSpeculativeRunner) -> None:
+    with recorded() as known:
+        for step in drafting._steps.steps.values():
+            step.verify()
+            step.draft()
+        drafting._warm_up(CHUNK)
+    for tokens in (1, *FEW, *MANY):
+        prompts = [Chunk([5] * tokens, 2 * tokens, range(4), 1, logits="last")]
+        if 2 < tokens <= 20:  # as many requests of a token or two
+            prompts = [Chunk([5] * (1 + slot % 2), 0, range(4), slot, logits="none") for slot in range(tokens)]
+            last = [Chunk([5], 200, range(4), 1, logits="all"), Chunk([5] * 4, 200, range(4), 2, logits="all")]
+            prompts = [*last, *(c for c in prompts if c.state_slot not in (1, 2))]
+        following = [-1 if chunk.logits != "none" else 7 for chunk in prompts]
+        with recorded() as found:
+            drafting.execute(Orders(prompts, following=following))
+            behind = [7 for chunk in prompts for _ in chunk.token_ids]
+            drafting.draft(DraftOrders(prompts, behind, range(len(behind))))
+        assert found and found <= known, (tokens, found - known)
+
+
+def test_no_draw_wants_a_variant_that_the_warm_up_has_not_met(patched: pytest.MonkeyPatch) -> None:
+    sampler = DeviceSampler(5, 3072, torch.device("cpu"))
+    with recorded() as known:
+        sampler.warm_up()
+    parts = [torch.zeros(rows, 3072) for rows in (3, 1, 5)]
+    scores = Scores(parts, torch.zeros(9, dtype=torch.int64), list(range(9)))
+    for top_k, top_p in ((0, 1.0), (7, 1.0), (0, 0.5), (7, 0.5)):
+        params = SamplingParams(temperature=0.7, top_k=top_k, top_p=top_p, seed=3)
+        requests = {Request([1], params, 9, torch.Generator()): row for row in (0, 3, 4, 8)}
+        with recorded() as found:
+            sampler.draw(scores, requests)
+        assert found and found <= known, (top_k, top_p)
+
+
+@pytest.mark.parametrize("chunk_tokens", [2, 3, 16, 31, 48, 100, 300, 512, 4096])
+def test_every_number_of_tokens_has_a_size_that_stands_for_it(chunk_tokens: int) -> None:
+    def kind(tokens: int) -> tuple[int, bool]:
+        return (tokens - 1).bit_length(), tokens % 16 == 0
+
+    sizes = prefill_sizes(chunk_tokens)
+    assert {kind(tokens) for tokens in range(2, chunk_tokens + 1)} == {kind(size) for size in sizes}
+    assert sizes[0] == 2 and sizes[-1] == chunk_tokens and len(sizes) <= 3 * chunk_tokens.bit_length()
+
+
+def test_tiles_follow_the_next_power_of_two_at_full_size() -> None:
+    """What makes the sizes complete, for the widths of a published model."""
+    uses = uses_of(load_config(published_config("v4-flash")), WHOLE)
+    for tokens in range(2, 1025):
+        power = 1 << (tokens - 1).bit_length()
+        for sizes in uses["linear"]:
+            for rounds in (True, False):
+                chosen, stands = (linear.choose_config(t, **sizes, rounds=rounds) for t in (tokens, power))
+                assert chosen == stands
+            assert large_configs.choose_large(tokens, sizes["n"]) == large_configs.choose_large(power, sizes["n"])
+        for sizes in uses["bf16_linear"]:
+            assert bf16_linear.choose_config(tokens, **sizes) == bf16_linear.choose_config(power, **sizes)
+        assert output_projection.choose_config(tokens) == output_projection.choose_config(power)
+
+
+def test_no_prefill_without_two_tokens() -> None:
+    assert prefill_sizes(1) == []
+
+
+def test_padding_is_laid_out_as_a_batch_is() -> None:
+    real = StepInputs.of(Batch.build([Chunk([1] * 9, 0, [0, 1], 0)]), "cpu", chunked=True)
+    made = warm_up.padding(9, 2, torch.device("cpu"))
+    for field in dataclasses.fields(StepInputs):
+        ours, theirs = getattr(made, field.name), getattr(real, field.name)
+        if field.name == "ends":
+            assert {ratio: ends.dtype for ratio, ends in ours.items()} == {r: e.dtype for r, e in theirs.items()}
+            assert all((ends == -1).all() for ends in ours.values())
+        else:
+            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), field.name
+    assert (made.state_slots == -1).all() and (made.page_table == -1).all()
+
+
+def launch_norm(d: int) -> None:
+    x, codes = torch.zeros(3, d, dtype=torch.bfloat16), torch.zeros(3, d, dtype=torch.float8_e4m3fn)
+    plan(d, 1e-6).run(x, None, codes, torch.zeros(3, d // 128, dtype=torch.uint8))
+
+
+def test_a_compile_in_a_step_names_op_kernel_and_case(patched: pytest.MonkeyPatch) -> None:
+    said = r"op 'norm_quant': kernel norm_quant_kernel would be compiled .* x \*bf16:16, weight=None.* D=640"
+    with pytest.raises(CompiledLate, match=said), frozen():
+        launch_norm(640)
+    with recorded() as found:  # Triton is as it was
+        launch_norm(640)
+    assert len(found) == 1
+
+
+def test_other_threads_may_compile(patched: pytest.MonkeyPatch) -> None:
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            launch_norm(768)
+        except BaseException as error:
+            failed.append(error)
+
+    with recorded() as found, frozen():
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert not failed and len(found) == 1
+
+
+def test_a_step_of_the_runner_is_frozen(runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_compiles", True)
+    with pytest.raises(CompiledLate, match=r"would be compiled in the middle of a step"):
+        runner.compute([Chunk([5] * 9, 0, range(4), 1)])
+
+
+def test_phases_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    warm_up.Phases(True).ended("prefills of {} tokens compiled", [2, 3, 300])
+    warm_up.Phases(False).ended("silence {}", [1])
+    said = capsys.readouterr().err
+    assert said.startswith("wellhead: prefills of 2 to 300 tokens compiled in 0.") and "silence" not in said

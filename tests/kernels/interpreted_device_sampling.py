@@ -1,0 +1,60 @@
+"""Tokens drawn on the card for requests. Run by test_interpreter.py, or natively where there is a card."""
+
+from __future__ import annotations
+
+import torch
+
+from wellhead.engine.device_sampling import DeviceSampler
+from wellhead.engine.request import Request
+from wellhead.engine.runner import Scores
+from wellhead.engine.sampling_params import SamplingParams
+from wellhead.engine.speculative import Draft, restricted
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+VOCAB = 50
+KINDS = [
+    SamplingParams(temperature=1.0, top_k=10 * VOCAB, seed=1),
+    SamplingParams(temperature=1.5, top_k=9, top_p=0.8, seed=2),
+    SamplingParams(temperature=2.0, top_p=0.5, seed=3),
+]
+
+
+def request(params: SamplingParams, output: int = 0) -> Request:
+    generator = torch.Generator().manual_seed(params.seed or 0)
+    return Request([1], params, 100, generator, output=[7] * output)
+
+
+def test_a_draw_is_of_its_request_alone_and_within_what_it_may_be() -> None:
+    rows = torch.randn(8, VOCAB, generator=torch.Generator().manual_seed(1)) * 2
+    sampler = DeviceSampler(8, VOCAB, torch.device(DEVICE))
+    alone, together = [], {}
+    for place, params in enumerate(KINDS):
+        one = request(params, place)
+        logits = rows[place : place + 1].to(DEVICE)
+        alone.append(int(sampler.draw(Scores.of(logits), {one: 0})[0]))
+        assert restricted(rows[place], params)[alone[-1]] > 0
+        together[request(params, place)] = place + 1
+    # the same rows in two parts, among greedy ones, in another order of rows
+    parts = [rows[[5, 1, 0]].to(DEVICE), rows[[7, 2]].to(DEVICE)]
+    at = [0, 2, 1, 4, 3]  # of: 5, 0, 1, 2, 7
+    best = torch.cat(parts).argmax(-1)
+    chosen = sampler.draw(Scores(parts, best, at), together)
+    assert [int(chosen[at[token]]) for token in together.values()] == alone
+    assert [int(chosen[row]) for row in (0, 3)] == [int(best[row]) for row in (0, 3)]
+
+
+def test_draws_follow_the_seed_and_the_number_of_tokens() -> None:
+    cases = [(seed, count) for seed in (1, 2, 2**63 - 1, 1) for count in range(4)]
+    logits, sampler = torch.zeros(len(cases), VOCAB, device=DEVICE), DeviceSampler(16, VOCAB, torch.device(DEVICE))
+    requests = {request(SamplingParams(temperature=1.0, seed=seed), count): i for i, (seed, count) in enumerate(cases)}
+    draws = sampler.draw(Scores.of(logits), requests).tolist()
+    assert len(set(draws[:12])) > 6 and draws[12:] == draws[:4]
+
+
+def test_what_is_left_to_the_host() -> None:
+    sampler = DeviceSampler(1, VOCAB, torch.device(DEVICE))
+    drafting = request(KINDS[0])
+    drafting.drafts = [Draft(3)]
+    assert not sampler.takes(drafting) and sampler.takes(request(KINDS[0]))
+    for params in (SamplingParams(), SamplingParams(temperature=1e-9), SamplingParams(temperature=1.0, logprobs=1)):
+        assert not sampler.takes(request(params))
