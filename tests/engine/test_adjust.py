@@ -9,8 +9,14 @@ import pytest
 import torch
 
 from wellhead.engine.adjust import biased, in_turn, penalised
+from wellhead.engine.device_sampling import DeviceSampler
+from wellhead.engine.drafting import BestDrafts
 from wellhead.engine.llm import LLM
+from wellhead.engine.orders import DraftOrders
+from wellhead.engine.request import Request
 from wellhead.engine.sampling_params import SamplingParams
+from wellhead.engine.scheduler import Work
+from wellhead.model.batch import Chunk
 
 GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
 
@@ -80,10 +86,42 @@ def test_generate_raises_what_a_request_failed_of(llm: LLM, monkeypatch: pytest.
     def broken(*args: object) -> list[int]:
         raise ArithmeticError("no token")
 
-    monkeypatch.setattr(speculative, "accept", broken)
+    monkeypatch.setattr(speculative, "accept_best", broken)
     with pytest.raises(ArithmeticError, match="no token"):
         llm.generate([[5, 6, 7]], GREEDY)
     with pytest.raises(ArithmeticError, match="no token"):
         list(llm.stream([5, 6, 7], GREEDY))
     llm.engine.check()
     assert not llm.engine.busy
+
+
+def test_guesses_of_a_device_pass_a_failed_request_by() -> None:
+    """The card guesses for every request of the step, the host leaves none with one that failed or adjusts."""
+    params, generator = SamplingParams(max_tokens=20), torch.Generator()
+    good, failed, bent = (
+        Request([5, 6, 7], params, 20, generator, adjust) for adjust in (None, None, biased({1: 1.0}))
+    )
+    failed.error = ArithmeticError("no token")
+    work = [Work(request, 3, samples=True) for request in (good, failed, bent)]
+    chunks = [Chunk([5, 6, 7], 0, [page], page) for page in range(3)]
+    for request in (good, bent):
+        request.output.append(9)
+    made = torch.tensor([[1, 2], [3, 4], [5, 6]])
+    asked = []
+
+    def draft(orders: DraftOrders) -> torch.Tensor:
+        asked.append(list(orders.following))
+        return made
+
+    for given in (made, None):
+        BestDrafts(2).propose(draft, work, chunks, {good: [8], bent: [8]}, given)
+        assert [[draft.token for draft in request.drafts] for request in (good, failed, bent)] == [[1, 2], [], []]
+    assert asked == [[6, 7, 8, 6, 7, 0, 6, 7, 8]]
+
+
+def test_the_card_draws_for_who_adjusts_nothing() -> None:
+    sampled = SamplingParams(temperature=0.7)
+    sampler = DeviceSampler.__new__(DeviceSampler)
+    generator = torch.Generator()
+    assert sampler.takes(Request([5], sampled, 5, generator))
+    assert not sampler.takes(Request([5], sampled, 5, generator, biased({1: 1.0})))
