@@ -18,14 +18,14 @@ demo:  ## install what is missing, then answer four questions with the embedded 
 	@$(BIN)/wellhead demo
 
 test:  ## install what is missing, then ruff, mypy and pytest
-	@$(PYTHON) tools/install.py --venv $(VENV) --extra dev
+	@$(PYTHON) tools/install.py --venv $(VENV) --extra dev --extra serve --extra bench
 	-@$(BIN)/python tools/triton_versions.py
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 lint:  ## ruff and mypy only
-	@$(PYTHON) tools/install.py --venv $(VENV) --extra dev
+	@$(PYTHON) tools/install.py --venv $(VENV) --extra dev --extra serve --extra bench
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 

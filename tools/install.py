@@ -2,7 +2,7 @@
 """Make the virtual environment that `make demo` and `make test` use. Standard library only.
 
     python3 tools/install.py --venv .venv                 # what `wellhead` needs to run
-    python3 tools/install.py --venv .venv --extra dev     # and what its tests need
+    python3 tools/install.py --venv .venv --extra dev --extra serve --extra bench    # and what its tests need
 
 A stamp file inside the environment records what was installed, from which files; when nothing changed a
 second run returns at once. Every failure ends with one line that says what to do, and exit status 1.
@@ -26,7 +26,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PROBE_SECONDS = 4.0
 
 # Download sizes in MB, rounded up from the wheels of the versions in constraints.txt (x86-64).
-CPU_TORCH_MB, CUDA_TORCH_MB, TRITON_MB, BASE_MB, DEV_MB = 200, 2500, 200, 50, 70
+CPU_TORCH_MB, CUDA_TORCH_MB, TRITON_MB, BASE_MB, DEV_MB = 200, 2500, 200, 50, 120
 
 
 class InstallError(Exception):

@@ -167,8 +167,8 @@ def test_end_token_and_stop_string(llm: LLM) -> None:
     ) == (stopped.text)
 
     end = free.token_ids[12]
-    engine, own = llm.engine, llm.engine._eos_ids
-    engine._eos_ids = frozenset([end])
+    engine, own = llm.engine, llm.engine.eos_ids
+    engine.eos_ids = frozenset([end])
     try:
         (ended,) = llm.generate(["text"], SamplingParams(30, 1.0, seed=8))
         assert (
@@ -179,7 +179,7 @@ def test_end_token_and_stop_string(llm: LLM) -> None:
         (ignored,) = llm.generate(["text"], sampled)
         assert ignored == free
     finally:
-        engine._eos_ids = own
+        engine.eos_ids = own
 
 
 def test_logprobs(llm: LLM) -> None:

@@ -185,7 +185,7 @@ def test_an_answer_ends_within_accepted_drafts(monkeypatch: pytest.MonkeyPatch, 
     stopping = dataclasses.replace(GREEDY, ignore_eos=False, logprobs=1)
     for end in set(free.token_ids[3:6]):
         for llm in (plain, drafting):
-            monkeypatch.setattr(llm.engine, "_eos_ids", frozenset([end]))
+            monkeypatch.setattr(llm.engine, "eos_ids", frozenset([end]))
         (ended,) = drafting.generate([ids], stopping)
         assert ended == plain.generate([ids], stopping)[0] and ended.finish_reason == "stop"
         assert 0 < ended.accepted_tokens < len(ended.token_ids) <= 1 + ended.accepted_tokens + ended.draft_steps

@@ -1,4 +1,4 @@
-"""`wellhead bench OP`: an op's cases on this card, each checked before it is timed."""
+"""`wellhead bench OP`: an op's cases on this card, checked, then timed; or a whole step, or a server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wellhead.cli import options, ranks
+from wellhead.cli import bench_serve, options, ranks
 
 if TYPE_CHECKING:
     from wellhead.testing.bench_step import Kernel
@@ -19,6 +19,7 @@ _EXAMPLES = """examples:
   wellhead bench all --jsonl benchmarks/results/ops.jsonl
   wellhead bench moe --case M=1, --arch sm120
   wellhead bench sparse_mla --list
+  wellhead bench serve --url http://127.0.0.1:8000 --rate 4 --picture load.png
   wellhead bench step --layers 16 --batch 1 8 64 --context 4096 --jsonl benchmarks/results/step.jsonl
   wellhead bench step --layers 43 --tp 2 --batch 1 8 64 --eager
 """
@@ -27,13 +28,13 @@ _EXAMPLES = """examples:
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "bench",
-        help="time ops on this card",
+        help="time ops on this card, or a server",
         description="Time the cases of ops by CUDA-graph replay over rotating inputs, beside the roof of the same "
         "process. A case whose result is wrong prints no speed, and the exit status is 1.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("ops", nargs="+", metavar="OP", help="ops that `wellhead doctor` lists, or all, or step")
+    parser.add_argument("ops", nargs="+", metavar="OP", help="ops that `wellhead doctor` lists; all; step; serve")
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     parser.add_argument("--impl", default="triton", help="implementation to time (triton)")
     parser.add_argument(
@@ -47,6 +48,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     step.add_argument("--context", type=int, default=4096, help="position of every request (4096)")
     step.add_argument("--eager", action="store_true", help="launch by launch as well, after the CUDA graphs")
     ranks.add(parser)
+    bench_serve.add_options(parser)
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append one JSON line a case to FILE")
     parser.add_argument("--list", action="store_true", help="list the cases and stop; needs no card")
     options.add_debug(parser)
@@ -56,6 +58,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.ops == ["step"]:
         return _run_step(args)
+    if args.ops == ["serve"]:
+        return bench_serve.run(args)
     from wellhead.ops import registry
 
     specs = registry.specs() if args.ops == ["all"] else [registry.spec(op) for op in args.ops]

@@ -19,16 +19,19 @@ if TYPE_CHECKING:
 REFERENCES = ("cpu", "eager", "alone")  # ways to answer that others are compared with
 
 
+_SIZES = ("chunk_tokens", "context_length")
+
+
 def add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        metavar="FOLDER|HUB_ID",
-        help="checkpoint folder or hub id (default: $WELLHEAD_MODEL, else the embedded checkpoint)",
-    )
+def add_model(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
+    described = "checkpoint folder or hub id (default: $WELLHEAD_MODEL, else the embedded checkpoint)"
+    if positional:
+        parser.add_argument("model", nargs="?", metavar="MODEL", help=described)
+    else:
+        parser.add_argument("--model", metavar="FOLDER|HUB_ID", help=described)
     parser.add_argument(
         "--device", default="cpu", metavar="cpu|cuda", help="cuda computes in kernels on the card, cpu in torch (cpu)"
     )
@@ -87,17 +90,25 @@ def load(model: str | None, args: argparse.Namespace | None = None, **more: Any)
     progress = sys.stderr.isatty()
     if args is None:
         return LLM(model, progress=progress)
+    return LLM(model, progress=progress, **engine_options(args), **more)
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `LLM` takes of `add_model`'s options, and of the sizes that `serve` has besides."""
+    found: dict[str, Any] = {
+        "device": args.device,
+        "impl": impl(args),
+        "captured": not args.eager,
+        "speculative_tokens": args.speculative_tokens,
+    }
     if args.group is not None:
-        more |= {"split": split(args), "group": args.group}
-    return LLM(
-        model,
-        progress=progress,
-        device=args.device,
-        impl=impl(args),
-        captured=not args.eager,
-        speculative_tokens=args.speculative_tokens,
-        **more,
-    )
+        found |= {"split": split(args), "group": args.group}
+    return found | sizes(args)
+
+
+def sizes(args: argparse.Namespace) -> dict[str, Any]:
+    """Sizes that every rank must be given alike; empty for commands without them."""
+    return {name: getattr(args, name) for name in _SIZES if getattr(args, name, None) is not None}
 
 
 def load_reference(way: str, model: str | None, args: argparse.Namespace, max_running: int) -> LLM:

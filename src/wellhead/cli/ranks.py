@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         own = ["--rank", str(rank), "--rendezvous", rendezvous, "--lifeline", str(lifeline)]
         return [sys.executable, "-m", "wellhead", argv[0], *own, *argv[1:]]
 
-    return launch(ranks, command, verbose=args.debug)
+    return launch(ranks, command, verbose=args.debug, drains=getattr(args, "drains", False))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -105,6 +105,6 @@ def _follow(args: argparse.Namespace, group: Group) -> None:
     numerics = Numerics.named("checkpoint")
     model, make_runner = load_with_runner(
         checkpoint, numerics, args.device, impl=options.impl(args), captured=not args.eager, split=options.split(args),
-        group=group, speculative_tokens=args.speculative_tokens,
+        group=group, speculative_tokens=args.speculative_tokens, **options.sizes(args),
     )  # fmt: skip
     follow(group, make_runner, model)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from wellhead.engine.adjust import Adjust
 from wellhead.engine.memory import Memory
 from wellhead.engine.output import Delta, TextOutput
 from wellhead.engine.request import FinishReason, Request, RequestError
@@ -37,15 +38,18 @@ class Engine:
         window_pages: int | None = None,
         prefix_caching: bool = True,
         speculative_tokens: int = 0,
+        context_length: int | None = None,
         make_runner: MakeRunner = Runner,
     ):
         if max_running < 1:
             raise ValueError(f"max_running is {max_running}, expected at least 1")
         config = model.config
+        self.max_running = max_running
+        self.context_length = context_length or config.max_position_embeddings
         if num_pages is None:
             affordable = DEFAULT_CACHE_BYTES // bytes_per_page(config, model.numerics, with_mtp=speculative_tokens > 0)
-            num_pages = max(1, min(affordable, max_running * pages_for(config.max_position_embeddings)))
-        self._model, self._tokenizer, self._eos_ids = model, tokenizer, eos_ids
+            num_pages = max(1, min(affordable, max_running * pages_for(self.context_length)))
+        self._model, self._tokenizer, self.eos_ids = model, tokenizer, eos_ids
         self._chunk_tokens = chunk_tokens
         self._memory = Memory(
             num_pages, max_running, window_pages, window=config.sliding_window, prefix_caching=prefix_caching
@@ -67,17 +71,36 @@ class Engine:
     def counters(self) -> Counters:
         return self._scheduler.counters
 
-    def make_request(self, prompt: Sequence[int], params: SamplingParams) -> Request:
+    @property
+    def graph_misses(self) -> int | None:
+        """Steps whose decodes ran launch by launch; None where there are no graphs."""
+        return self._runner.graph_misses
+
+    @property
+    def graph_sizes(self) -> Sequence[int]:
+        """Batch sizes with a captured decode step."""
+        return self._runner.graph_sizes
+
+    @property
+    def pool_pages(self) -> int:
+        return self._memory.pages.total
+
+    @property
+    def pool_tokens(self) -> int:
+        """Tokens that the caches hold, of all requests together."""
+        return self.pool_pages * PAGE_TOKENS
+
+    def make_request(self, prompt: Sequence[int], params: SamplingParams, adjust: Adjust | None = None) -> Request:
         """A checked request, not yet queued. RequestError names what is wrong with it and what would help."""
-        config = self._model.config
-        context = config.max_position_embeddings
+        context = self.context_length
         ids = self.check_ids(prompt)
         if len(ids) >= context:
             raise RequestError(
                 f"the prompt has {len(ids)} tokens, the model's context is {context} and needs room for one "
                 "more; shorten the prompt"
             )
-        request = Request(ids, params, min(params.max_tokens, context - len(ids)), _generator(params.seed))
+        longest = min(params.max_tokens, context - len(ids))
+        request = Request(ids, params, longest, _generator(params.seed), adjust)
         needed, total = pages_for(request.cached_tokens), self._memory.pages.total
         if needed > total:
             raise RequestError(
@@ -111,7 +134,8 @@ class Engine:
             self._scheduler.finish(request, "abort")
 
     def step(self) -> list[tuple[Request, Delta]]:
-        """Run one step; what every request that got a token gained by it.
+        """Run one step; what every request that got a token gained by it. A request that failed by itself ends with
+        "error" and leaves its exception in `error`; the others have their step.
 
         When nothing is left to run, the pools must be whole; else IntegrityError names what is lost.
         """
@@ -119,6 +143,7 @@ class Engine:
         found = self._runner.run(work)
         self._scheduler.advance(work, {request: len(tokens) - 1 for request, tokens in found.items()})
         deltas = [(request, self._collect(request, tokens)) for request, tokens in found.items()]
+        deltas += [(item.request, self._fail(item.request)) for item in work if item.request.error is not None]
         if not (self.busy or self._memory.whole):
             self.check()
         return deltas
@@ -180,6 +205,11 @@ class Engine:
             request.drafted -= behind
         return Delta(text, request.output[before:], reason)
 
+    def _fail(self, request: Request) -> Delta:
+        del self._texts[request]
+        self._scheduler.finish(request, "error")
+        return Delta("", [], "error")
+
     def _push(self, request: Request, token: int) -> tuple[str, FinishReason | None]:
         """A request's next token: the text it makes certain, and whether the request ends with it."""
         request.output.append(token)
@@ -195,7 +225,7 @@ class Engine:
         return text, reason
 
     def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
-        if token in self._eos_ids and not request.params.ignore_eos:
+        if token in self.eos_ids and not request.params.ignore_eos:
             return "stop"
         return "length" if len(request.output) >= request.max_tokens else None
 

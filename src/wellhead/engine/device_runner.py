@@ -56,13 +56,14 @@ class DeviceRunner(StepRunner):
         if captured:
             model.choices.check_captured()
         super().__init__(model, num_pages, num_slots, window_pages)
-        context = context or min(model.config.max_position_embeddings, num_pages * PAGE_TOKENS)
+        context = min(context or model.config.max_position_embeddings, num_pages * PAGE_TOKENS)
         self._model, self._width = model, pages_for(context)
         self._prefill = model.workspace(chunk_tokens, context, chunked=True)
         if model.choices.of("sampling") != REFERENCE:
             self.sampler = DeviceSampler(num_slots, model.config.vocab_size, model.device)
         phases, self._compiles = warm_up.Phases(progress), model.device.type == "cuda"  # nothing else compiles
         sizes = ladder(num_slots)
+        self.graph_misses, self.graph_sizes = 0, sizes if captured else ()
         self._make_steps(context, sizes, captured)
         if self._compiles:
             torch.cuda.synchronize()
@@ -85,6 +86,8 @@ class DeviceRunner(StepRunner):
         return warm_up.warm_prefill(self._model, self.state, self._prefill, self._width, chunk_tokens)
 
     def compute(self, chunks: Sequence[Chunk]) -> Scores:
+        if not self.graph_sizes and self.graph_misses is not None:
+            self.graph_misses += 1
         with self._frozen():
             return self._compute(chunks)
 

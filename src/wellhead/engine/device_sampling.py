@@ -41,7 +41,8 @@ class DeviceSampler:
     def takes(self, request: Request) -> bool:
         """Whether a request's tokens can be drawn here: nothing but its token is asked for, and no draft is checked."""
         params = request.params
-        return params.temperature >= COOLEST and not params.logprobs and not request.drafts
+        own = request.adjust is not None or params.logprobs or request.drafts
+        return params.temperature >= COOLEST and not own
 
     def draw(self, scores: Scores, at: Mapping[Request, int]) -> torch.Tensor:
         """`scores.best`, with draws in place of the best ids of some requests' tokens, tokens `at` of `scores`."""

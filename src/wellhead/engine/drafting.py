@@ -57,10 +57,12 @@ def plan(
         drafts = speculative.draft_count(request, end + 1, most) if tokens else 0
         own = replace(chunk, token_ids=chunk.token_ids[:count], logits="last" if drafts else "none")
         accepted.append(own)
-        following += [*chunk.token_ids[1:count], tokens[-1] if tokens else request.tokens(end, end + 1)[0]]
+        # behind the newest token of a request that failed comes nothing: any id will do
+        behind = tokens[-1] if tokens else 0 if item.samples else request.tokens(end, end + 1)[0]
+        following += [*chunk.token_ids[1:count], behind]
         rows += range(first, first + count)
         first += len(chunk.token_ids)
-        if tokens:
+        if item.samples:
             wanting.append(Wanting(request, own, drafts))
     return DraftOrders(accepted, following, rows), wanting
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import IO
 
@@ -67,10 +68,13 @@ class _Ended(BaseException):
     """A signal asks to end; the status to end with."""
 
 
-def launch(ranks: Ranks, command: Callable[[int, str, int], Sequence[str]], *, verbose: bool = False) -> int:
+def launch(
+    ranks: Ranks, command: Callable[[int, str, int], Sequence[str]], *, verbose: bool = False, drains: bool = False
+) -> int:
     """Run command(rank, rendezvous URL, lifeline) for each of this host's ranks; the exit status of all of it.
 
     A rank must call `hold` with its lifeline. `verbose` shows all that a failed rank wrote, not its last line only.
+    `drains`: rank 0 ends by itself, and the others with it, after it was asked by SIGTERM; asked again, all are ended.
     """
     if ranks.nodes > 1:
         print(f"wellhead: host {ranks.node} of {ranks.nodes}, they meet at {ranks.master}", file=sys.stderr)
@@ -83,6 +87,8 @@ def launch(ranks: Ranks, command: Callable[[int, str, int], Sequence[str]], *, v
         try:
             for number in ranks.local:
                 started.append(_start(number, command(number, url, lifeline), lifeline))
+            if drains and ranks.node == 0:
+                signal.signal(signal.SIGTERM, partial(_drain, started[0].process))
             return _watch(started, verbose)
         except _Ended as ended:
             return int(ended.args[0])
@@ -176,6 +182,11 @@ def _end_all(ranks: Sequence[_Rank]) -> None:
 
 def _end(number: int, frame: FrameType | None) -> None:
     raise _Ended(128 + number)
+
+
+def _drain(lead: subprocess.Popen[bytes], number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, _end)
+    lead.terminate()
 
 
 def _let_rank_0_answer(number: int, frame: FrameType | None) -> None:

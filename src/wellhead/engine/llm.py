@@ -11,12 +11,13 @@ import torch
 
 from wellhead.dispatch.choose import AUTO
 from wellhead.engine.core import Engine
-from wellhead.engine.loading import load_with_runner
+from wellhead.engine.loading import load_with_runner, pages_within
 from wellhead.engine.output import Delta
 from wellhead.engine.parallel import LeadingRunner
 from wellhead.engine.request import FinishReason, Request, RequestError
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.engine.speculative import MOST_TOKENS
+from wellhead.engine.story import Phase, untold
 from wellhead.model.checkpoint import open_checkpoint, resolve_model
 from wellhead.model.config import ModelConfig
 from wellhead.model.layers_attention import Ablation
@@ -61,7 +62,9 @@ class LLM:
     that many tokens ahead and one step checks them; greedy answers stay what they are, sampled ones keep their
     distribution (not their draws); a seed's draws on a device are not those on the CPU either. In a group of several
     ranks this is rank 0, and the others run `engine.parallel.follow` over the same model. A folder without
-    tokenizer.json takes prompts as ids only and gives empty text.
+    tokenizer.json takes prompts as ids only and gives empty text. context_length bounds a request's tokens below the
+    model's own limit; from mem_fraction, the part of a card's memory to take, follows num_pages. `phase` is told what
+    is being done meanwhile.
     """
 
     def __init__(
@@ -84,40 +87,50 @@ class LLM:
         split: Split = WHOLE,
         group: Group = ALONE,
         speculative_tokens: int = 0,
+        context_length: int | None = None,
+        mem_fraction: float | None = None,
+        phase: Phase = untold,
     ):
         precision = Numerics.named(numerics, index_keys, kv_dtype)
-        checkpoint = open_checkpoint(resolve_model(model))
         tokenizer = None
-        if (checkpoint.folder / "tokenizer.json").is_file():
-            tokenizer = Tokenizer.from_folder(checkpoint.folder)
-        if group.rank:
-            raise ValueError(f"this is rank {group.rank}; requests are rank 0's, the others follow it")
-        _check_speculative(speculative_tokens, checkpoint.config)
-        loaded, make_runner = load_with_runner(
-            checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, captured=captured,
-            ablation=ablation, progress=progress, split=split, group=group, speculative_tokens=speculative_tokens,
-        )  # fmt: skip
+        with phase("checking the checkpoint"):
+            checkpoint = open_checkpoint(resolve_model(model))
+            if (checkpoint.folder / "tokenizer.json").is_file():
+                tokenizer = Tokenizer.from_folder(checkpoint.folder)
+            if group.rank:
+                raise ValueError(f"this is rank {group.rank}; requests are rank 0's, the others follow it")
+            _check_speculative(speculative_tokens, checkpoint.config)
+            _check_context(context_length, checkpoint.config)
+            if mem_fraction is not None:
+                num_pages = pages_within(
+                    mem_fraction, checkpoint.config, precision, split, device, num_pages=num_pages, slots=max_running,
+                    step_tokens=chunk_tokens, context_length=context_length, with_mtp=speculative_tokens > 0,
+                )  # fmt: skip
+        with phase("loading weights"):
+            loaded, make_runner = load_with_runner(
+                checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, captured=captured,
+                ablation=ablation, progress=progress, split=split, group=group, speculative_tokens=speculative_tokens,
+                context_length=context_length,
+            )  # fmt: skip
         if group.world > 1:
             make_runner = partial(LeadingRunner, group, make_runner)
         self._folder, self._model, self._tokenizer = checkpoint.folder, loaded, tokenizer
         self._pending: dict[Request, list[Delta]] = {}
         eos_ids = tokenizer.eos_ids if tokenizer else frozenset([checkpoint.config.eos_token_id])
-        self.engine = Engine(
-            loaded,
-            tokenizer,
-            eos_ids,
-            max_running=max_running,
-            chunk_tokens=chunk_tokens,
-            num_pages=num_pages,
-            window_pages=window_pages,
-            prefix_caching=prefix_caching,
-            speculative_tokens=speculative_tokens,
-            make_runner=make_runner,
-        )
+        with phase("making caches" if device == "cpu" else "making caches, compiling and capturing"):
+            self.engine = Engine(
+                loaded, tokenizer, eos_ids, max_running=max_running, chunk_tokens=chunk_tokens, num_pages=num_pages,
+                window_pages=window_pages, prefix_caching=prefix_caching, speculative_tokens=speculative_tokens,
+                context_length=context_length, make_runner=make_runner,
+            )  # fmt: skip
 
     @property
     def config(self) -> ModelConfig:
         return self._model.config
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return self._tokenizer is not None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -166,6 +179,9 @@ class LLM:
             # an interrupt must not leave requests behind
             for request in requests:
                 self.engine.abort(request)
+        for request in requests:
+            if request.error is not None:
+                raise request.error
         return [_completion(request, texts[request]) for request in requests]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
@@ -185,6 +201,8 @@ class LLM:
                 queue = self._pending[request]
                 while queue:
                     delta = queue.pop(0)
+                    if request.error is not None:
+                        raise request.error
                     yield delta
                     if delta.finish_reason is not None:
                         return
@@ -230,6 +248,12 @@ def _check_speculative(tokens: int, config: ModelConfig) -> None:
             f"speculative_tokens is {tokens}, but the model has {config.num_nextn_predict_layers} MTP layers with "
             f"compress_ratios {list(ratios)}; expected one, of ratio 0"
         )
+
+
+def _check_context(context_length: int | None, config: ModelConfig) -> None:
+    most = config.max_position_embeddings
+    if context_length is not None and not 2 <= context_length <= most:
+        raise ValueError(f"context_length is {context_length}, expected 2 to the model's {most}")
 
 
 def _completion(request: Request, text: str) -> Completion:

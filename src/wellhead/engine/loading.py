@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import torch
+
 from wellhead.dispatch.choose import AUTO
 from wellhead.engine.runner import MakeRunner, Runner, StepRunner
 from wellhead.engine.speculative_runner import SpeculativeRunner
 from wellhead.model.checkpoint import Checkpoint
+from wellhead.model.config import ModelConfig
 from wellhead.model.layers_attention import Ablation
 from wellhead.model.load import ServedModel, load_device_model, load_model
+from wellhead.model.memory_plan import plan_memory
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.split import Split
@@ -22,6 +26,7 @@ def load_with_runner(
     device: str = "cpu",
     *,
     chunk_tokens: int = 512,
+    context_length: int | None = None,
     impl: str | Mapping[str, str] = AUTO,
     captured: bool = True,
     ablation: Ablation | str = Ablation.NONE,
@@ -33,6 +38,7 @@ def load_with_runner(
     """The loaded model, and what makes its runner. NotImplementedError for a combination that does not exist yet.
 
     impl: an implementation for all ops, or {op: implementation}. captured: decode steps as CUDA graphs, on a device.
+    context_length: tokens of a request at most (None: the model's).
     """
     if device == "cpu":
         if not captured:
@@ -53,4 +59,39 @@ def load_with_runner(
     make: Callable[..., StepRunner] = DeviceRunner
     if speculative_tokens:
         make = partial(DeviceSpeculativeRunner, speculative_tokens=speculative_tokens)
-    return loaded, partial(make, chunk_tokens=chunk_tokens, captured=captured, progress=progress)
+    return loaded, partial(
+        make, chunk_tokens=chunk_tokens, context=context_length, captured=captured, progress=progress
+    )
+
+
+def pages_within(
+    fraction: float,
+    config: ModelConfig,
+    numerics: Numerics,
+    split: Split,
+    device: str,
+    *,
+    num_pages: int | None,
+    slots: int,
+    step_tokens: int,
+    context_length: int | None = None,
+    with_mtp: bool = False,
+) -> int:
+    """Pages that fit when weights, caches and working memory may take this fraction of the card's memory; planned from
+    the configuration, before anything is loaded. ValueError for a fraction that means nothing here; OutOfMemory names
+    the shortfall.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"mem_fraction is {fraction}, expected a number above 0 and at most 1")
+    if num_pages is not None:
+        raise ValueError(f"mem_fraction is {fraction} and num_pages {num_pages}; give one of them")
+    if not device.startswith("cuda"):
+        raise ValueError(f"mem_fraction is {fraction} on device {device!r}, where nothing is pooled; give num_pages")
+    from wellhead.engine.device_runner import ladder
+
+    _, total = torch.cuda.mem_get_info(torch.device(device))
+    plan = plan_memory(
+        config, numerics, split, int(total * fraction), slots=slots, step_tokens=step_tokens,
+        graph_sizes=len(ladder(slots)), with_mtp=with_mtp, max_context=context_length,
+    )  # fmt: skip
+    return plan.pages

@@ -31,11 +31,14 @@ class LeadingRunner(StepRunner):
         self._inner = make_runner(model, num_pages, num_slots, window_pages)
         self.config, self.state = self._inner.config, self._inner.state
         self.proposer, self.sampler = self._inner.proposer, self._inner.sampler
+        self.graph_sizes = self._inner.graph_sizes
 
     def execute(self, orders: Orders) -> Scores:
         with _interrupts_wait():
             self._group.broadcast([_STEP, *orders.encode()])
-            return self._inner.execute(orders)
+            scores = self._inner.execute(orders)
+        self.graph_misses = self._inner.graph_misses
+        return scores
 
     def draft(self, orders: DraftOrders) -> torch.Tensor:
         with _interrupts_wait():

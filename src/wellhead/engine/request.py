@@ -7,10 +7,11 @@ from typing import Literal
 
 import torch
 
+from wellhead.engine.adjust import Adjust
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.engine.speculative import Draft
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class RequestError(ValueError):
@@ -29,6 +30,7 @@ class Request:
     params: SamplingParams
     max_tokens: int
     generator: torch.Generator
+    adjust: Adjust | None = None
     output: list[int] = field(default_factory=list)
     logprobs: list[dict[int, float]] = field(default_factory=list)
     drafts: list[Draft] = field(default_factory=list)  # guesses of what comes behind its newest token
@@ -37,6 +39,7 @@ class Request:
     draft_steps: int = 0  # steps that brought drafts
     computed: int = 0
     finish_reason: FinishReason | None = None
+    error: Exception | None = None  # why it ended, where that is "error"
 
     pages: list[int] = field(default_factory=list)
     window_pages: list[int] = field(default_factory=list)  # beside `pages`; -1 behind the window
@@ -45,6 +48,11 @@ class Request:
     shared: int = 0  # leading pages that are the prefix cache's
     branch: int = 0  # where its prompt parts from the prefix cache's, in tokens; 0 when nowhere
     keys: list[bytes] = field(default_factory=list)  # of its first full pages
+
+    @property
+    def greedy(self) -> bool:
+        """Whether its next token is the best id, so that a device need not wait for the host to choose it."""
+        return self.adjust is None and self.params.temperature == 0
 
     @property
     def known(self) -> int:

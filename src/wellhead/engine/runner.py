@@ -57,6 +57,8 @@ class StepRunner(ABC):
 
     proposer: Proposer | None = None
     sampler: DeviceSampler | None = None
+    graph_misses: int | None = None  # steps whose decodes ran launch by launch; None where there are no graphs
+    graph_sizes: Sequence[int] = ()  # batch sizes with a captured decode step
 
     def __init__(self, model: ServedModel, num_pages: int, num_slots: int, window_pages: int | None = None):
         self.config = model.config
@@ -68,7 +70,8 @@ class StepRunner(ABC):
 
     def run(self, work: Sequence[Work]) -> dict[Request, list[int]]:
         """Compute the work's tokens; the next tokens of every request whose newest token was among them: its drafts as
-        far as they were accepted, then one more. The scheduler is told by its `advance`, not here.
+        far as they were accepted, then one more. The scheduler is told by its `advance`, not here. A request whose
+        tokens cannot be chosen has its `error` set and no tokens.
         """
         chunks, restores, saves, following = [], [], [], []
         for item in work:
@@ -89,7 +92,7 @@ class StepRunner(ABC):
             end = request.computed + item.tokens
             following.append(-1 if item.samples else request.tokens(end, end + 1)[0])
         sampled = [item for item in work if item.samples]
-        if any(item.request.params.temperature for item in sampled):
+        if not all(item.request.greedy for item in sampled):
             following = []
         scores = self.execute(Orders(chunks, restores, saves, following))  # who saves a page's end has no drafts
         found = choose(sampled, scores, self.sampler)
@@ -130,7 +133,7 @@ def choose(
     """The next tokens of the requests, whose drafts are used up; their tokens' scores follow each other.
 
     Logits are read from the device only for requests that report them, and for those that sample where `sampler` does
-    not draw for them.
+    not draw for them, or adjust theirs. A request that fails here has its `error` set and no tokens.
     """
     spans: dict[Request, range] = {}
     low = 0
@@ -140,24 +143,34 @@ def choose(
     chosen = sampler.draw(scores, drawn) if sampler is not None and drawn else scores.best
     ids = chosen.tolist()  # where the host waits for the device
     best = [ids[row] for row in scores.at]
-    read = [r for r in spans if r.params.logprobs or (r.params.temperature and r not in drawn)]
+    read = [r for r in spans if r.params.logprobs or not (r.greedy or r in drawn)]
     wanted = [row for request in read for row in spans[request]]
     rows = dict(zip(wanted, scores.read(wanted), strict=True)) if wanted else {}
     found = {}
     for item in sampled:
-        request, params = item.request, item.request.params
-        span, drafts = spans[request], request.drafts[: item.drafts]
-        if params.temperature and request not in drawn:
-            logits = torch.stack([rows[row] for row in span])
-            tokens = speculative.accept(logits, drafts, params, request.generator)
-        else:
-            tokens = speculative.accept_best([best[row] for row in span], drafts)
-        if params.logprobs:
-            for row, token in zip(span, tokens, strict=False):
-                request.logprobs.append(sampling.logprobs(rows[row], token, params.logprobs))
+        request, span = item.request, spans[item.request]
+        try:
+            if request.greedy or request in drawn:
+                tokens = speculative.accept_best([best[row] for row in span], request.drafts[: item.drafts])
+            else:
+                tokens = _accept(item, torch.stack([rows[row] for row in span]))
+            if request.params.logprobs:
+                for row, token in zip(span, tokens, strict=False):
+                    request.logprobs.append(sampling.logprobs(rows[row], token, request.params.logprobs))
+        except Exception as error:  # its own failure, the step went well for the others
+            request.error = error
+            continue
         request.drafts = []
         found[request] = tokens
     return found
+
+
+def _accept(item: Work, logits: torch.Tensor) -> list[int]:
+    """The next tokens of a request from its logits [1 + drafts, V] on the host; one that adjusts them has no drafts."""
+    request = item.request
+    if request.adjust is not None:
+        logits = request.adjust(logits[0], request.output)[None]
+    return speculative.accept(logits, request.drafts[: item.drafts], request.params, request.generator)
 
 
 class Runner(StepRunner):

@@ -82,8 +82,11 @@ def draft_count(request: Request, known: int, most: int) -> int:
     No more than its answer has room for. None lies on a page's last token: only a step without drafts ends at a page's
     end, where a prefix may be kept, and drafts never need a page that the newest token does not need. On a page's first
     token that page is not there yet for the drafting layer to write to, so that there is one draft at most.
-    A function of `known` alone, so that a preempted request draws what it would have drawn.
+    A function of `known` alone, so that a preempted request draws what it would have drawn. None where the request
+    adjusts its logits, since it does so for the tokens it has.
     """
+    if request.adjust is not None:
+        return 0
     newest = known - 1
     room = len(request.prompt) + request.max_tokens - known - 1
     place = newest % PAGE_TOKENS

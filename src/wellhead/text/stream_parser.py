@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import NoReturn
 
 from wellhead.text import chat_markup as markup
@@ -30,7 +31,9 @@ from wellhead.text.tool_calls import to_json
 
 
 class MalformedAnswer(ValueError):
-    """The model's text does not follow the answer grammar."""
+    """The model's text does not follow the answer grammar; `events` are what the push that met it had made certain."""
+
+    events: Sequence[Event] = ()
 
 
 _CALLS = markup.BEFORE_CALLS + markup.CALLS_BEGIN
@@ -87,19 +90,28 @@ class StreamParser:
             return None
         return "the reasoning" if self._state == "reasoning" else "the tool calls"
 
+    @property
+    def held(self) -> str:
+        """Text that no event has told yet; after MalformedAnswer it begins where the grammar was broken."""
+        return self._held
+
     def push(self, text: str) -> list[Event]:
         """Events made certain by more text."""
         events: list[Event] = []
         self._held += text
-        begin = 0
-        while True:
-            position, marker = _SEARCH[self._state].first(self._held, begin)
-            self._take(self._held[begin:position], events)
-            begin = position
-            if marker is None:
-                break
-            begin += len(marker)
-            self._leave(marker, events)
+        begin, collected = 0, ""
+        try:
+            while True:
+                position, marker = _SEARCH[self._state].first(self._held, begin)
+                self._take(self._held[begin:position], events)
+                begin, collected = position, "".join(self._collected)
+                if marker is None:
+                    break
+                self._leave(marker, events)
+                begin, collected = begin + len(marker), ""
+        except MalformedAnswer as error:
+            self._held, error.events = collected + self._held[begin:], events
+            raise
         self._held = self._held[begin:]
         return events
 

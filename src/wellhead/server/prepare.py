@@ -1,0 +1,240 @@
+"""From a checked body to engine requests: the prompt's ids, how tokens are chosen, what each choice is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wellhead.engine.adjust import Adjust, biased, in_turn, penalised
+from wellhead.engine.llm import LLM
+from wellhead.engine.request import Request, RequestError
+from wellhead.engine.sampling_params import SamplingParams
+from wellhead.server import protocol
+from wellhead.server.errors import ApiError, bad, shown
+from wellhead.server.grammar import Grammars
+from wellhead.text.chat import encode_messages
+
+COLDEST = 1e-6  # temperatures below draw as 0 does
+MOST_PROMPT_COPIES = 1 << 22  # tokens that the prompts of one body's choices may have together
+_SEEDS = 2**63
+_THINKING = {"minimal": None, "low": None, "medium": None, "high": "high", "xhigh": "max", "max": "max"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Engine requests, choice by choice; prompt_tokens counts a prompt once however many choices it has."""
+
+    requests: list[Request]
+    prompt_tokens: int
+    thinking: bool = False
+
+
+class Preparer:
+    """All of it works in any thread."""
+
+    def __init__(self, llm: LLM, grammars: Grammars | None, thinking: bool):
+        self._llm, self._grammars, self._thinking = llm, grammars, thinking
+
+    def chat(self, body: protocol.Chat) -> Prepared:
+        thinking, effort = self._mode(body)
+        ids = self._encode(self._messages(body), thinking, effort)
+        asked = body.max_completion_tokens or body.max_tokens
+        named = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
+        top = max(1, body.top_logprobs or 0) if body.logprobs else 0
+        matcher = self._held_to(body)
+        if matcher is not None and body.ignore_eos:
+            raise bad("ignore_eos", "ignore_eos: an answer held to a grammar ends where the grammar does; remove it")
+
+        def constraint() -> Adjust | None:
+            return None if matcher is None or self._grammars is None else self._grammars.constraint(matcher, thinking)
+
+        requests = self._requests(body, [ids], "messages", asked, named, None, top, constraint)
+        return Prepared(requests, len(ids), thinking)
+
+    def completion(self, body: protocol.Completion) -> Prepared:
+        given = body.prompt
+        prompts: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
+        each = [self._text(prompt, "prompt") if isinstance(prompt, str) else prompt for prompt in prompts]
+        top = 0 if body.logprobs is None else max(1, body.logprobs)
+        requests = self._requests(body, each, "prompt", body.max_tokens, "max_tokens", 16, top, lambda: None)
+        return Prepared(requests, sum(map(len, each)))
+
+    def tokens(self, body: protocol.Tokenize) -> list[int]:
+        """The ids that a prompt, or a chat, would be."""
+        if body.prompt is not None:
+            return self._llm.tokenizer.encode(body.prompt) if not body.add_special_tokens else self._text(
+                body.prompt, "prompt"
+            )  # fmt: skip
+        messages = [_message(message) for message in body.messages or []]
+        thinking = _asked(body.chat_template_kwargs, self._thinking)
+        return self._encode(_with(messages, _functions(body.tools), None), thinking, None)
+
+    def _requests(
+        self, body: protocol.Sampling, prompts: Sequence[Sequence[int]], field: str, asked: int | None, named: str,
+        usual: int | None, top_logprobs: int, constraint: Any,
+    ) -> list[Request]:  # fmt: skip
+        n = body.n or 1
+        if (copies := n * sum(map(len, prompts))) > MOST_PROMPT_COPIES:
+            raise bad("n", f"n: the choices' prompts have {copies} tokens together, at most {MOST_PROMPT_COPIES}")
+        found = []
+        for place, ids in enumerate(prompts):
+            own = field if len(prompts) == 1 else f"{field}.{place}"
+            longest = self._longest(len(ids), own, asked, named, usual)
+            for choice in range(n):
+                params = self._params(body, longest, top_logprobs, place * n + choice)
+                adjust = self._adjust(body, constraint())
+                try:
+                    found.append(self._llm.engine.make_request(ids, params, adjust))
+                except RequestError as error:
+                    raise bad(own, f"{own}: {error}") from None
+        return found
+
+    def _longest(self, prompt: int, field: str, asked: int | None, named: str, usual: int | None) -> int:
+        """Tokens to generate at most."""
+        engine = self._llm.engine
+        most = min(engine.context_length, engine.pool_tokens + 1)
+        if prompt >= most:
+            raise bad(
+                field, f"{field} has {prompt} tokens, this server takes {most - 1} at most; shorten it",
+                "context_length_exceeded",
+            )  # fmt: skip
+        if asked is not None and prompt + asked > most:
+            raise bad(
+                named, f"{named} is {asked} and {field} has {prompt} tokens, together this server takes {most} at "
+                f"most; {named} can be {most - prompt}", "context_length_exceeded",
+            )  # fmt: skip
+        return asked or min(usual or most, most - prompt)
+
+    def _params(self, body: protocol.Sampling, longest: int, top_logprobs: int, place: int) -> SamplingParams:
+        temperature = 1.0 if body.temperature is None else body.temperature
+        stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+        return SamplingParams(
+            max_tokens=longest,
+            temperature=temperature if temperature >= COLDEST else 0.0,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            top_k=max(0, body.top_k or 0),
+            seed=None if body.seed is None else (body.seed + place) % _SEEDS,
+            stop=stop,
+            ignore_eos=bool(body.ignore_eos),
+            logprobs=top_logprobs,
+        )
+
+    def _adjust(self, body: protocol.Sampling, constraint: Adjust | None) -> Adjust | None:
+        steps: list[Adjust] = []
+        if body.logit_bias:
+            steps.append(biased({self._token_of(key): value for key, value in body.logit_bias.items()}))
+        if body.presence_penalty or body.frequency_penalty:
+            steps.append(penalised(body.presence_penalty or 0.0, body.frequency_penalty or 0.0))
+        if constraint is not None:
+            steps.append(constraint)
+        return in_turn(steps)
+
+    def _token_of(self, key: str) -> int:
+        vocab = self._llm.config.vocab_size
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab):
+            raise bad("logit_bias", f"logit_bias: {shown(key)} is no token id, expected '0' to '{vocab - 1}'")
+        return int(key)
+
+    def _mode(self, body: protocol.Chat) -> tuple[bool, str | None]:
+        """Whether to think, and with what effort."""
+        thinking = _asked(body.chat_template_kwargs, self._thinking)
+        if body.thinking is not None:
+            thinking = body.thinking.type == "enabled"
+        if body.reasoning_effort is None:
+            return thinking, None
+        if body.thinking is not None and thinking == (body.reasoning_effort == "none"):
+            raise bad("reasoning_effort", "reasoning_effort contradicts thinking; give one of them")
+        return body.reasoning_effort != "none", _THINKING.get(body.reasoning_effort)
+
+    def _messages(self, body: protocol.Chat) -> list[dict[str, Any]]:
+        tools = body.tools or []
+        if body.tool_choice in (None, "auto", "none"):
+            tools = tools if body.tool_choice != "none" else []
+        elif not tools:
+            raise bad("tool_choice", "tool_choice asks for a call, but there are no tools; add them")
+        format_ = body.response_format
+        schema = None
+        if isinstance(format_, protocol.SchemaFormat):
+            schema = format_.json_schema.schema_
+        return _with([_message(message) for message in body.messages], _functions(tools), schema)
+
+    def _held_to(self, body: protocol.Chat) -> Any:
+        """The grammar that the answer is held to, None for none."""
+        choice, format_ = body.tool_choice, body.response_format
+        forced = choice == "required" or isinstance(choice, protocol.ToolChoice)
+        plain = format_ is None or format_.type == "text"
+        if not forced and plain:
+            return None
+        if self._grammars is None:
+            raise bad("response_format", "this model has no tokenizer, answers cannot be held to a grammar")
+        if forced and not plain:
+            raise bad("response_format", "response_format contradicts a tool_choice that asks for a call; give one")
+        if isinstance(format_, protocol.SchemaFormat):
+            return self._grammars.json(format_.json_schema.schema_, "response_format.json_schema.schema")
+        if not forced:
+            return self._grammars.json(None, "response_format")
+        functions = _functions(body.tools)
+        if isinstance(choice, protocol.ToolChoice):
+            name = choice.function.name
+            functions = [function for function in functions if function["name"] == name]
+            if not functions:
+                raise bad("tool_choice.function.name", f"tool_choice names {shown(name)}, which is none of the tools")
+        return self._grammars.calls(
+            functions, isinstance(choice, protocol.ToolChoice) or body.parallel_tool_calls is False
+        )
+
+    def _encode(self, messages: list[dict[str, Any]], thinking: bool, effort: str | None) -> list[int]:
+        try:
+            text = encode_messages(
+                messages,
+                thinking_mode="thinking" if thinking else "chat",
+                reasoning_effort=effort if thinking else None,
+            )
+        except (ValueError, RecursionError) as error:
+            raise bad("messages", str(error)[:500]) from None
+        return self._text(text, "messages")
+
+    def _text(self, text: str, field: str) -> list[int]:
+        try:
+            return self._llm.encode(text)
+        except (ValueError, RequestError) as error:
+            raise bad(field, f"{field}: {str(error)[:300]}") from None
+
+
+def _asked(arguments: protocol.TemplateArguments | None, default: bool) -> bool:
+    if arguments is None:
+        return default
+    for said in (arguments.thinking, arguments.enable_thinking):
+        if said is not None:
+            return said
+    return default
+
+
+def _functions(tools: Sequence[protocol.Tool] | None) -> list[dict[str, Any]]:
+    return [tool.function.model_dump(exclude_none=True) for tool in tools or ()]
+
+
+def _message(message: protocol.Message) -> dict[str, Any]:
+    """A message as the prompt format takes it. `developer` is OpenAI's name for `system`."""
+    found = message.model_dump(exclude_none=True, exclude={"name", "refusal", "annotations"})
+    if found["role"] == "developer":
+        found["role"] = "system"
+    if isinstance(message.content, list):
+        found["content"] = "".join(part.text for part in message.content)
+    if message.role in ("user", "tool") and message.content is None:
+        raise ApiError(400, f"content of a {message.role} message is missing", param="messages", code="invalid_value")
+    return found
+
+
+def _with(messages: list[dict[str, Any]], functions: Sequence[dict[str, Any]], schema: Any) -> list[dict[str, Any]]:
+    """Tools and the schema of the answer go into the first message if it is a system message, else into one before."""
+    if not functions and schema is None:
+        return messages
+    first, *rest = messages if messages[0]["role"] == "system" else [{"role": "system", "content": ""}, *messages]
+    extra: dict[str, Any] = {}
+    if functions:
+        extra["tools"] = [{"type": "function", "function": function} for function in functions]
+    if schema is not None:
+        extra["response_format"] = schema
+    return [{**first, **extra}, *rest]

@@ -1,0 +1,82 @@
+"""`wellhead bench serve` against our own server, and the arithmetic of its report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from fakes.server import RunningServer
+from wellhead.cli import main
+from wellhead.testing.load import Answered, Load, plan
+from wellhead.testing.load_report import summary
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(server: RunningServer) -> Iterator[None]:
+    yield
+    server.idle()
+
+
+def test_it_measures_a_server(server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines, picture = tmp_path / "load.jsonl", tmp_path / "load.png"
+    status = main(
+        f"bench serve --url {server.url} --requests 8 --rate 20 --max-tokens 4 --ignore-eos --prompt-words 6 "
+        f"--prefix-words 80 --prefixes 1 --prefix-share 0.5 --jsonl {lines} --picture {picture}".split()
+    )
+    assert status == 0
+    said = capsys.readouterr().out
+    assert said.startswith("8 answered, 0 failed in ") and "goodput" in said
+    records = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [record["kind"] for record in records] == ["request"] * 8 + ["summary"]
+    assert all(record["tokens"] == 4 and 0 < record["first"] < record["last"] for record in records[:-1])
+    assert records[-1]["url"] == server.url and records[-1]["ttft_p99_s"] >= records[-1]["ttft_p50_s"] > 0
+    assert {record["shared"] for record in records[:-1]} == {True, False}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_fails_is_said(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"bench serve --url {server.url}/v1 --plain --requests 2 --model nobody --rate inf".split()) == 1
+    said = capsys.readouterr()
+    assert "0 answered, 2 failed" in said.out and "404" in said.err and "nobody" in said.err
+    assert main("bench serve --url http://127.0.0.1:9 --requests 1".split()) == 2
+    assert "is this an OpenAI endpoint?" in capsys.readouterr().err
+    assert main("bench serve --rate 0".split()) == 2
+    assert "rate is 0.0" in capsys.readouterr().err
+
+
+def test_arrivals_are_poisson_and_repeatable() -> None:
+    words = [str(i) for i in range(1000)]
+    load = Load(requests=4000, rate=10, prompt_words=3, prefix_words=5, prefix_share=0.25, prefixes=2, seed=3)
+    asked = plan(load, words)
+    assert asked == plan(load, words) != plan(Load(**{**load.__dict__, "seed": 4}), words)
+    gaps = [b.at - a.at for a, b in pairwise(asked)]
+    mean = sum(gaps) / len(gaps)
+    spread = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / len(gaps))
+    # four standard errors of an exponential's mean and deviation
+    assert mean == pytest.approx(0.1, rel=4 / math.sqrt(4000)) and spread == pytest.approx(0.1, rel=8 / math.sqrt(4000))
+    shared = [one for one in asked if one.shared]
+    assert len(shared) == pytest.approx(1000, abs=4 * math.sqrt(4000 * 0.25 * 0.75))
+    assert len({one.prompt.split("\n\n")[0] for one in shared}) == 2
+    with pytest.raises(ValueError, match="there are 4 words"):
+        plan(load, words[:4])
+
+
+def test_the_report_counts_what_met_its_goal() -> None:
+    answered = [
+        Answered(at=0.0, shared=False, prompt_tokens=10, tokens=11, first=1.0, last=2.0),  # 0.1 s a token
+        Answered(at=1.0, shared=True, prompt_tokens=10, tokens=11, first=0.5, last=2.5),  # 0.2 s
+        Answered(at=2.0, shared=True, prompt_tokens=10, tokens=1, first=3.0, last=3.0),
+        Answered(at=3.0, shared=False, error="429"),
+    ]
+    found = summary(Load(requests=4, rate=1), answered, slo_first=1.0, slo_per_token=0.15)
+    assert (found["answered"], found["failed"], found["seconds"]) == (3, 1, 5.0)
+    assert found["tokens_per_s"] == pytest.approx(23 / 5) and found["goodput_per_s"] == pytest.approx(1 / 5)
+    assert found["goodput_share"] == 0.25 and found["ttft_p50_s"] == 1.0
+    assert found["tpot_p50_s"] == pytest.approx(0.15) and found["ttft_shared_p50_s"] == pytest.approx(1.75)
+    empty = summary(Load(), [Answered(0.0, False, error="x")], 1, 1)
+    assert empty["answered"] == 0 and empty["ttft_p50_s"] is None
