@@ -38,7 +38,9 @@ def check(case: dict[str, Any], ends: dict[int, torch.Tensor] | None = None, pla
 
 
 def drawn(tokens: int, pages: int, seed: int = 0) -> dict[str, Any]:
-    return make(tokens, pages, torch.Generator().manual_seed(seed), "cpu")
+    generator = torch.Generator().manual_seed(seed)
+    anywhere = torch.randint(0, pages * PAGE, (tokens,), generator=generator)
+    return make(tokens, pages, generator, "cpu") | {"positions": anywhere}
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 7])

@@ -19,6 +19,7 @@ from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import Group
 from wellhead.model.split import Split
 from wellhead.model.stream import load_device_weights
+from wellhead.ops.norm_quant import api as norm_quant
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYER = 1  # it has every part: window, compressed entries, indexer
@@ -54,7 +55,9 @@ def test_a_ranks_parts_agree_with_the_references() -> None:
     layer, block = weights.layers[LAYER], reference._blocks[LAYER]
     ours = u.to(DEVICE)
 
-    check("embedding", model._embed(inputs.token_ids), reference._embed(batch.token_ids))
+    check("embedding", model.embed(inputs.token_ids), reference._embed(batch.token_ids))
+    rounding, rounded = norm_quant.plan(u.shape[1], 1e-6), ws.rounded(3, experts=True)
+    rounding.run(ours, None, rounded.codes, rounded.scale, halves=rounded.halves)  # as the hyper-connections leave it
     found = device_layers.attention(layer.attention, layer.ratio, ours, ws, step, states[1].layers[LAYER])
     check("attention", found, block.attn.forward(u, expected_step, states[0].layers[LAYER]))
     check("experts", device_layers.experts(layer.moe, ours, ws, step), block.ffn.forward(u, batch.token_ids))

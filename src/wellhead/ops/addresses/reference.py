@@ -52,7 +52,7 @@ def window(
     """Of T tokens: positions, owners int64 [T] (an owner below 0 is padding), rows i32 [T] of the tables [R, pages]."""
     back = torch.arange(1 - size, 1, device=positions.device)
     slots = slots_of(positions.unsqueeze(1) + back, window_table[rows.long()], owners, page)
-    return Window(slots[:, -1], slots, page_table[rows.long()])
+    return Window(slots[:, -1].contiguous(), slots, page_table[rows.long()])
 
 
 def entries(

@@ -44,14 +44,14 @@ def supports(sizes: Sizes) -> str | None:
 
 
 def make(tokens: int, pages: int, generator: Any, device: Any) -> dict[str, Any]:
-    """One token of each of `tokens` requests, somewhere in pages that lie anywhere; every third is padding."""
+    """One token of each of `tokens` requests, at a block's end, in pages that lie anywhere; one in three is padding."""
     import torch
 
     from wellhead.ops.rope.reference import frequencies
 
     on = {"generator": generator, "device": generator.device}
     made = {
-        "positions": torch.randint(0, pages * PAGE, (tokens,), **on),
+        "positions": (torch.randint(0, pages * PAGE, (tokens,), **on) // 128 + 1) * 128 - 1,  # every block ends
         "rows": torch.randperm(tokens, **on).int(),
         "owners": torch.arange(tokens, device=generator.device) % 3 - 1,
         "page_table": torch.randint(-1, 1 << 30, (tokens, pages), **on).int(),
