@@ -72,7 +72,7 @@ def write_lines(path: Path, found: dict[str, Any], answered: Sequence[Answered])
 
 
 def draw(path: Path, found: dict[str, Any], answered: Sequence[Answered], title: str) -> None:
-    """Three panels: how many answers had their first token, and each further one, within how long; tokens over time."""
+    """Three panels: how many answers had their first token, and each further one, within how long; requests open."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -89,11 +89,9 @@ def draw(path: Path, found: dict[str, Any], answered: Sequence[Answered], title:
     first.axvline(found["slo_ttft_s"], color="grey", linestyle=":", label="asked for")
     each.axvline(found["slo_tpot_s"], color="grey", linestyle=":")
     first.legend()
-    ends = np.array([one.at + one.last for one in good])
-    if len(ends):
-        counts, edges = np.histogram(ends, bins=min(40, max(5, len(ends) // 5)), weights=[one.tokens for one in good])
-        over.stairs(counts / np.diff(edges), edges, fill=True, alpha=0.5)
-    over.set(xlabel="seconds since the start", ylabel="tokens/s of answers that ended")
+    changes = sorted([(one.at, 1) for one in good] + [(one.at + one.last, -1) for one in good])
+    over.step([at for at, _ in changes], np.cumsum([change for _, change in changes]), where="post")
+    over.set(xlabel="seconds since the start", ylabel="requests open", ylim=(0, None))
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
