@@ -27,6 +27,7 @@ def request(params: SamplingParams, output: int = 0) -> Request:
 def test_a_draw_is_of_its_request_alone_and_within_what_it_may_be() -> None:
     rows = torch.randn(8, VOCAB, generator=torch.Generator().manual_seed(1)) * 2
     sampler = DeviceSampler(8, VOCAB, torch.device(DEVICE))
+    sampler.warm_up()
     alone, together = [], {}
     for place, params in enumerate(KINDS):
         one = request(params, place)
@@ -46,6 +47,7 @@ def test_a_draw_is_of_its_request_alone_and_within_what_it_may_be() -> None:
 def test_draws_follow_the_seed_and_the_number_of_tokens() -> None:
     cases = [(seed, count) for seed in (1, 2, 2**63 - 1, 1) for count in range(4)]
     logits, sampler = torch.zeros(len(cases), VOCAB, device=DEVICE), DeviceSampler(16, VOCAB, torch.device(DEVICE))
+    sampler.warm_up()
     requests = {request(SamplingParams(temperature=1.0, seed=seed), count): i for i, (seed, count) in enumerate(cases)}
     draws = sampler.draw(Scores.of(logits), requests).tolist()
     assert len(set(draws[:12])) > 6 and draws[12:] == draws[:4]

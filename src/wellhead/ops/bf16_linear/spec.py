@@ -22,8 +22,12 @@ def builds() -> tuple[KernelBuild, ...]:
 
     found = []
     sizes = dict.fromkeys(("N0", "N1", "N", "K"), "i32:16")
-    for config in {choose_config(tokens, sum(n), k): None for n, k in SHAPES for tokens in (1, 2, 32, 64, 128)}:
-        for kind in ("fp32", "bf16"):  # of the last part
+    kinds: dict[Any, set[str]] = {}  # of the last part: the indexer's weights are bf16
+    for n, k in SHAPES:
+        for tokens in (1, 2, 32, 64, 128):
+            kinds.setdefault(choose_config(tokens, sum(n), k), set()).add("bf16" if len(n) > 1 else "fp32")
+    for config, those in kinds.items():
+        for kind in sorted(those):
             given = {**constants(config), "PDL": False}
             signature = {"x": "*bf16", "w": "*bf16", "y0": "*fp32", "y1": "*fp32", "y2": f"*{kind}"}
             if config.gemv:
