@@ -5,6 +5,7 @@
 #   memcheck  the native tests under compute-sanitizer
 #   bench     every op's cases: JSON lines in OUT/ops.jsonl
 # Logs land in OUT; the last lines say what failed. The files run beside each other: most of the time is compiling.
+# LIMIT (seconds, default 900) ends a file that takes longer.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=$1
@@ -19,12 +20,12 @@ tests() { # name, options of pytest, command in front of it
     for file in "${files[@]}"; do
         local log="$out/$name-$(basename "$file" .py).log"
         # shellcheck disable=SC2086
-        $front python3 -m pytest -q -x --tb=short -p no:cacheprovider $options "$file" >"$log" 2>&1 &
+        timeout "${LIMIT:-900}" $front python3 -m pytest -q -x --tb=short -p no:cacheprovider $options "$file" >"$log" 2>&1 || echo "exit status $?" >>"$log" &
     done
     wait
     for log in "$out/$name"-*.log; do
         printf '%-44s %s\n' "$(basename "$log" .log)" "$(grep -E 'passed|failed|error' "$log" | tail -1)"
-        grep -E '^(FAILED|ERROR) |ERROR SUMMARY: [1-9]' "$log" | head -5
+        grep -E '^(FAILED|ERROR|E  ) |ERROR SUMMARY: [1-9]|^exit status' "$log" | head -8 | cut -c1-300
     done
 }
 
@@ -35,9 +36,7 @@ for part in "$@"; do
     moved) tests moved --sm120 ;;
     memcheck) tests memcheck "" "compute-sanitizer --tool memcheck --error-exitcode 99 --target-processes all" ;;
     bench)
-        for op in $(python3 -c 'from wellhead.ops.registry import OPS; print(*OPS)'); do
-            python3 -m wellhead bench "$op" --jsonl "$out/ops.jsonl"
-        done
+        python3 -m wellhead bench all --jsonl "$out/ops.jsonl"
         ;;
     *) echo "no part $part; there are native, moved, memcheck, bench" && exit 2 ;;
     esac
