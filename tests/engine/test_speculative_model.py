@@ -206,7 +206,8 @@ def test_the_embedded_model_says_the_same() -> None:
     prompts, params = ["15 + 27 =", "Once upon a time"], SamplingParams(max_tokens=6, ignore_eos=True)
     plain, found = (LLM(progress=False, speculative_tokens=n).generate(prompts, params) for n in (0, 2))
     assert plain == found
-    assert all(done.drafted_tokens >= 5 for done in found)
+    assert all(done.drafted_tokens >= 3 for done in found)
+    assert found[0].accepted_tokens >= 2  # of a sum, which its drafting layer has learnt
 
 
 def test_misuse_is_refused(folder: Path) -> None:
