@@ -13,6 +13,7 @@ from wellhead.dispatch.choose import AUTO, Choice, choose_each, wanted
 from wellhead.dispatch.features import Features
 from wellhead.dispatch.spec import REFERENCE, Sizes
 from wellhead.model.config import ModelConfig
+from wellhead.model.device_layout import side_parts
 from wellhead.model.split import Split
 from wellhead.model.state import PAGE_TOKENS, pages_for, records_per_page
 from wellhead.ops import registry
@@ -82,7 +83,7 @@ def uses_of(config: ModelConfig, split: Split) -> dict[str, list[Sizes]]:
         (q_rank + dim, d), (heads * dim, q_rank), (d, width), (index_heads * index_dim, q_rank), (2 * shared, d),
         (d, shared),
     ]  # fmt: skip
-    gates = [(4 * dim + 4 * index_dim + index_heads, d), (2 * dim, d)]
+    gates = [(sum(side_parts(config, ratio)), d) for ratio in (4, 128)]
     columns = pages_for(config.max_position_embeddings) * records_per_page(4)
     return {
         "addresses": [{"window": config.sliding_window, "page": PAGE_TOKENS}],

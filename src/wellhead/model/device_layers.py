@@ -77,7 +77,7 @@ def _compress(
     assert weights.compressor is not None and weights.side is not None
     assert state.compressor is not None and state.compressed is not None
     t, places = step.tokens, step.of_ratio[ratio]
-    ws.project_aside(u, ratio, weights.side)
+    ws.project_side(u, ratio, weights.side)
     projected, out = ws.projected[ratio][:t], state.compressed
     _advance(ws.compress[ratio], projected, weights.compressor, step, ratio, state.compressor, out)
     if weights.indexer is not None:

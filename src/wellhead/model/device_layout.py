@@ -32,6 +32,14 @@ from wellhead.ops.compressor.reference import overlap
 Part = torch.Tensor | LayerWeights | HeadWeights | MtpWeights
 
 
+def side_parts(config: ModelConfig, ratio: int) -> tuple[int, ...]:
+    """Rows of `AttentionWeights.side`: the compressor's values and gates; with ratio 4 the index compressor's, and the
+    index weights.
+    """
+    own = 2 * overlap(ratio) * config.head_dim
+    return (own, 2 * overlap(ratio) * config.index_head_dim, config.index_n_heads) if ratio == 4 else (own,)
+
+
 @dataclass(frozen=True)
 class DeviceLayout:
     """What `split`'s rank holds of `config`'s model, on `device`."""
@@ -92,11 +100,9 @@ class DeviceLayout:
         heads, groups = self._share(config.num_attention_heads), self._share(config.o_groups)
         compressor = indexer = side = None
         if ratio:
-            widths = [2 * overlap(ratio) * config.head_dim]
-            if ratio == 4:
-                widths += [2 * overlap(ratio) * config.index_head_dim, config.index_n_heads]
-            side = self._bf16(sum(widths), d)
-            rows = side.split(widths)
+            parts = side_parts(config, ratio)
+            side = self._bf16(sum(parts), d)
+            rows = side.split(parts)
             compressor = self._compressor(rows[0], ratio, config.head_dim)
             if ratio == 4:
                 wq_b = self._fp8(config.index_n_heads * config.index_head_dim, config.q_lora_rank)

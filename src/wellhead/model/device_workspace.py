@@ -12,6 +12,7 @@ from wellhead.model.choices import INDEX_ROWS, Choices
 from wellhead.model.config import ModelConfig
 from wellhead.model.device_aside import Aside
 from wellhead.model.device_kernels import functions_of
+from wellhead.model.device_layout import side_parts
 from wellhead.model.numerics import Numerics
 from wellhead.model.split import Split
 from wellhead.model.state import PAGE_TOKENS, records_per_page
@@ -64,7 +65,7 @@ class Workspace:
         self.compress = {ratio: _compressor(compressor, ratio, dim, eps, chunked, packed=True) for ratio in (4, 128)}
         self.compress_index = _compressor(compressor, 4, config.index_head_dim, eps, chunked, packed=False)
         index_heads, index_dim = config.index_n_heads, config.index_head_dim
-        sides = side_parts(config)
+        sides = {ratio: side_parts(config, ratio) for ratio in (4, 128)}
         self.side = {ratio: bf16_linear.plan(parts, d) for ratio, parts in sides.items()}
         self.index_wq_b = linear.plan(index_heads * config.index_head_dim, q_rank)
         self.index_scale = config.index_head_dim**-0.5 * index_heads**-0.5
@@ -140,19 +141,13 @@ class Workspace:
         halves = self.halves[:tokens] if experts and self._halved else None
         return Rounded(self.codes[:tokens], self.scale[:tokens], halves)
 
-    def project_aside(self, u: torch.Tensor, ratio: int, side: torch.Tensor) -> None:
+    def project_side(self, u: torch.Tensor, ratio: int, side: torch.Tensor) -> None:
         """The bf16 products of the attention input: `projected`, with ratio 4 `index_projected` and `index_weights`."""
         t = len(u)
         out = [self.projected[ratio][:t]]
         if ratio == 4:
             out += [self.index_projected[:t], self.index_weights[:t]]
         self.side[ratio].run(u, side, *out)
-
-
-def side_parts(config: ModelConfig) -> dict[int, tuple[int, ...]]:
-    """Rows of `AttentionWeights.side` by ratio: compressor's values and gates; index compressor's; index weights."""
-    wide, narrow = 2 * config.head_dim, 2 * config.index_head_dim
-    return {4: (2 * wide, 2 * narrow, config.index_n_heads), 128: (wide,)}
 
 
 def _compressor(functions: Any, ratio: int, dim: int, eps: float, chunked: bool, *, packed: bool) -> Any:

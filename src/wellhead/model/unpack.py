@@ -37,11 +37,6 @@ def official_tensors(weights: ModelWeights) -> Named:
         yield from _mtp(f"mtp.{number}.", module)
 
 
-def layer_tensors(number: int, layer: LayerWeights) -> Named:
-    """Those of one main layer."""
-    yield from _layer(f"layers.{number}.", layer)
-
-
 def _mtp(prefix: str, module: MtpWeights) -> Named:
     yield from _fp8(f"{prefix}e_proj", module.e_proj)
     yield from _fp8(f"{prefix}h_proj", module.h_proj)
