@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import threading
 from collections.abc import Iterator
 
@@ -20,6 +21,7 @@ from wellhead.engine.orders import DraftOrders, Orders
 from wellhead.engine.request import Request
 from wellhead.engine.runner import Scores
 from wellhead.engine.sampling_params import SamplingParams
+from wellhead.engine.story import Story
 from wellhead.engine.warm_up import prefill_sizes, warm_prefill
 from wellhead.model import device_model
 from wellhead.model.batch import Batch, Chunk
@@ -230,8 +232,8 @@ def test_a_step_of_the_runner_is_frozen(runner: DeviceRunner, monkeypatch: pytes
         runner.compute([Chunk([5] * 9, 0, range(4), 1)])
 
 
-def test_phases_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    warm_up.Phases(True).ended("prefills of {} tokens compiled", [2, 3, 300])
-    warm_up.Phases(False).ended("silence {}", [1])
-    said = capsys.readouterr().err
-    assert said.startswith("wellhead: prefills of 2 to 300 tokens compiled in 0.") and "silence" not in said
+def test_phases_are_told_in_order(runner: DeviceRunner) -> None:
+    said = io.StringIO()
+    DeviceRunner(runner._model, 2, 2, chunk_tokens=4, context=512, captured=False, phase=Story(said).phase)
+    told = [line[2:40].rstrip() for line in said.getvalue().splitlines()]
+    assert told == ["making caches", "compiling decodes of 1 to 2 requests"]  # off a card nothing else compiles

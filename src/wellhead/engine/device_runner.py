@@ -12,6 +12,7 @@ from wellhead.dispatch.spec import REFERENCE
 from wellhead.engine import warm_up
 from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.runner import Scores, StepRunner
+from wellhead.engine.story import Phase, span, untold
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.device_graphs import DecodeSteps
 from wellhead.model.device_model import DeviceModel
@@ -46,31 +47,31 @@ class DeviceRunner(StepRunner):
     step that needs another one raises `dispatch.frozen.CompiledLate`.
 
     chunk_tokens: tokens of a step's prompts together. context: tokens that a request may have at most (None: what the
-    model and the pages allow). progress: tell the seconds of each phase on stderr.
+    model and the pages allow). `phase` is told what is being done.
     """
 
     def __init__(
         self, model: DeviceModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
-        chunk_tokens: int, context: int | None = None, captured: bool = True, progress: bool = False,
+        chunk_tokens: int, context: int | None = None, captured: bool = True, phase: Phase = untold,
     ):  # fmt: skip
         if captured:
             model.choices.check_captured()
-        super().__init__(model, num_pages, num_slots, window_pages)
+        super().__init__(model, num_pages, num_slots, window_pages, phase=phase)
         context = min(context or model.config.max_position_embeddings, num_pages * PAGE_TOKENS)
         self._model, self._width = model, pages_for(context)
         self._prefill = model.workspace(chunk_tokens, context, chunked=True)
         if model.choices.of("sampling") != REFERENCE:
             self.sampler = DeviceSampler(num_slots, model.config.vocab_size, model.device)
-        phases, self._compiles = warm_up.Phases(progress), model.device.type == "cuda"  # nothing else compiles
+        self._compiles = model.device.type == "cuda"  # nothing else compiles
         sizes = ladder(num_slots)
         self.graph_misses, self.graph_sizes = 0, sizes if captured else ()
-        self._make_steps(context, sizes, captured)
+        with phase(f"{'capturing' if captured else 'compiling'} decodes of {span(sizes)} requests"):
+            self._make_steps(context, sizes, captured)
+            self._settle()
         if self._compiles:
-            torch.cuda.synchronize()
-            phases.ended(f"decodes of {{}} requests {'captured' if captured else 'compiled'}", sizes)
-            sizes = self._warm_up(chunk_tokens)
-            torch.cuda.synchronize()
-            phases.ended("prefills of {} tokens compiled", sizes)
+            with phase(f"compiling prefills of 2 to {chunk_tokens} tokens"):
+                self._warm_up(chunk_tokens)
+                self._settle()
 
     def _make_steps(self, context: int, sizes: Sequence[int], captured: bool) -> None:
         """What computes decoding requests, for batches of these sizes, compiled."""
@@ -78,6 +79,11 @@ class DeviceRunner(StepRunner):
         if self._compiles and not captured:
             for step in self._decode.steps.values():
                 step.run()
+
+    def _settle(self) -> None:
+        """Wait for the card, so that a phase's seconds are its own."""
+        if self._compiles:
+            torch.cuda.synchronize()
 
     def _warm_up(self, chunk_tokens: int) -> list[int]:
         """Compile what every later step launches beside them, see `engine.warm_up`; the sizes of prefills."""

@@ -13,6 +13,7 @@ from wellhead.engine.device_runner import DeviceRunner, Parts
 from wellhead.engine.drafting import BestDrafts
 from wellhead.engine.orders import DraftOrders, Orders
 from wellhead.engine.runner import Scores
+from wellhead.engine.story import Phase, untold
 from wellhead.model.batch import Chunk
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_mtp import DeviceMtp
@@ -44,12 +45,12 @@ class DeviceSpeculativeRunner(DeviceRunner):
     def __init__(
         self, model: DeviceModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
         chunk_tokens: int, speculative_tokens: int, context: int | None = None, captured: bool = True,
-        progress: bool = False,
+        phase: Phase = untold,
     ):  # fmt: skip
         self._mtp, self._guesses = DeviceMtp(model), speculative_tokens
         super().__init__(
             model, num_pages, num_slots, window_pages, chunk_tokens=chunk_tokens, context=context, captured=captured,
-            progress=progress,
+            phase=phase,
         )  # fmt: skip
         self.proposer = BestDrafts(speculative_tokens)
         self.sampler = None  # a draw with drafts is the host's

@@ -106,23 +106,21 @@ class LLM:
                     mem_fraction, checkpoint.config, precision, split, device, num_pages=num_pages, slots=max_running,
                     step_tokens=chunk_tokens, context_length=context_length, with_mtp=speculative_tokens > 0,
                 )  # fmt: skip
-        with phase("loading weights"):
-            loaded, make_runner = load_with_runner(
-                checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, captured=captured,
-                ablation=ablation, progress=progress, split=split, group=group, speculative_tokens=speculative_tokens,
-                context_length=context_length,
-            )  # fmt: skip
+        loaded, make_runner = load_with_runner(
+            checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, captured=captured,
+            ablation=ablation, progress=progress, split=split, group=group, speculative_tokens=speculative_tokens,
+            context_length=context_length, phase=phase,
+        )  # fmt: skip
         if group.world > 1:
             make_runner = partial(LeadingRunner, group, make_runner)
         self._folder, self._model, self._tokenizer = checkpoint.folder, loaded, tokenizer
         self._pending: dict[Request, list[Delta]] = {}
         eos_ids = tokenizer.eos_ids if tokenizer else frozenset([checkpoint.config.eos_token_id])
-        with phase("making caches" if device == "cpu" else "making caches, compiling and capturing"):
-            self.engine = Engine(
-                loaded, tokenizer, eos_ids, max_running=max_running, chunk_tokens=chunk_tokens, num_pages=num_pages,
-                window_pages=window_pages, prefix_caching=prefix_caching, speculative_tokens=speculative_tokens,
-                context_length=context_length, make_runner=make_runner,
-            )  # fmt: skip
+        self.engine = Engine(
+            loaded, tokenizer, eos_ids, max_running=max_running, chunk_tokens=chunk_tokens, num_pages=num_pages,
+            window_pages=window_pages, prefix_caching=prefix_caching, speculative_tokens=speculative_tokens,
+            context_length=context_length, make_runner=make_runner,
+        )  # fmt: skip
 
     @property
     def config(self) -> ModelConfig:

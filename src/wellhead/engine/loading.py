@@ -10,6 +10,7 @@ import torch
 from wellhead.dispatch.choose import AUTO
 from wellhead.engine.runner import MakeRunner, Runner, StepRunner
 from wellhead.engine.speculative_runner import SpeculativeRunner
+from wellhead.engine.story import Phase, untold
 from wellhead.model.checkpoint import Checkpoint
 from wellhead.model.config import ModelConfig
 from wellhead.model.layers_attention import Ablation
@@ -34,34 +35,37 @@ def load_with_runner(
     split: Split = WHOLE,
     group: Group = ALONE,
     speculative_tokens: int = 0,
+    phase: Phase = untold,
 ) -> tuple[ServedModel, MakeRunner]:
     """The loaded model, and what makes its runner. NotImplementedError for a combination that does not exist yet.
 
     impl: an implementation for all ops, or {op: implementation}. captured: decode steps as CUDA graphs, on a device.
-    context_length: tokens of a request at most (None: the model's).
+    context_length: tokens of a request at most (None: the model's). `phase` is told what is being done.
     """
     if device == "cpu":
         if not captured:
             raise ValueError("--eager (captured=False) on device 'cpu', where nothing is captured; leave it out")
         drafts = speculative_tokens > 0
-        model = load_model(
-            checkpoint, numerics, with_mtp=drafts, impl=impl, ablation=ablation, progress=progress, split=split,
-            group=group,
-        )  # fmt: skip
-        return model, partial(SpeculativeRunner, speculative_tokens=speculative_tokens) if drafts else Runner
+        with phase("loading weights"):
+            model = load_model(
+                checkpoint, numerics, with_mtp=drafts, impl=impl, ablation=ablation, progress=progress, split=split,
+                group=group,
+            )  # fmt: skip
+        if drafts:
+            return model, partial(SpeculativeRunner, speculative_tokens=speculative_tokens, phase=phase)
+        return model, partial(Runner, phase=phase)
     from wellhead.engine.device_runner import DeviceRunner
     from wellhead.engine.device_speculative_runner import DeviceSpeculativeRunner
 
-    loaded = load_device_model(
-        checkpoint, numerics, device, with_mtp=speculative_tokens > 0, impl=impl, captured=captured, ablation=ablation,
-        progress=progress, split=split, group=group,
-    )  # fmt: skip
+    with phase("loading weights"):
+        loaded = load_device_model(
+            checkpoint, numerics, device, with_mtp=speculative_tokens > 0, impl=impl, captured=captured,
+            ablation=ablation, progress=progress, split=split, group=group,
+        )  # fmt: skip
     make: Callable[..., StepRunner] = DeviceRunner
     if speculative_tokens:
         make = partial(DeviceSpeculativeRunner, speculative_tokens=speculative_tokens)
-    return loaded, partial(
-        make, chunk_tokens=chunk_tokens, context=context_length, captured=captured, progress=progress
-    )
+    return loaded, partial(make, chunk_tokens=chunk_tokens, context=context_length, captured=captured, phase=phase)
 
 
 def pages_within(
