@@ -20,6 +20,7 @@ _EXAMPLES = """examples:
 A chat page is at /, /ready answers 200 when requests are taken, /metrics is for Prometheus. SIGTERM and Ctrl-C let the
 running answers finish; a second one does not.
 """
+MEM_FRACTION = 0.9
 _NEEDED = ("fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance")
 
 
@@ -55,7 +56,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="largest decode graph; so far they go up to --max-running-requests",
     )  # fmt: skip
     sizes.add_argument(
-        "--mem-fraction", type=float, metavar="F", help="part of a card's memory that weights and caches may take"
+        "--mem-fraction", type=float, metavar="F",
+        help=f"part of a card's memory that the server may take, caches as what is left ({MEM_FRACTION} with cuda)",
     )
     sizes.add_argument("--num-pages", type=int, metavar="N", help="pages of 256 tokens in the caches, instead of that")
     limits = parser.add_argument_group("limits")
@@ -84,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
 
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(name)s: %(message)s")
     model = options.model_name(args)
+    fraction = args.mem_fraction
+    if fraction is None and args.num_pages is None and args.device != "cpu":
+        fraction = MEM_FRACTION
     serving = Serving(
         names=args.served_model_name or [Path(model).expanduser().name if model else "tiny"],
         host="127.0.0.1" if args.host == "localhost" else args.host,
@@ -103,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     def load(phase: Phase) -> LLM:
         return options.load(
             model, args, max_running=args.max_running_requests, num_pages=args.num_pages,
-            mem_fraction=args.mem_fraction, phase=phase,
+            mem_fraction=fraction, phase=phase,
         )  # fmt: skip
 
     serve(serving, load)

@@ -104,7 +104,8 @@ class LLM:
             if mem_fraction is not None:
                 num_pages = pages_within(
                     mem_fraction, checkpoint.config, precision, split, device, num_pages=num_pages, slots=max_running,
-                    step_tokens=chunk_tokens, context_length=context_length, with_mtp=speculative_tokens > 0,
+                    chunk_tokens=chunk_tokens, context_length=context_length, speculative_tokens=speculative_tokens,
+                    impl=impl, captured=captured,
                 )  # fmt: skip
         loaded, make_runner = load_with_runner(
             checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, captured=captured,

@@ -15,10 +15,11 @@ from wellhead.model.checkpoint import Checkpoint
 from wellhead.model.config import ModelConfig
 from wellhead.model.layers_attention import Ablation
 from wellhead.model.load import ServedModel, load_device_model, load_model
-from wellhead.model.memory_plan import plan_memory
+from wellhead.model.memory_plan import OutOfMemory, plan_memory
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.split import Split
+from wellhead.model.working_memory import Steps
 
 
 def load_with_runner(
@@ -77,13 +78,15 @@ def pages_within(
     *,
     num_pages: int | None,
     slots: int,
-    step_tokens: int,
+    chunk_tokens: int,
     context_length: int | None = None,
-    with_mtp: bool = False,
+    speculative_tokens: int = 0,
+    impl: str | Mapping[str, str] = AUTO,
+    captured: bool = True,
 ) -> int:
     """Pages that fit when weights, caches and working memory may take this fraction of the card's memory; planned from
     the configuration, before anything is loaded. ValueError for a fraction that means nothing here; OutOfMemory names
-    the shortfall.
+    the shortfall, or that others hold the memory.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"mem_fraction is {fraction}, expected a number above 0 and at most 1")
@@ -91,11 +94,21 @@ def pages_within(
         raise ValueError(f"mem_fraction is {fraction} and num_pages {num_pages}; give one of them")
     if not device.startswith("cuda"):
         raise ValueError(f"mem_fraction is {fraction} on device {device!r}, where nothing is pooled; give num_pages")
+    if not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but torch sees no CUDA card; `wellhead doctor` says what is here")
     from wellhead.engine.device_runner import ladder
+    from wellhead.model.device_model import chosen
 
-    _, total = torch.cuda.mem_get_info(torch.device(device))
-    plan = plan_memory(
-        config, numerics, split, int(total * fraction), slots=slots, step_tokens=step_tokens,
-        graph_sizes=len(ladder(slots)), with_mtp=with_mtp, max_context=context_length,
+    free, total = torch.cuda.mem_get_info(torch.device(device))
+    wanted = int(total * fraction)
+    steps = Steps(
+        chunk_tokens, tuple(ladder(slots)), context_length or config.max_position_embeddings, speculative_tokens,
+        captured,
     )  # fmt: skip
+    plan = plan_memory(config, numerics, split, wanted, steps, chosen(config, numerics, split, impl), slots=slots)
+    if wanted - plan.reserved > free:  # this process holds its context already
+        raise OutOfMemory(
+            f"mem_fraction {fraction} of {device} is {wanted / 1e9:.2f} GB, but {(total - free) / 1e9:.2f} of its "
+            f"{total / 1e9:.2f} GB are in use; end what holds them (nvidia-smi lists it) or lower mem_fraction"
+        )
     return plan.pages

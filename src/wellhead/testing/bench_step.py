@@ -25,6 +25,7 @@ from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState, pages_for
+from wellhead.model.working_memory import Steps
 from wellhead.testing.bench import commit, needed_card
 from wellhead.testing.timing import Roof
 
@@ -73,10 +74,10 @@ class StepBench:
         """GB of this rank's card in use now, by whomever, and what the planner says of it."""
         torch.cuda.synchronize()
         free, total = torch.cuda.mem_get_info(self.model.device)
+        steps = Steps(0, tuple(self._sizes), self.context)
         plan = plan_memory(
-            self.config, self.numerics, self.split, total, slots=self._slots, step_tokens=self._slots,
-            graph_sizes=len(self._sizes), max_context=self.context,
-        )  # fmt: skip
+            self.config, self.numerics, self.split, total, steps, self.model.choices, slots=self._slots
+        )
         pages = self._slots * self._width * plan.state.page
         planned = plan.weights.total + pages + self._slots * plan.state.slot + plan.workspace + plan.graphs
         return {"memory_gb": round((total - free) / 1e9, 2), "planned_gb": round((planned + plan.reserved) / 1e9, 2)}
