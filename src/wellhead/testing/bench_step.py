@@ -17,11 +17,11 @@ from wellhead.model.config import ModelConfig
 from wellhead.model.config_file import load_config
 from wellhead.model.device_graphs import LADDER, DecodeStep, DecodeSteps
 from wellhead.model.device_model import DeviceModel
-from wellhead.model.device_weights import ModelWeights, nbytes
 from wellhead.model.dummy import dummy_weights
 from wellhead.model.memory_plan import plan_memory
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
+from wellhead.model.prediction import step_bytes
 from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState, pages_for
@@ -29,7 +29,6 @@ from wellhead.model.working_memory import Steps
 from wellhead.testing.bench import commit, needed_card
 from wellhead.testing.timing import Roof
 
-RECORD, INDEX_KEY = 584, {"fp8": 132, "fp4": 68}
 POSITIONS = 128  # consecutive ones that a measurement runs through: every block of either ratio ends in its turn
 WARM_UPS = 4
 
@@ -122,22 +121,6 @@ class StepBench:
             Chunk([token], position, range(row * width, (row + 1) * width), row) for row, token in enumerate(tokens)
         ]
         step.load(Batch.build(chunks, pad_to=step.size, table_width=width))
-
-
-def step_bytes(weights: ModelWeights, config: ModelConfig, batch: int, context: int, numerics: Numerics) -> int:
-    """Least bytes of a decode step: every weight once, of the experts as many as uniform draws choose, and caches."""
-    total = nbytes(weights.head) + batch * 2 * config.hidden_size
-    count, top_k = config.n_routed_experts, config.num_experts_per_tok
-    chosen = count * (1 - (1 - top_k / count) ** batch)
-    for layer in weights.layers:
-        experts = nbytes(layer.moe.experts)
-        table = 0 if layer.moe.table is None else layer.moe.table.nbytes
-        total += nbytes(layer) - experts - table + int(experts / count * chosen)
-        entries = context // layer.ratio if layer.ratio else 0
-        attended = min(entries, config.index_topk) if layer.ratio == 4 else entries
-        keys = entries * INDEX_KEY[numerics.index_keys] if layer.ratio == 4 else 0
-        total += batch * (RECORD * (min(context, config.sliding_window) + attended) + keys)
-    return total
 
 
 def _fill(state: ModelState) -> None:
