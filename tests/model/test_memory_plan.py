@@ -97,7 +97,7 @@ def test_a_window_pool_of_its_own_leaves_more_tokens() -> None:
 def test_what_does_not_fit_is_said_in_bytes() -> None:
     config = load_config(published_config("v4-flash"))
     with pytest.raises(OutOfMemory, match=r"80\.00 GB a rank are .* GB too few .*experts 138\.51 GB.*more ranks"):
-        plan_memory(config, CHECKPOINT, WHOLE, 80 * 10**9, Steps(256, (1,), 4096), choices(config), slots=1)
+        plan_memory(config, CHECKPOINT, WHOLE, 80 * 10**9, Steps(256, (1,), 4096), choices(config), slots=1).checked()
 
 
 def owned(tree: object) -> int:

@@ -1,8 +1,8 @@
 """Cards that one can plan for without having one. Imports the standard library only.
 
 memory_mib is what nvidia-smi shows as total (a DGX Spark shows none: there what CUDA calls the total of its unified
-memory); torch sees up to 1 % less. Tensor-core rates are dense ones with fp32 sums, in TFLOPS; fp8 0 means that the card
-multiplies no E4M3. link_gb_s is one direction of the wire between two cards of a usual machine.
+memory); torch sees up to 1 % less. Tensor-core rates are dense ones with fp32 sums, in TFLOPS; fp8 0 means that the
+card multiplies no E4M3. link_gb_s is one direction of the wire between two cards of a usual machine.
 """
 
 from __future__ import annotations

@@ -105,7 +105,8 @@ def pages_within(
         chunk_tokens, tuple(ladder(slots)), context_length or config.max_position_embeddings, speculative_tokens,
         captured,
     )  # fmt: skip
-    plan = plan_memory(config, numerics, split, wanted, steps, chosen(config, numerics, split, impl), slots=slots)
+    choices = chosen(config, numerics, split, impl)
+    plan = plan_memory(config, numerics, split, wanted, steps, choices, slots=slots).checked()
     if wanted - plan.reserved > free:  # this process holds its context already
         raise OutOfMemory(
             f"mem_fraction {fraction} of {device} is {wanted / 1e9:.2f} GB, but {(total - free) / 1e9:.2f} of its "

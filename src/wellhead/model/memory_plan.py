@@ -9,7 +9,8 @@ from it before anything is downloaded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -93,6 +94,11 @@ class MemoryPlan:
         return self.pages * PAGE_TOKENS
 
     @property
+    def page(self) -> int:
+        """Bytes that one more logical page takes."""
+        return self.state.page - (0 if self.window_pages is None else self.state.window_page)
+
+    @property
     def caches(self) -> int:
         """Bytes of all pools and slots."""
         window_pages = self.pages if self.window_pages is None else self.window_pages
@@ -103,6 +109,17 @@ class MemoryPlan:
     def used(self) -> int:
         return self.weights.total + self.caches + self.workspace + self.graphs + self.reserved
 
+    def checked(self) -> MemoryPlan:
+        """Itself; OutOfMemory names the shortfall where not one page fits."""
+        if self.pages:
+            return self
+        missing = self.page - (self.available - self.used)
+        need = ", ".join(f"{what} {size / 1e9:.2f} GB" for what, size in self.rows()[:-1])
+        raise OutOfMemory(
+            f"{self.available / 1e9:.2f} GB a rank are {missing / 1e9:.2f} GB too few for one page of "
+            f"{PAGE_TOKENS} tokens ({need}); use more ranks, fewer requests or smaller steps"
+        )
+
     def rows(self) -> list[tuple[str, int]]:
         """(what, bytes) for people, in order; they sum to `available`."""
         return [
@@ -110,7 +127,7 @@ class MemoryPlan:
             ("dense weights", self.weights.dense),
             ("scales", self.weights.scales),
             ("vocabulary", self.weights.vocabulary),
-            (f"caches of {self.tokens} tokens, {self.slots} requests", self.caches),
+            (f"caches of {self.tokens:,} tokens, {self.slots} requests", self.caches),
             ("workspace of prompts and sampling", self.workspace),
             ("decode steps and their graphs", self.graphs),
             ("context and communication (estimate)", self.reserved),
@@ -118,6 +135,7 @@ class MemoryPlan:
         ]
 
 
+@lru_cache(maxsize=64)
 def weight_bytes(config: ModelConfig, split: Split, *, with_mtp: bool = False) -> WeightBytes:
     """Counted off the tree itself. ValueError when the model cannot be split so."""
     weights = DeviceLayout.of(config, split, "meta").allocate(with_mtp)
@@ -136,6 +154,7 @@ def _kind(path: str) -> str:
     return "vocabulary" if parts[-1] in ("embedding", "vocabulary") else "dense"
 
 
+@lru_cache(maxsize=64)
 def state_bytes(config: ModelConfig, numerics: Numerics, *, with_mtp: bool = False) -> StateBytes:
     """Counted off `ModelState` itself."""
 
@@ -170,10 +189,10 @@ def plan_memory(
     estimates: Estimates | None = None,
 ) -> MemoryPlan:
     """How many tokens fit into `available` bytes of one rank beside the weights (with drafts the MTP module's too),
-    `slots` requests and the memory that `steps` work in, run by `choices`.
+    `slots` requests and the memory that `steps` work in, run by `choices`; perhaps none (`MemoryPlan.checked`).
 
     `window_pages` sizes the window pool where its pages are freed behind the window; None keeps a window page for each
-    logical page. OutOfMemory names the shortfall.
+    logical page.
     """
     estimates = estimates or Estimates()
     with_mtp = steps.drafts > 0
@@ -185,14 +204,5 @@ def plan_memory(
         nodes = estimates.nodes_a_layer * (config.num_hidden_layers + steps.drafts)
         graphs += len(steps.sizes) * nodes * estimates.bytes_a_graph_node
     reserved = estimates.context + (estimates.nccl if split.world > 1 else 0)
-    page = state.page if window_pages is None else state.page - state.window_page
-    fixed = weights.total + slots * state.slot + (window_pages or 0) * state.window_page
-    left = available - fixed - workspace - graphs - reserved
-    plan = MemoryPlan(available, weights, state, slots, window_pages, workspace, graphs, reserved, max(0, left // page))
-    if left < page:
-        need = ", ".join(f"{what} {size / 1e9:.2f} GB" for what, size in plan.rows()[:-1])
-        raise OutOfMemory(
-            f"{available / 1e9:.2f} GB a rank are {(page - left) / 1e9:.2f} GB too few for one page of "
-            f"{PAGE_TOKENS} tokens ({need}); use more ranks, fewer requests or smaller steps"
-        )
-    return plan
+    empty = MemoryPlan(available, weights, state, slots, window_pages, workspace, graphs, reserved, 0)
+    return replace(empty, pages=max(0, (available - empty.used) // empty.page))

@@ -13,7 +13,6 @@ import torch
 import triton
 
 from wellhead.model.batch import Batch, Chunk
-from wellhead.model.config import ModelConfig
 from wellhead.model.config_file import load_config
 from wellhead.model.device_graphs import LADDER, DecodeStep, DecodeSteps
 from wellhead.model.device_model import DeviceModel
