@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from wellhead.cli import options
+from wellhead.dispatch import libraries
 
 _EXAMPLES = """examples:
   wellhead serve                                    # the embedded checkpoint, at http://127.0.0.1:8000
@@ -21,7 +22,6 @@ A chat page is at /, /ready answers 200 when requests are taken, /metrics is for
 running answers finish; a second one does not.
 """
 MEM_FRACTION = 0.9
-_NEEDED = ("fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance")
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -70,7 +70,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in libraries.SERVING if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"wellhead serve needs {', '.join(missing)}; install them: pip install 'wellhead[serve]'")
     largest = args.cuda_graph_max_bs
