@@ -6,6 +6,7 @@ import re
 import socket
 import sys
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from wellhead import __version__
@@ -17,7 +18,7 @@ from wellhead.dispatch.libraries import Library
 from wellhead.dispatch.probing import Answers
 
 SCHEMA = 2
-_PATH = re.compile(r"(?<![\w.:/~*<>-])[/~](?:[^\s:'\"(),/]+/)+([^\s:'\"(),/]*)")
+_PATH = re.compile(r"(?<![\w.:/*<>-])(?:~/|/)(?:[^\s:'\"(),/;]+/)+([^\s:'\"(),/;]*)")
 
 
 @dataclass(frozen=True)
@@ -184,4 +185,6 @@ def _redacted(value: Any, keep: str | None) -> Any:
         return keep.join(_redacted(part, None) for part in value.split(keep))
     host = socket.gethostname()
     plain = re.sub(rf"\b{re.escape(host)}\b", "<host>", value) if len(host) > 2 else value
+    for folder in (sys.prefix, str(Path(__file__).parents[2]), str(Path.cwd()), str(Path.home())):
+        plain = plain.replace(f"{folder}/", "<path>/") if len(folder) > 1 else plain  # whose names may hold spaces
     return _PATH.sub(r"<path>/\1", plain)

@@ -37,7 +37,7 @@ def _free_in_cache() -> int:
     return shutil.disk_usage(folder).free
 
 
-_QUESTIONS: dict[str, Callable[[], Any]] = {
+QUESTIONS: dict[str, Callable[[], Any]] = {
     CARDS: capability.asked_of_torch,
     INTERPRETER: libraries.interpreter_on,
     DISK: _free_in_cache,
@@ -86,7 +86,7 @@ def ask(names: Sequence[str], seconds: float = SECONDS) -> Answers:
 
 
 def _record(answers: Answers, name: str, how: str) -> None:
-    if name in _QUESTIONS:
+    if name in QUESTIONS:
         answers.failed[name] = how
     else:
         answers.libraries[name] = Library(name, None, f"broken: importing it {how}")
@@ -137,10 +137,10 @@ def child() -> None:
 
         for name in sys.argv[2:]:
             tell({"begin": name})
-            if name not in _QUESTIONS:
+            if name not in QUESTIONS:
                 tell({"library": asdict(libraries.probe(name))})
                 continue
             try:
-                tell({"value": _QUESTIONS[name]()})
+                tell({"value": QUESTIONS[name]()})
             except Exception as error:
                 tell({"failed": f"raised {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"})
