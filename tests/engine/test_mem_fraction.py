@@ -40,22 +40,23 @@ def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return found
 
 
-def planned(fraction: float, **more: Any) -> int:
+def planned(fraction: float, **more: Any) -> tuple[int, int]:
     config = load_config(resolve_model())
     steps = Steps(512, tuple(ladder(32)), config.max_position_embeddings, **more)
     choices = choose_ops(config, WHOLE, FEATURES)
-    return plan_memory(config, CHECKPOINT, WHOLE, int(TOTAL * fraction), steps, choices, slots=32).pages
+    plan = plan_memory(config, CHECKPOINT, WHOLE, int(TOTAL * fraction), steps, choices, slots=32)
+    return plan.pages, plan.window_pages
 
 
-def pages(fraction: float, **more: Any) -> int:
+def pages(fraction: float, **more: Any) -> tuple[int, int]:
     config = load_config(resolve_model())
     given: dict[str, Any] = {"num_pages": None, "slots": 32, "chunk_tokens": 512, **more}
     return pages_within(fraction, config, CHECKPOINT, WHOLE, "cuda:0", **given)
 
 
 def test_a_fraction_is_the_planners_pages(card: SimpleNamespace) -> None:
-    assert pages(0.5) == planned(0.5) > 100
-    assert pages(0.9) == planned(0.9) > 1.5 * pages(0.5)
+    assert pages(0.5) == planned(0.5) > (1000, 100)
+    assert pages(0.9) == planned(0.9) and pages(0.9)[0] > 1.5 * pages(0.5)[0]
     assert pages(0.5, speculative_tokens=3) == planned(0.5, drafts=3) < pages(0.5)
     assert pages(0.5, context_length=4096) > pages(0.5)  # index scores of shorter contexts take less
 
@@ -91,7 +92,10 @@ def test_the_engine_gets_those_pages(card: SimpleNamespace, monkeypatch: pytest.
     monkeypatch.setattr(door, "Engine", engine)
     with pytest.raises(Stopped):
         LLM(device="cuda", mem_fraction=0.5)
-    assert seen["num_pages"] == planned(0.5)
+    assert (seen["num_pages"], seen["window_pages"]) == planned(0.5)
+    with pytest.raises(Stopped):
+        LLM(device="cuda", mem_fraction=0.5, window_pages=77)
+    assert seen["window_pages"] == 77
 
 
 @pytest.mark.parametrize(

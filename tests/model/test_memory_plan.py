@@ -22,6 +22,7 @@ from wellhead.model.memory_plan import (
     plan_memory,
     state_bytes,
     weight_bytes,
+    window_pool,
 )
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import WHOLE
@@ -82,16 +83,20 @@ def test_the_plan_uses_what_there_is(tiny: ModelConfig) -> None:
     assert plan.used <= plan.available < plan.used + plan.state.page
     assert sum(size for _, size in plan.rows()) == plan.available
     weights, _ = load_device_weights(open_checkpoint(resolve_model()), WHOLE, "cpu")
-    state = ModelState.allocate(tiny, CHECKPOINT, plan.pages, 4)
+    state = ModelState.allocate(tiny, CHECKPOINT, plan.pages, 4, window_pages=plan.window_pages)
     assert plan.weights.total == weights.nbytes and plan.caches == state.nbytes
 
 
-def test_a_window_pool_of_its_own_leaves_more_tokens() -> None:
+def test_the_window_pool_is_small_and_large_enough() -> None:
+    """A window page is seven eighths of a page's bytes: one a logical page would leave a fifth of the tokens."""
     config, split = load_config(published_config("v4-flash")), Split(0, 2)
-    given = (config, CHECKPOINT, split, 140 * 10**9, Steps(4096, (1, 64), 131072), choices(config, split))
-    plain, own = plan_memory(*given, slots=64), plan_memory(*given, slots=64, window_pages=192)
-    assert own.tokens > 5 * plain.tokens
-    assert own.used <= own.available and own.caches - plain.caches < own.state.page + plain.state.page
+    steps = Steps(4096, (1, 64), 131072)
+    plan = plan_memory(config, CHECKPOINT, split, 140 * 10**9, steps, choices(config, split), slots=64)
+    left = plan.available - plan.used + plan.pages * (plan.state.page - plan.state.window_page)
+    left += plan.window_pages * plan.state.window_page
+    assert plan.pages > 3.5 * (left // plan.state.page)
+    assert plan.window_pages == 2 * 64 + 17 + plan.pages // 8
+    assert window_pool(5, 64, 512) == 5 and window_pool(0, 1, 512) == 0
 
 
 def test_what_does_not_fit_is_said_in_bytes() -> None:

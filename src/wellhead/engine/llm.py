@@ -63,8 +63,8 @@ class LLM:
     distribution (not their draws); a seed's draws on a device are not those on the CPU either. In a group of several
     ranks this is rank 0, and the others run `engine.parallel.follow` over the same model. A folder without
     tokenizer.json takes prompts as ids only and gives empty text. context_length bounds a request's tokens below the
-    model's own limit; from mem_fraction, the part of a card's memory to take, follows num_pages. `phase` is told what
-    is being done meanwhile.
+    model's own limit; from mem_fraction, the part of a card's memory to take, follow num_pages and window_pages.
+    `phase` is told what is being done meanwhile.
     """
 
     def __init__(
@@ -102,11 +102,12 @@ class LLM:
             _check_speculative(speculative_tokens, checkpoint.config)
             _check_context(context_length, checkpoint.config)
             if mem_fraction is not None:
-                num_pages = pages_within(
+                num_pages, planned_window = pages_within(
                     mem_fraction, checkpoint.config, precision, split, device, num_pages=num_pages, slots=max_running,
                     chunk_tokens=chunk_tokens, context_length=context_length, speculative_tokens=speculative_tokens,
                     impl=impl, captured=captured,
                 )  # fmt: skip
+                window_pages = planned_window if window_pages is None else window_pages
         loaded, make_runner = load_with_runner(
             checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, captured=captured,
             ablation=ablation, progress=progress, split=split, group=group, speculative_tokens=speculative_tokens,

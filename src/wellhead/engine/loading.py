@@ -83,10 +83,10 @@ def pages_within(
     speculative_tokens: int = 0,
     impl: str | Mapping[str, str] = AUTO,
     captured: bool = True,
-) -> int:
-    """Pages that fit when weights, caches and working memory may take this fraction of the card's memory; planned from
-    the configuration, before anything is loaded. ValueError for a fraction that means nothing here; OutOfMemory names
-    the shortfall, or that others hold the memory.
+) -> tuple[int, int]:
+    """Pages and window pages that fit when weights, caches and working memory may take this fraction of the card's
+    memory; planned from the configuration, before anything is loaded. ValueError for a fraction that means nothing
+    here; OutOfMemory names the shortfall, or that others hold the memory.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"mem_fraction is {fraction}, expected a number above 0 and at most 1")
@@ -112,4 +112,4 @@ def pages_within(
             f"mem_fraction {fraction} of {device} is {wanted / 1e9:.2f} GB, but {(total - free) / 1e9:.2f} of its "
             f"{total / 1e9:.2f} GB are in use; end what holds them (nvidia-smi lists it) or lower mem_fraction"
         )
-    return plan.pages
+    return plan.pages, plan.window_pages

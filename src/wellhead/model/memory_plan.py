@@ -20,10 +20,11 @@ from wellhead.model.device_layout import DeviceLayout
 from wellhead.model.device_weights import leaves
 from wellhead.model.numerics import Numerics
 from wellhead.model.split import Split
-from wellhead.model.state import PAGE_TOKENS, LayerState, ModelState
+from wellhead.model.state import PAGE_TOKENS, LayerState, ModelState, pages_for
 from wellhead.model.working_memory import Steps, decode_bytes, prompt_bytes, sampler_bytes
 
 GIB = 1 << 30
+WINDOW_SHARE = 8
 
 
 class OutOfMemory(ValueError):
@@ -83,27 +84,21 @@ class MemoryPlan:
     weights: WeightBytes
     state: StateBytes
     slots: int
-    window_pages: int | None  # of the window pool where it is smaller than one a logical page
     workspace: int
     graphs: int
     reserved: int
     pages: int
+    window_pages: int
 
     @property
     def tokens(self) -> int:
         return self.pages * PAGE_TOKENS
 
     @property
-    def page(self) -> int:
-        """Bytes that one more logical page takes."""
-        return self.state.page - (0 if self.window_pages is None else self.state.window_page)
-
-    @property
     def caches(self) -> int:
         """Bytes of all pools and slots."""
-        window_pages = self.pages if self.window_pages is None else self.window_pages
         paged = self.pages * (self.state.page - self.state.window_page)
-        return paged + window_pages * self.state.window_page + self.slots * self.state.slot
+        return paged + self.window_pages * self.state.window_page + self.slots * self.state.slot
 
     @property
     def used(self) -> int:
@@ -113,7 +108,7 @@ class MemoryPlan:
         """Itself; OutOfMemory names the shortfall where not one page fits."""
         if self.pages:
             return self
-        missing = self.page - (self.available - self.used)
+        missing = self.state.page - (self.available - self.used)
         need = ", ".join(f"{what} {size / 1e9:.2f} GB" for what, size in self.rows()[:-1])
         raise OutOfMemory(
             f"{self.available / 1e9:.2f} GB a rank are {missing / 1e9:.2f} GB too few for one page of "
@@ -176,6 +171,14 @@ def _bytes(*tensors: torch.Tensor | None) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
+def window_pool(pages: int, slots: int, chunk_tokens: int) -> int:
+    """Window pages beside that many logical ones. A request needs those that its window of 128 tokens touches, a step's
+    prompts those they are computed into; all before them are given back. The rest keeps the ends of cached prefixes
+    that later prompts may resume at: one in WINDOW_SHARE pages, where a prompt that ends leaves one.
+    """
+    return min(pages, 2 * slots + pages_for(chunk_tokens) + 1 + pages // WINDOW_SHARE)
+
+
 def plan_memory(
     config: ModelConfig,
     numerics: Numerics,
@@ -185,14 +188,11 @@ def plan_memory(
     choices: Choices,
     *,
     slots: int,
-    window_pages: int | None = None,
     estimates: Estimates | None = None,
 ) -> MemoryPlan:
     """How many tokens fit into `available` bytes of one rank beside the weights (with drafts the MTP module's too),
-    `slots` requests and the memory that `steps` work in, run by `choices`; perhaps none (`MemoryPlan.checked`).
-
-    `window_pages` sizes the window pool where its pages are freed behind the window; None keeps a window page for each
-    logical page.
+    `slots` requests and the memory that `steps` work in, run by `choices`; perhaps none (`MemoryPlan.checked`). The
+    window pool is as large as `window_pool` says.
     """
     estimates = estimates or Estimates()
     with_mtp = steps.drafts > 0
@@ -204,5 +204,14 @@ def plan_memory(
         nodes = estimates.nodes_a_layer * (config.num_hidden_layers + steps.drafts)
         graphs += len(steps.sizes) * nodes * estimates.bytes_a_graph_node
     reserved = estimates.context + (estimates.nccl if split.world > 1 else 0)
-    empty = MemoryPlan(available, weights, state, slots, window_pages, workspace, graphs, reserved, 0)
-    return replace(empty, pages=max(0, (available - empty.used) // empty.page))
+    empty = MemoryPlan(available, weights, state, slots, workspace, graphs, reserved, 0, 0)
+
+    def of(pages: int) -> MemoryPlan:
+        return replace(empty, pages=pages, window_pages=window_pool(pages, slots, steps.chunk_tokens))
+
+    logical = state.page - state.window_page
+    low, high = 0, max(0, (available - empty.used) // logical)
+    while low < high:  # the largest number that fits
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if of(middle).used <= available else (low, middle - 1)
+    return of(low)
