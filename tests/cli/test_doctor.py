@@ -14,7 +14,7 @@ import pytest
 from fakes.machine import faked, gpu, put
 from wellhead.cli import doctor, main
 from wellhead.cli.doctor_report import Report, as_json
-from wellhead.dispatch import libraries, probing
+from wellhead.dispatch import cards, libraries, probing
 from wellhead.dispatch.driver import Driver, Gpu
 from wellhead.model.locate import resolve_model
 from wellhead.model.published import published_config
@@ -137,6 +137,24 @@ def test_whether_the_cards_hold_it(
     assert report.model is not None and report.model.memory[0]["needed"] == needed
     found = problems(report).get("memory")
     assert found is None if said is None else found is not None and found.startswith(said)
+
+
+def test_ops_are_chosen_for_the_models_own_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """V4-Pro's output is too wide for one launch on one rank, and no number of H100 holds it; eight H200 do."""
+    put(monkeypatch, archs=["sm90"])
+    report = doctor.examine("sm90", model="v4-pro")
+    assert report.model is not None and report.problems == []
+    assert {row["card"]: row["needed"] for row in report.model.memory}["H200 141GB SXM"] == 8
+    monkeypatch.setattr(cards, "of_arch", lambda arch: [cards.find("h100")])
+    found = problems(doctor.examine("sm90", model="v4-pro"))
+    assert "d=16384" in found["op norm_quant"] and "no number of known sm90 cards" in found["memory"]
+
+
+def test_the_hosts_memory_where_there_is_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    put(monkeypatch)
+    found = problems(doctor.examine(model="v4-flash"))["memory"]
+    assert "in torch on the CPU its weights take about 11" in found
+    assert doctor.examine(model=str(resolve_model())).problems == []
 
 
 def test_a_download_that_the_disk_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:

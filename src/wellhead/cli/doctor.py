@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from wellhead import environment
@@ -18,7 +18,7 @@ from wellhead.cli import doctor_machine, doctor_model, options
 from wellhead.cli.doctor_report import Problem, Report, as_json, show
 from wellhead.dispatch import capability, driver, libraries, probing
 from wellhead.dispatch.choose import NoImplementation, choose_each, parse_forced
-from wellhead.dispatch.spec import OpSpec
+from wellhead.dispatch.spec import OpSpec, Sizes
 
 _EXAMPLES = """examples:
   wellhead doctor
@@ -80,19 +80,21 @@ def examine(simulate: str | None = None, impls: Sequence[str] = (), model: str |
     doctor_machine.examine(report)
     broken = [name for name, library in answers.libraries.items() if library.version is None]
     with _without(broken):
-        _choose(report, impls)
+        uses: Mapping[str, Sequence[Sizes]] = {}
         if model is not None:
-            report.model = doctor_model.examine(report, model)
+            report.model, uses = doctor_model.examine(report, model)
+        _choose(report, impls, uses)
     return report
 
 
-def _choose(report: Report, impls: Sequence[str]) -> None:
+def _choose(report: Report, impls: Sequence[str], uses: Mapping[str, Sequence[Sizes]]) -> None:
+    """Every op's choice for the sizes that a model uses it with, else for those of its first case."""
     specs = _specs(report)
     forced = parse_forced(impls, specs) if specs else {}
     for spec in specs:
-        sizes = spec.cases[0].sizes if spec.cases else {}
+        sizes = uses.get(spec.name) or [spec.cases[0].sizes if spec.cases else {}]
         try:
-            report.choices += choose_each(spec, report.features, [sizes], forced.get(spec.name))
+            report.choices += choose_each(spec, report.features, sizes, forced.get(spec.name))
         except NoImplementation as error:
             fix = f"another card, or --impl {error.op}=reference --eager, or --device cpu"
             report.problems.append(Problem(f"op {error.op}", error.why, fix))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from wellhead.cli.doctor_report import ModelReport, Problem, Report
 from wellhead.dispatch import capability, cards, probing
+from wellhead.dispatch.spec import Sizes
 
 if TYPE_CHECKING:
     from wellhead.model.config import ModelConfig
@@ -17,9 +21,30 @@ _PLAN = "`wellhead plan {} --gpu NAME` says which cards do"
 HEADROOM = 1.05  # of a download's bytes over its tensors'
 
 
-def examine(report: Report, model: str) -> ModelReport:
-    """Whatever breaks on the way is a problem of the report."""
+def examine(report: Report, model: str) -> tuple[ModelReport, Mapping[str, Sequence[Sizes]]]:
+    """(what is known, {op: the sizes that a rank of it uses the op with}); whatever breaks is a problem of the report.
+    """
     found = ModelReport(model)
+    config = _identified(report, found)
+    if config is None:
+        return found, {}
+    try:
+        return found, _uses(found, config)
+    except ValueError:  # a split that the model does not take
+        return found, {}
+
+
+def _uses(found: ModelReport, config: ModelConfig) -> Mapping[str, Sequence[Sizes]]:
+    """On as many of the first cards that hold it as it takes, or on one."""
+    from wellhead.model.choices import uses_of
+    from wellhead.model.split import Split
+
+    return uses_of(config, Split(0, next((row["needed"] for row in found.memory if row["needed"]), 1)))
+
+
+def _identified(report: Report, found: ModelReport) -> ModelConfig | None:
+    """Fill in everything; the configuration of a model that can be looked at closely."""
+    model = found.asked
     try:
         from wellhead.model.identify import identify
         from wellhead.model.locate import find_config
@@ -29,12 +54,12 @@ def examine(report: Report, model: str) -> ModelReport:
     except (ValueError, OSError, ImportError) as error:
         fix = "name a folder, a config.json, a hub id, v4-flash or v4-pro"
         report.problems.append(Problem("checkpoint", str(error), fix))
-        return found
+        return None
     found.kind, found.title, found.runs = identity.kind, identity.title, identity.runs
     found.why, found.evidence = identity.why, identity.evidence
     if not identity.runs:
         report.problems.append(Problem("checkpoint", f"{identity.title}: {identity.why}", identity.fix))
-        return found
+        return None
     missing = [name for name in ("torch", "triton") if report.answers.of(name).version is None]
     try:
         from wellhead.model.config_file import load_config
@@ -43,10 +68,10 @@ def examine(report: Report, model: str) -> ModelReport:
     except ValueError as error:
         found.runs = False
         report.problems.append(Problem("checkpoint", str(error), "use an official config.json with its weights"))
-        return found
+        return None
     if missing:
         report.notes.append(f"files and memory are not looked at without {' and '.join(missing)}")
-        return found
+        return None
     try:
         _files(report, found, named, config)
         _memory(report, found, config)
@@ -55,7 +80,8 @@ def examine(report: Report, model: str) -> ModelReport:
     except Exception as error:  # a finding like any other
         said = f"looking at it raised {type(error).__name__}: {error}"
         report.problems.append(Problem("checkpoint", said, "report this with the output of --json"))
-    return found
+        return None
+    return config
 
 
 def _files(report: Report, found: ModelReport, named: NamedConfig, config: ModelConfig) -> None:
@@ -72,8 +98,6 @@ def _files(report: Report, found: ModelReport, named: NamedConfig, config: Model
             return
         found.files = f"complete, {checkpoint.nbytes / 1e9:.2f} GB in {len(checkpoint.tensors)} tensors"
         return
-    from math import prod
-
     needed = sum(ITEM_BYTES[each.dtype] * prod(each.shape) for each in expected_tensors(config))
     free = report.free_disk if named.folder is None else shutil.disk_usage(named.folder).free
     found.files = f"not here; a download of about {needed * HEADROOM / 1e9:.0f} GB"
@@ -88,7 +112,7 @@ def _files(report: Report, found: ModelReport, named: NamedConfig, config: Model
 def _memory(report: Report, found: ModelReport, config: ModelConfig) -> None:
     kinds = _kinds(report)
     if not kinds:
-        report.notes.append("no card here: the model would run in torch on the CPU, every weight as fp32")
+        _host(report, found, config)
     for name, arch, memory, here in kinds:
         row = _held(config, report, arch, memory)
         found.memory.append({"card": name, "here": here, **row})
@@ -102,6 +126,20 @@ def _memory(report: Report, found: ModelReport, config: ModelConfig) -> None:
         report.problems.append(Problem("memory", said, _PLAN.format(found.asked)))
     if report.simulate is not None and all(row["needed"] is None for row in found.memory):
         said = f"no number of known {report.simulate} cards holds and runs it"
+        report.problems.append(Problem("memory", said, _PLAN.format(found.asked)))
+
+
+def _host(report: Report, found: ModelReport, config: ModelConfig) -> None:
+    """Without a card, torch holds every weight as fp32 in this host's memory."""
+    from wellhead.model.tensors import expected_tensors
+
+    packed = {"I8": 2}  # FP4 codes a byte
+    needed = sum(4 * prod(each.shape) * packed.get(each.dtype, 1) for each in expected_tensors(config))
+    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    said = f"no card here: in torch on the CPU its weights take about {needed / 1e9:.1f} GB as fp32"
+    report.notes.append(said)
+    if needed > held:
+        said = f"{said}, this host has {held / 1e9:.1f}"
         report.problems.append(Problem("memory", said, _PLAN.format(found.asked)))
 
 
