@@ -118,3 +118,22 @@ def test_serve_passes_it_on(
     monkeypatch.setattr(serving, "serve", lambda options, load: load(untold))
     assert main(["serve", *words]) == 0
     assert (seen["mem_fraction"], seen["num_pages"]) == (fraction, num_pages)
+
+
+def test_serve_passes_its_sizes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every flag that SGLang's and vLLM's users know reaches what it is named for."""
+    pytest.importorskip("fastapi")
+    from wellhead.server import serving
+
+    seen: dict[str, Any] = {}
+    asked: list[Any] = []
+    monkeypatch.setattr(door, "LLM", lambda model, **options: seen.update(options, model=model))
+    monkeypatch.setattr(serving, "serve", lambda options, load: (asked.append(options), load(untold)))
+    words = "--device cuda --context-length 4096 --max-running-requests 7 --cuda-graph-max-bs 4 --speculative-tokens 2"
+    door_words = "--host 0.0.0.0 --port 9 --api-key k --served-model-name a --served-model-name b"
+    assert main(["serve", "some/model", *words.split(), *door_words.split(), "--chunked-prefill-size", "256"]) == 0
+    found = {name: seen[name] for name in ("context_length", "max_running", "largest_graph", "speculative_tokens")}
+    assert found == {"context_length": 4096, "max_running": 7, "largest_graph": 4, "speculative_tokens": 2}
+    assert seen["chunk_tokens"] == 256 and seen["model"] == "some/model" and seen["device"] == "cuda"
+    options = asked[0]
+    assert (options.host, options.port, options.key, options.names) == ("0.0.0.0", 9, "k", ["a", "b"])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 REFERENCES = ("cpu", "eager", "alone")  # ways to answer that others are compared with
 
 
-_SIZES = ("chunk_tokens", "context_length")
+_SIZES = ("chunk_tokens", "context_length", "largest_graph")
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:

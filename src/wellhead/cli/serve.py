@@ -52,8 +52,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--chunked-prefill-size", dest="chunk_tokens", type=int, metavar="N", help="tokens of a step at most (512)"
     )
     sizes.add_argument(
-        "--cuda-graph-max-bs", type=int, metavar="N",
-        help="largest decode graph; so far they go up to --max-running-requests",
+        "--cuda-graph-max-bs", dest="largest_graph", type=int, metavar="N",
+        help="requests of the largest decode graph, more are launched one by one (--max-running-requests)",
     )  # fmt: skip
     sizes.add_argument(
         "--mem-fraction", type=float, metavar="F",
@@ -73,11 +73,9 @@ def run(args: argparse.Namespace) -> int:
     missing = [name for name in libraries.SERVING if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"wellhead serve needs {', '.join(missing)}; install them: pip install 'wellhead[serve]'")
-    largest = args.cuda_graph_max_bs
-    if largest is not None and largest < args.max_running_requests:
-        raise NotImplementedError(
-            f"--cuda-graph-max-bs {largest}: so far every batch of up to --max-running-requests "
-            f"{args.max_running_requests} has its graph; lower that instead"
+    if args.largest_graph is not None and (args.eager or args.device == "cpu" or args.largest_graph < 1):
+        raise ValueError(
+            f"--cuda-graph-max-bs {args.largest_graph}: expected at least 1, with --device cuda and without --eager"
         )
     from wellhead.engine.llm import LLM
     from wellhead.engine.story import Phase

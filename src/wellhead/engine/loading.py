@@ -29,6 +29,7 @@ def load_with_runner(
     *,
     chunk_tokens: int = 512,
     context_length: int | None = None,
+    largest_graph: int | None = None,
     impl: str | Mapping[str, str] = AUTO,
     captured: bool = True,
     ablation: Ablation | str = Ablation.NONE,
@@ -41,8 +42,11 @@ def load_with_runner(
     """The loaded model, and what makes its runner. NotImplementedError for a combination that does not exist yet.
 
     impl: an implementation for all ops, or {op: implementation}. captured: decode steps as CUDA graphs, on a device.
-    context_length: tokens of a request at most (None: the model's). `phase` is told what is being done.
+    context_length: tokens of a request at most (None: the model's). largest_graph: requests of
+    the largest decode that is captured on a device (None: all are). `phase` is told what is being done.
     """
+    if largest_graph is not None and (largest_graph < 1 or not captured):
+        raise ValueError(f"largest_graph is {largest_graph}, expected at least 1, and none of them eager")
     if device == "cpu":
         if not captured:
             raise ValueError("--eager (captured=False) on device 'cpu', where nothing is captured; leave it out")
@@ -66,7 +70,10 @@ def load_with_runner(
     make: Callable[..., StepRunner] = DeviceRunner
     if speculative_tokens:
         make = partial(DeviceSpeculativeRunner, speculative_tokens=speculative_tokens)
-    return loaded, partial(make, chunk_tokens=chunk_tokens, context=context_length, captured=captured, phase=phase)
+    return loaded, partial(
+        make, chunk_tokens=chunk_tokens, context=context_length, captured=captured, largest_graph=largest_graph,
+        phase=phase,
+    )  # fmt: skip
 
 
 def pages_within(
@@ -83,6 +90,7 @@ def pages_within(
     speculative_tokens: int = 0,
     impl: str | Mapping[str, str] = AUTO,
     captured: bool = True,
+    largest_graph: int | None = None,
 ) -> tuple[int, int]:
     """Pages and window pages that fit when weights, caches and working memory may take this fraction of the card's
     memory; planned from the configuration, before anything is loaded. ValueError for a fraction that means nothing
@@ -102,8 +110,8 @@ def pages_within(
     free, total = torch.cuda.mem_get_info(torch.device(device))
     wanted = int(total * fraction)
     steps = Steps(
-        chunk_tokens, tuple(ladder(slots)), context_length or config.max_position_embeddings, speculative_tokens,
-        captured,
+        chunk_tokens, tuple(ladder(slots, largest_graph)), context_length or config.max_position_embeddings,
+        speculative_tokens, captured,
     )  # fmt: skip
     choices = chosen(config, numerics, split, impl)
     plan = plan_memory(config, numerics, split, wanted, steps, choices, slots=slots).checked()
