@@ -149,15 +149,20 @@ def test_every_decode_size_has_buffers_and_drafts_have_places() -> None:
     assert none.graphs == graphs[0] and none.workspace < 1_000_000  # what draws tokens alone
 
 
+LADDER = (1, 2, 4, 8, 16, 32, 64)
+
+
 @pytest.mark.parametrize(
-    ("sizes", "context", "measured"), [((1, 2, 4, 8, 16, 32, 64), 4096, 48.60), ((1,), 131072, 46.93)]
+    ("layers", "world", "sizes", "context", "measured"),
+    [(12, 1, LADDER, 4096, 48.60), (12, 1, (1,), 131072, 46.93), (43, 2, LADDER, 4096, 89.92)],
 )
-def test_the_plan_is_what_a_card_held(sizes: tuple[int, ...], context: int, measured: float) -> None:
-    """`bench step --layers 12` on an H100 80GB, commit ce9c158 (benchmarks/results/step.jsonl): GB in use."""
-    config = load_config(first_layers(published_config("v4-flash"), 12))
-    plan = plan_memory(
-        config, CHECKPOINT, WHOLE, 84 * 10**9, Steps(0, sizes, context), choices(config), slots=max(sizes)
-    )
+def test_the_plan_is_what_a_card_held(
+    layers: int, world: int, sizes: tuple[int, ...], context: int, measured: float
+) -> None:
+    """`bench step` on an H100 80GB (commit ce9c158) and two H200 (23034d1), GB in use: benchmarks/results/step.jsonl."""
+    config, split = load_config(first_layers(published_config("v4-flash"), layers)), Split(0, world)
+    chosen = choices(config, split)
+    plan = plan_memory(config, CHECKPOINT, split, 140 * 10**9, Steps(0, sizes, context), chosen, slots=max(sizes))
     caches = max(sizes) * (pages_for(context) * plan.state.page + plan.state.slot)
     planned = plan.weights.total + caches + plan.workspace + plan.graphs + plan.reserved
     assert planned == pytest.approx(measured * 1e9, rel=0.01)

@@ -38,6 +38,18 @@ def test_measured_steps_are_predicted(point: tuple[int, int]) -> None:
     assert rate.seconds * 1e3 == pytest.approx(record["ms_mean"], rel=0.01)
 
 
+@pytest.mark.parametrize("requests", [1, 8, 64])
+def test_measured_steps_of_two_ranks_are_predicted(requests: int) -> None:
+    """The whole model over two H200."""
+    (record,) = [
+        r for r in lines("step.jsonl")
+        if (r["batch"], r["tp"], r["mode"], r["commit"]) == (requests, 2, "captured", "23034d11f57d")
+    ]  # fmt: skip
+    rate = decode_rate(cards.find("h200"), FLASH, CHECKPOINT, Split(0, 2), requests, 4096)
+    assert rate.seconds * 1e3 == pytest.approx(record["ms_mean"], rel=0.08)
+    assert rate.bound_seconds * 1e3 == pytest.approx(record["bound_ms"], rel=0.06)
+
+
 def test_shares_between_and_beyond_the_points() -> None:
     assert measured.decode_share(1, 4096) == measured.DECODE[1, 4096]
     assert measured.DECODE[1, 4096] < measured.decode_share(3, 4096) < measured.DECODE[8, 4096]

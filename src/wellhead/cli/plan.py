@@ -143,10 +143,10 @@ def _answer(args: argparse.Namespace, card: CardModel, name: str, identity: Iden
         op, why = next(iter(asked.missing.items()))
         notes.append(f"does not run there yet: no kernel of {', '.join(asked.missing)} fits. {op}: {why}")
     smallest, largest = (asked, asked) if asked.fits and not asked.missing else fewest(config, judge, args.experts)
-    if card.key != "h100":
+    if card.key not in ("h100", "h200"):
         notes.append(f"predicted with shares of the bounds measured on an H100; {card.name} has not run this yet")
     if args.tp > 1:
-        notes.append("the time of all-reduces is a published figure for NCCL over PCIe, not ours")
+        notes.append("sums over ranks take what NCCL took between two H200 over NVLink")
     return Answer(
         name, identity, card, args, asked, smallest, largest,
         decode_rate(card, config, numerics, split, args.concurrency, args.context, args.speculative_tokens),

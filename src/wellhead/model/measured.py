@@ -1,6 +1,6 @@
 """What was measured and is believed elsewhere: the constants of `prediction`, and where each comes from.
 
-All of one H100 80GB HBM3 (torch 2.11, Triton 3.6): no other card has run this yet, so for other cards they are a guess.
+On one H100 80GB HBM3, what concerns ranks on two H200 (torch 2.11, Triton 3.6): for other cards they are a guess.
 tests/model/test_prediction.py holds them against benchmarks/results.
 """
 
@@ -15,7 +15,7 @@ DECODE = {(1, 4096): 0.5274, (8, 4096): 0.5652, (1, 131072): 0.5022}
 """(requests, context) -> share of the bandwidth bound that a captured decode step reached (`bench step`, 12 layers of
 V4-Flash, step.jsonl)."""
 
-LAUNCHES_A_LAYER = 27.0
+LAUNCHES_A_LAYER = 28.4
 LAUNCH_SECONDS = 2.3e-6
 """A launch of almost nothing inside a graph."""
 
@@ -26,8 +26,11 @@ PREFILL_FLOPS = 0.13
 """Share of the tensor cores' bound: sum of a layer's ops at 4,096 tokens (ops.jsonl). Whole prefills are not timed yet.
 """
 
-ALL_REDUCE_SECONDS = 14e-6
-"""NCCL, 8 KB over PCIe; published by others (specs of the field), not measured here."""
+REDUCE_SECONDS, REDUCE_GB_S, REDUCE_BYTES = 51.5e-6, 8.6, 512 << 10
+"""What each of the two sums over ranks a layer adds to a step: a latency, and up to that many bytes at that rate (longer
+ones go at the wire's). Whole V4-Flash, two H200, NCCL inside the graph, 1, 8 and 64 requests (step.jsonl): the measured
+step less the bound over `decode_share`, so that what smaller products lose over two ranks is in it too.
+"""
 
 
 def decode_share(requests: int, context: int) -> float:

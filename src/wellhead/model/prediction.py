@@ -119,8 +119,10 @@ def _flops(weights: ModelWeights, config: ModelConfig, split: Split, position: i
 
 
 def _reduces(card: CardModel, config: ModelConfig, split: Split, layers: int, tokens: int) -> float:
-    """Two sums over the ranks a layer, bf16, each token's width: a ring over the wire, or its latency."""
+    """Two sums over the ranks a layer, bf16, each token's width: a latency, then a ring over the wire."""
     if split.world == 1:
         return 0.0
-    ring = 2 * (split.world - 1) / split.world * 2 * tokens * config.hidden_size / (card.link_gb_s * 1e9)
-    return 2 * layers * max(measured.ALL_REDUCE_SECONDS, ring)
+    moved = 2 * (split.world - 1) / split.world * 2 * tokens * config.hidden_size
+    short = min(moved, measured.REDUCE_BYTES)
+    ring = short / (measured.REDUCE_GB_S * 1e9) + (moved - short) / (card.link_gb_s * 1e9)
+    return 2 * layers * (measured.REDUCE_SECONDS + ring)
