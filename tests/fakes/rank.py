@@ -71,9 +71,7 @@ def on_the_cpu(
 ) -> DeviceModel:
     """`load_device_model`, without a card."""
     weights, _ = load_device_weights(checkpoint, split, device, with_mtp=with_mtp)
-    return DeviceModel(
-        weights, checkpoint.config, numerics, impl="reference", reduce=group.reduce, gather=group.gather
-    )
+    return DeviceModel(weights, checkpoint.config, numerics, impl="reference", reduce=group.reduce, gather=group.gather)
 
 
 def main(rank: int, world: int, rendezvous: str, output: Path) -> None:
