@@ -159,7 +159,7 @@ LADDER = (1, 2, 4, 8, 16, 32, 64)
 def test_the_plan_is_what_a_card_held(
     layers: int, world: int, sizes: tuple[int, ...], context: int, measured: float
 ) -> None:
-    """`bench step` on an H100 80GB (commit ce9c158) and two H200 (23034d1), GB in use: benchmarks/results/step.jsonl."""
+    """`bench step` on an H100 80GB (commit ce9c158) and two H200 (23034d1), GB in use: step.jsonl."""
     config, split = load_config(first_layers(published_config("v4-flash"), layers)), Split(0, world)
     chosen = choices(config, split)
     plan = plan_memory(config, CHECKPOINT, split, 140 * 10**9, Steps(0, sizes, context), chosen, slots=max(sizes))

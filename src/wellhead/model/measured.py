@@ -27,9 +27,9 @@ PREFILL_FLOPS = 0.13
 """
 
 REDUCE_SECONDS, REDUCE_GB_S, REDUCE_BYTES = 51.5e-6, 8.6, 512 << 10
-"""What each of the two sums over ranks a layer adds to a step: a latency, and up to that many bytes at that rate (longer
-ones go at the wire's). Whole V4-Flash, two H200, NCCL inside the graph, 1, 8 and 64 requests (step.jsonl): the measured
-step less the bound over `decode_share`, so that what smaller products lose over two ranks is in it too.
+"""What each of the two sums over ranks a layer adds to a step: a latency, and up to that many bytes at that rate
+(longer ones go at the wire's). Whole V4-Flash, two H200, NCCL inside the graph, 1, 8 and 64 requests (step.jsonl): the
+measured step less the bound over `decode_share`, so that what smaller products lose over two ranks is in it too.
 """
 
 
