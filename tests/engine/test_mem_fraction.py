@@ -137,3 +137,9 @@ def test_serve_passes_its_sizes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen["chunk_tokens"] == 256 and seen["model"] == "some/model" and seen["device"] == "cuda"
     options = asked[0]
     assert (options.host, options.port, options.key, options.names) == ("0.0.0.0", 9, "k", ["a", "b"])
+
+
+@pytest.mark.parametrize("more", [{"largest_graph": 4}, {"largest_graph": 0, "device": "cuda"}])
+def test_a_largest_graph_that_means_nothing(more: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected at least 1, on a card whose decodes are captured"):
+        LLM(**more)

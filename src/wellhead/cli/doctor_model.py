@@ -118,8 +118,6 @@ def _memory(report: Report, found: ModelReport, config: ModelConfig) -> None:
         found.memory.append({"card": name, "here": here, **row})
         if here is None or (row["needed"] is not None and row["needed"] <= here):
             continue
-        if config.expert_dtype != "fp4":
-            continue  # no card runs it, which the identity says
         said = f"{here} x {name} do not hold it" + (f", {row['needed']} would" if row["needed"] else "")
         if row["missing"]:
             said = f"{name} ({arch}) has no kernel yet for {', '.join(row['missing'])}"

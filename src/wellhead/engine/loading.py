@@ -45,8 +45,11 @@ def load_with_runner(
     context_length: tokens of a request at most (None: the model's). largest_graph: requests of
     the largest decode that is captured on a device (None: all are). `phase` is told what is being done.
     """
-    if largest_graph is not None and (largest_graph < 1 or not captured):
-        raise ValueError(f"largest_graph is {largest_graph}, expected at least 1, and none of them eager")
+    if largest_graph is not None and (largest_graph < 1 or not captured or device == "cpu"):
+        raise ValueError(
+            f"largest_graph is {largest_graph} on device {device!r}, captured={captured}; expected at least 1, on a "
+            "card whose decodes are captured"
+        )
     if device == "cpu":
         if not captured:
             raise ValueError("--eager (captured=False) on device 'cpu', where nothing is captured; leave it out")

@@ -55,7 +55,7 @@ class Fit:
 
 def choices_for(config: ModelConfig, split: Split, features: Features) -> tuple[Choices, dict[str, str]]:
     """The ops' choices on a card with those features, references where no kernel fits; those ops, and why."""
-    missing: dict[str, str] = {}
+    missing = {} if config.expert_dtype == "fp4" else {"moe": f"{config.expert_dtype} experts run in torch so far"}
     while True:
         try:
             return choose_ops(config, split, features, dict.fromkeys(missing, REFERENCE)), missing
