@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{spec.name:<18} {case.name:<32} {case.bytes / 1e6:10.2f} MB {case.flops / 1e9:10.3f} GFLOP")
         return 0
     from wellhead.testing.bench import measure, needed_card, selected
+    from wellhead.testing.record import append
 
     chosen = [(spec, case) for spec in specs for case in selected(spec, args.case, needed=len(specs) == 1)]
     needed_card()
@@ -97,13 +97,14 @@ def run(args: argparse.Namespace) -> int:
             f"{record['share']:6.1%} of the roof  error {record['error']:.1e}",
             flush=True,
         )
-        _append(args.jsonl, record)
+        append(args.jsonl, record)
     return 1 if wrong else 0
 
 
 def _run_step(args: argparse.Namespace) -> int:
     from wellhead.testing.bench import needed_card
     from wellhead.testing.bench_step import StepBench
+    from wellhead.testing.record import append
 
     needed_card()
     from wellhead.model.parallel import ALONE, WHOLE
@@ -121,7 +122,7 @@ def _run_step(args: argparse.Namespace) -> int:
             record, kernels = bench.measure(steps, batch, measured, mode)
             if group.rank == 0:
                 _tell(record, kernels)
-                _append(args.jsonl, record)
+                append(args.jsonl, record)
     return 0
 
 
@@ -138,10 +139,3 @@ def _tell(record: dict[str, Any], kernels: Sequence[Kernel]) -> None:
     for kernel in kernels[:24]:
         print(f"  {kernel.us:9.1f} us {kernel.launches:6.1f} x {kernel.name[:90]}")
     sys.stdout.flush()
-
-
-def _append(path: Path | None, record: dict[str, Any]) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")

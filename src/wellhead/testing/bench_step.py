@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-import triton
 
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.config_file import load_config
@@ -25,7 +23,8 @@ from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState, pages_for
 from wellhead.model.working_memory import Steps
-from wellhead.testing.bench import commit, needed_card
+from wellhead.testing.bench import needed_card
+from wellhead.testing.record import origin
 from wellhead.testing.timing import Roof
 
 POSITIONS = 128  # consecutive ones that a measurement runs through: every block of either ratio ends in its turn
@@ -108,9 +107,7 @@ class StepBench:
             "ms_mean": round(took, 4), "bytes": moved, "roof_gb_s": round(roof.best, 1), "bound_ms": round(bound, 4),
             "share": round(bound / took, 4), "distinct_experts": distinct,
             "launches_per_layer": round(sum(kernel.launches for kernel in kernels) / layers, 1),
-            "tok_s": round(1e3 * batch / took, 2), **self.memory(), "torch": torch.__version__,
-            "triton": triton.__version__, "commit": commit(),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "tok_s": round(1e3 * batch / took, 2), **self.memory(), **origin(),
         }  # fmt: skip
         return record, kernels
 
