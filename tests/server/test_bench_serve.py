@@ -23,16 +23,19 @@ def nothing_left(server: RunningServer) -> Iterator[None]:
 
 
 def test_it_measures_a_server(server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines, picture = tmp_path / "load.jsonl", tmp_path / "load.png"
+    lines, each, picture = tmp_path / "load.jsonl", tmp_path / "each.jsonl", tmp_path / "load.png"
     status = main(
         f"bench serve --url {server.url} --requests 8 --rate 20 --max-tokens 4 --ignore-eos --prompt-words 6 "
-        f"--prefix-words 80 --prefixes 1 --prefix-share 0.5 --jsonl {lines} --picture {picture}".split()
+        f"--prefix-words 80 --prefixes 1 --prefix-share 0.5 --jsonl {lines} --each {each} --picture {picture} "
+        "--api-key secret --note shared".split()
     )
     assert status == 0
     said = capsys.readouterr().out
     assert said.startswith("8 answered, 0 failed in ") and "goodput" in said
-    records = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert [record["kind"] for record in records] == ["request"] * 8 + ["summary"]
+    records = [json.loads(line) for line in (each.read_text() + lines.read_text()).splitlines()]
+    assert [record["kind"] for record in records] == ["request"] * 8 + ["load"]
+    assert records[-1]["note"] == "shared" and records[-1]["torch"] and records[-1]["commit"]
+    assert records[-1]["command"].startswith("wellhead bench serve") and "secret" not in lines.read_text()
     assert all(record["tokens"] == 4 and 0 < record["first"] < record["last"] for record in records[:-1])
     assert records[-1]["url"] == server.url and records[-1]["ttft_p99_s"] >= records[-1]["ttft_p50_s"] > 0
     assert {record["shared"] for record in records[:-1]} == {True, False}
