@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     if fraction is None and args.num_pages is None and args.device != "cpu":
         fraction = MEM_FRACTION
     serving = Serving(
-        names=args.served_model_name or [Path(model).expanduser().name if model else "tiny"],
+        names=args.served_model_name or [Path(model).expanduser().resolve().name if model else "tiny"],
         host="127.0.0.1" if args.host == "localhost" else args.host,
         port=args.port,
         key=_key(args),
