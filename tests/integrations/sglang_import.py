@@ -58,7 +58,7 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def load() -> None:
     """Import SGLang and load the plugin with every op asked for; a second call does nothing."""
-    if "sglang.srt.plugins" in sys.modules:
+    if any(isinstance(finder, Stubs) for finder in sys.meta_path):
         return
     importlib.import_module("transformers")  # before the stubs: it asks whether torchvision exists, and must hear no
     sys.meta_path.append(Stubs())

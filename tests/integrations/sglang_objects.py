@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+
+from wellhead.formats import index_key, kv_record, ue8m0
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PAGE, DIM, WINDOW = 256, 512, 128
@@ -61,6 +65,42 @@ class Attention:
         )  # fmt: skip
         return found
 
+    def fill(self) -> None:
+        """Random records and index keys in every slot of every pool."""
+        for layer, ratio in enumerate(RATIOS):
+            pools = [self.pool.swa_kv_pool.kv_buffer[layer]]
+            if ratio:
+                pools.append(self.pool.get_extra_key_buffer(layer).view(torch.uint8))
+            for cache in pools:
+                slots = torch.arange(len(cache) * kv_record.LAYOUT.page_size(cache), device=DEVICE)
+                kv_record.write(cache, slots, torch.randn(len(slots), DIM, device=DEVICE).bfloat16())
+        cache = self.pool.get_index_k_with_scale_buffer(1)
+        keys = torch.randn(64 * len(cache), index_key.DIM, device=DEVICE)
+        index_key.write_fp8(cache, torch.arange(len(keys), device=DEVICE), keys)
+
+    def choose_some(self) -> None:
+        """Slots of layer 1 as an indexer would leave them: some of the entries there are, then -1."""
+        meta = self.backend.forward_metadata.core_metadata
+        out, lengths = meta.c4_sparse_page_indices, meta.c4_sparse_topk_lengths
+        entries = len(self.pool.get_extra_key_buffer(1)) * 64
+        out.copy_(torch.randint(entries, out.shape, device=DEVICE))
+        out[torch.arange(out.shape[1], device=DEVICE) >= lengths.view(-1, 1)] = -1
+
+    def index_query(self, heads: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+        """(codes E4M3 [T, H, 128], weights fp32 [T, H] with the query's scale in them)."""
+        codes, scale = index_key.quantize_fp8(torch.randn(self.tokens, heads, index_key.DIM, device=DEVICE))
+        return codes, torch.randn(self.tokens, heads, device=DEVICE) * (128 * 64) ** -0.5 * scale
+
+    def run_indexer(self, codes: torch.Tensor, weights: torch.Tensor) -> None:
+        """SGLang's `forward_c4_indexer` behind its query projection, whose result is given."""
+        given = SimpleNamespace(
+            use_fp4_indexer=False, layer_id=1, index_topk=512, compressor=None,
+            compute_weights=lambda x, skip_scale=False: weights, weight_scale=1.0,
+            compute_q=lambda *_: (codes, weights.unsqueeze(-1)),
+        )  # fmt: skip
+        rows = torch.zeros(self.tokens, 1, device=DEVICE)
+        self.backend.forward_c4_indexer(rows, rows, given, self.batch, skip_compressor=True)
+
 
 def _batch(kit: Any, case: Any, runner: Any, longest: int) -> Any:
     """The kit's batch with page-aligned requests, as the allocator hands out pages; page 0 is padding."""
@@ -71,14 +111,50 @@ def _batch(kit: Any, case: Any, runner: Any, longest: int) -> Any:
 def experts_layer(experts: int, d: int, m: int, top_k: int, limit: float) -> Any:
     """SGLang's `FusedMoE` of MXFP4 experts under its `Fp8Config`."""
     from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
-    from sglang.srt.runtime_context import get_parallel
 
-    alone = {name: 0 if name.endswith("rank") else 1 for name in PLACES}
-    with torch.device(DEVICE), get_parallel().override(**alone):
+    with torch.device(DEVICE), alone():
         return FusedMoE(
             num_experts=experts, hidden_size=d, intermediate_size=m, layer_id=0, top_k=top_k,
             params_dtype=torch.bfloat16, quant_config=fp8_config(True), swiglu_limit=limit, reduce_results=False,
         )  # fmt: skip
+
+
+def run_experts(layer: Any, x: torch.Tensor, routed: Any) -> torch.Tensor:
+    with alone():
+        found: torch.Tensor = layer(x, routed)
+    return found
+
+
+def plain_experts(count: int, w1: torch.Tensor, w3: torch.Tensor, w2: torch.Tensor) -> Any:
+    """What SGLang's `moe_forward_native` reads of a layer of unpacked weights."""
+    from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
+
+    config = MoeRunnerConfig(num_experts=count, activation="silu")
+    return SimpleNamespace(
+        num_experts=count, w13_weight=torch.cat((w1, w3), 1), w2_weight=w2, moe_runner_config=config
+    )
+
+
+def linear_layer(method: Any, weight: torch.Tensor, scale: torch.Tensor) -> Any:
+    """A layer whose weights SGLang's `Fp8LinearMethod` made and finished, after they were loaded."""
+    layer = torch.nn.Module()
+    layer.tp_group = None
+    n, k = weight.shape
+    with torch.device(DEVICE):
+        method.create_weights(layer, k, [n], k, n, torch.bfloat16, weight_loader=lambda *_: None)
+    layer.weight.data.copy_(weight)
+    layer.weight_scale_inv.data.copy_(ue8m0.decode(scale))
+    method.process_weights_after_loading(layer)
+    return layer
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One rank, in SGLang's words."""
+    from sglang.srt.runtime_context import get_parallel
+
+    with get_parallel().override(**{name: 0 if name.endswith("rank") else 1 for name in PLACES}):
+        yield
 
 
 def fp8_config(experts: bool = False) -> Any:
