@@ -321,29 +321,24 @@ def test_hyper_connections_equal_sglangs_torch_path(impl: str, tokens: int, monk
 
 @pytest.mark.parametrize("tokens", [1, 5, 70])
 def test_linear_equals_sglangs_dequantised_weights(impl: str, tokens: int) -> None:
-    """SGLang's `Fp8LinearMethod` with our product, against its `block_quant_dequant` weights and rounded rows."""
-    from sglang.srt.layers.quantization.fp8 import Fp8LinearMethod
+    """SGLang's `ReplicatedLinear` with our product, against its `block_quant_dequant` weights and rounded rows."""
     from sglang.srt.layers.quantization.fp8_utils import block_quant_dequant
 
     n, k = 384, 256
-    method = Fp8LinearMethod(objects.fp8_config())
     weight, scale = block_fp8.quantize_weight(torch.randn(n, k, device=DEVICE) * k**-0.5)
-    layer = objects.linear_layer(method, weight, scale)
+    layer = objects.linear_layer(weight, scale)
     x = torch.randn(tokens, k, device=DEVICE).bfloat16()
     bias = torch.randn(n, device=DEVICE).bfloat16()
     wide = block_quant_dequant(layer.weight, layer.weight_scale_inv, [128, 128], torch.float32)
     expected = block_fp8.round_rows(x, 128).float() @ wide.T
-    agrees(method.apply(layer, x), expected.bfloat16(), registry.spec("linear").error)
-    both = method.apply(layer, x.unsqueeze(0), bias)
+    agrees(layer(x)[0], expected.bfloat16(), registry.spec("linear").error)
+    both = layer.quant_method.apply(layer, x.unsqueeze(0), bias)
     agrees(both[0], (expected.bfloat16() + bias), registry.spec("linear").error)
 
 
 def test_a_scale_that_is_no_power_of_two_is_refused(impl: str) -> None:
-    from sglang.srt.layers.quantization.fp8 import Fp8LinearMethod
-
-    method = Fp8LinearMethod(objects.fp8_config())
     weight, scale = block_fp8.quantize_weight(torch.randn(128, 128, device=DEVICE))
-    layer = objects.linear_layer(method, weight, scale)
+    layer = objects.linear_layer(weight, scale)
     layer.weight_scale_inv.data.mul_(1.5)
     with pytest.raises(ValueError, match="powers of two"):
-        method.apply(layer, torch.zeros(1, 128, device=DEVICE).bfloat16())
+        layer(torch.zeros(1, 128, device=DEVICE).bfloat16())

@@ -135,16 +135,16 @@ def plain_experts(count: int, w1: torch.Tensor, w3: torch.Tensor, w2: torch.Tens
     )
 
 
-def linear_layer(method: Any, weight: torch.Tensor, scale: torch.Tensor) -> Any:
-    """A layer whose weights SGLang's `Fp8LinearMethod` made and finished, after they were loaded."""
-    layer = torch.nn.Module()
-    layer.tp_group = None
+def linear_layer(weight: torch.Tensor, scale: torch.Tensor) -> Any:
+    """SGLang's `ReplicatedLinear` under its `Fp8Config`, loaded and finished: (layer, its method)."""
+    from sglang.srt.layers.linear import ReplicatedLinear
+
     n, k = weight.shape
-    with torch.device(DEVICE):
-        method.create_weights(layer, k, [n], k, n, torch.bfloat16, weight_loader=lambda *_: None)
-    layer.weight.data.copy_(weight)
-    layer.weight_scale_inv.data.copy_(ue8m0.decode(scale))
-    method.process_weights_after_loading(layer)
+    with torch.device(DEVICE), alone():
+        layer = ReplicatedLinear(k, n, bias=False, quant_config=fp8_config(), params_dtype=torch.bfloat16)
+        layer.weight.data.copy_(weight)
+        layer.weight_scale_inv.data.copy_(ue8m0.decode(scale))
+        layer.quant_method.process_weights_after_loading(layer)
     return layer
 
 
@@ -153,7 +153,8 @@ def alone() -> Iterator[None]:
     """One rank, in SGLang's words."""
     from sglang.srt.runtime_context import get_parallel
 
-    with get_parallel().override(**{name: 0 if name.endswith("rank") else 1 for name in PLACES}):
+    places: dict[str, Any] = {name: 0 if name.endswith("rank") else 1 for name in PLACES}
+    with get_parallel().override(**places, tp_group=SimpleNamespace(world_size=1)):
         yield
 
 
