@@ -8,6 +8,7 @@ told, by its own `override_platform`, that the card is SM120, and tensors live w
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -23,19 +24,33 @@ from typing import Any
 import torch
 
 OPS = "mla,indexer,moe,mhc,linear"
-STUBS = ("torchvision",)
+STUBS = (
+    "torchvision", "pybase64", "zmq", "IPython", "aiohttp", "pynvml", "sentencepiece", "tvm_ffi", "partial_json_parser",
+    "openai", "setproctitle", "psutil", "fastapi", "uvicorn", "uvloop", "regex", "tiktoken", "xxhash", "interegular",
+    "easydict", "distro", "scipy", "gguf", "PIL", "requests",
+)  # fmt: skip
+"""What SGLang imports at its top and none of the code under test uses."""
 ROOT = Path(__file__).resolve().parents[2]
 
 stubbed: set[str] = set()
 
 
+class Open(type):
+    """A class that has every attribute, each such a class again."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Open(name, (), {})
+
+
 class Nothing(types.ModuleType):
-    """A module that has every name, each an empty class."""
+    """A module that has every name, each an `Open` class."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        made = type(name, (), {"__module__": self.__name__})
+        made = Open(name, (), {"__module__": self.__name__})
         setattr(self, name, made)
         return made
 
@@ -60,6 +75,8 @@ def load() -> None:
     """Import SGLang and load the plugin with every op asked for; a second call does nothing."""
     if any(isinstance(finder, Stubs) for finder in sys.meta_path):
         return
+    if listed := os.environ.get("SGLANG_MODULES"):
+        atexit.register(lambda: Path(listed).write_text("\n".join(files()), encoding="utf-8"))
     importlib.import_module("transformers")  # before the stubs: it asks whether torchvision exists, and must hear no
     sys.meta_path.append(Stubs())
     entry_point()
@@ -96,6 +113,17 @@ def entry_point() -> None:
     (folder / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     sys.path.insert(0, str(folder.parent))
     importlib.invalidate_caches()
+
+
+def files() -> list[str]:
+    """The source files of SGLang's modules that were imported, and of the packages above them."""
+    return sorted(
+        {
+            str(module.__file__)
+            for name, module in list(sys.modules.items())
+            if name.partition(".")[0] == "sglang" and str(getattr(module, "__file__", "")).endswith(".py")
+        }
+    )
 
 
 def story() -> str:
