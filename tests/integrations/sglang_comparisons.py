@@ -18,6 +18,12 @@ import pytest
 import torch
 
 from integrations import sglang_import
+from integrations import sglang_objects as objects
+from wellhead.dispatch.spec import ErrorBudget
+from wellhead.formats import block_fp8, index_key, kv_record, mxfp4
+from wellhead.integrations import plans, sglang, targets
+from wellhead.ops import registry
+from wellhead.testing.agreement import compare
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     from wellhead.testing import interpreter
@@ -25,12 +31,6 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     interpreter.repair()
 sglang_import.load()
 
-from integrations import sglang_objects as objects
-from wellhead.dispatch.spec import ErrorBudget
-from wellhead.formats import block_fp8, index_key, kv_record, mxfp4
-from wellhead.integrations import plans, sglang, targets
-from wellhead.ops import registry
-from wellhead.testing.agreement import compare
 
 DEVICE = objects.DEVICE
 KERNELS = DEVICE == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
@@ -257,7 +257,8 @@ def test_experts_equal_sglangs_dequantised_ones(impl: str, tokens: int) -> None:
     from wellhead.ops.linear.reference import round_input
     from wellhead.ops.moe import reference
 
-    own = reference.routed(x, ids.long(), weights, *(_unpacked(*packed[n]) for n in ("w1", "w3", "w2")), 10.0, round_input)
+    dense = [_unpacked(*packed[name]) for name in ("w1", "w3", "w2")]
+    own = reference.routed(x, ids.long(), weights, *dense, 10.0, round_input)
     agrees(found, own.bfloat16(), registry.spec("moe").error)
 
 
@@ -284,8 +285,8 @@ def test_hyper_connections_equal_sglangs_torch_path(impl: str, tokens: int, monk
     y = torch.randn(tokens, d, device=DEVICE).bfloat16()
     site = (torch.randn(24, 4 * d, device=DEVICE) * d**-0.5 / 2, torch.tensor([1.0, 0.5, 2.0], device=DEVICE),
             torch.randn(24, device=DEVICE))  # fmt: skip
-    for name in ("SGLANG_OPT_USE_TILELANG_MHC_PRE", "SGLANG_OPT_USE_TILELANG_MHC_POST", "SGLANG_OPT_DEEPGEMM_HC_PRENORM"):
-        monkeypatch.setenv(name, "0")
+    for name in ("USE_TILELANG_MHC_PRE", "USE_TILELANG_MHC_POST", "DEEPGEMM_HC_PRENORM"):
+        monkeypatch.setenv(f"SGLANG_OPT_{name}", "0")
     assert not envs.SGLANG_OPT_USE_TILELANG_MHC_PRE.get()
     theirs = deepseek_v4.MhcOps(hc_split_sinkhorn_torch, None, None, None, None, None)
     monkeypatch.setattr(deepseek_v4, "get_mhc_ops", lambda: theirs)

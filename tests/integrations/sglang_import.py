@@ -1,4 +1,4 @@
-"""SGLang's own code without its compiled runtime: import it, load our plugin by its plugin loader, say what was stubbed.
+"""SGLang's own code without its compiled runtime: import it, load our plugin by its loader, say what was stubbed.
 
 SGLang is whatever `import sglang` finds: installed, or a folder of its sources on PYTHONPATH (tools/sglang_sources.py
 makes one). Third-party modules of `STUBS` that cannot be imported become empty ones; everything else is real or fails.

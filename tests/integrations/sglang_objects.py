@@ -1,4 +1,4 @@
-"""SGLang's own attention backend, pools, batches, expert layer and linear layer, at sizes that an interpreter stands."""
+"""SGLang's own attention backend, pools, batches, experts and linear layer, at sizes that an interpreter stands."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ class Attention:
     """
 
     def __init__(self, prefix: tuple[int, ...], extend: tuple[int, ...] = (), heads: int = 8):
+        from sglang.srt.layers.attention import deepseek_v4_backend
         from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
         from sglang.srt.layers.radix_attention import RadixAttention
         from sglang.srt.model_executor.forward_batch_info import ForwardMode
         from sglang.test.kits.attention_unittest.attention_methods import dsv4_attention as kit
-
-        from sglang.srt.layers.attention import deepseek_v4_backend
 
         # its plan for the compressor's CUDA kernel, which no test here runs
         deepseek_v4_backend.create_paged_compressor_data = lambda *given, **named: None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from wellhead.formats import index_key, kv_record, ue8m0
+from wellhead.formats.paged import PagedLayout
 from wellhead.integrations.plans import functions, plan, up
 from wellhead.ops.hyper_connection.api import Site
 from wellhead.ops.indexer.api import Query
@@ -21,14 +22,15 @@ from wellhead.ops.sparse_mla.api import Pool
 NONE = 16  # columns of an empty list of slots
 
 
-def pages_of(view: torch.Tensor, record_bytes: int) -> torch.Tensor:
+def pages_of(view: torch.Tensor, layout: PagedLayout) -> torch.Tensor:
     """[pages, stride] bytes, padding included, of a view [pages, records, 1, record_bytes]."""
+    record_bytes = layout.record_bytes
     if view.dim() != 4 or view.shape[2:] != (1, record_bytes) or view.element_size() != 1:
         raise NotImplementedError(
             f"a cache of {view.dtype} {tuple(view.shape)}; expected one byte an element, "
             f"[pages, records, 1, {record_bytes}]"
         )
-    stride = view.stride(0) if view.shape[0] > 1 else max(view.stride(0), view.shape[1] * record_bytes)
+    stride = view.stride(0) if view.shape[0] > 1 else layout.page_stride(view.shape[1])  # one page: torch drops it
     return view.view(torch.uint8).as_strided((view.shape[0], stride), (stride, 1))
 
 
@@ -44,7 +46,7 @@ def attend(
     def pool(view: torch.Tensor, slots: torch.Tensor, length: torch.Tensor | None) -> Pool:
         if length is None:
             length = torch.full((tokens,), slots.shape[-1], dtype=torch.int32, device=device)
-        cache = pages_of(view, kv_record.LAYOUT.record_bytes)
+        cache = pages_of(view, kv_record.LAYOUT)
         return Pool(cache, view.shape[1], slots.contiguous(), length.to(torch.int32).contiguous())
 
     near = pool(window, slots, length)
@@ -88,7 +90,7 @@ def index_logits(
     )
     out = torch.empty(tokens, computed, dtype=torch.float32, device=device)
     logits.run(
-        Query(codes.contiguous()), weights.float().contiguous(), pages_of(cache, index_key.FP8.record_bytes),
+        Query(codes.contiguous()), weights.float().contiguous(), pages_of(cache, index_key.FP8),
         page_table.to(torch.int32).contiguous(), rows[:tokens], lengths.to(torch.int32).contiguous(), out,
     )  # fmt: skip
     return out[:, :columns] if computed >= columns else torch.nn.functional.pad(out, (0, columns - computed))
