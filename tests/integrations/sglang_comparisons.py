@@ -25,10 +25,6 @@ from wellhead.integrations import plans, sglang, targets
 from wellhead.ops import registry
 from wellhead.testing.agreement import compare
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    from wellhead.testing import interpreter
-
-    interpreter.repair()
 sglang_import.load()
 
 

@@ -18,12 +18,15 @@ from wellhead.dispatch import capability, libraries
 from wellhead.dispatch.choose import Choice, NoImplementation, choose_each, parse_forced
 from wellhead.dispatch.features import Features
 from wellhead.dispatch.spec import OpSpec
+from wellhead.integrations import ENGINES
+from wellhead.integrations.doctor import show
 
 _EXAMPLES = """examples:
   wellhead doctor
   wellhead doctor --simulate sm120
   wellhead doctor --simulate sm121 --json
   wellhead doctor --impl topk=reference
+  wellhead doctor --engine sglang
 
 exit status: 0 healthy, 1 something is broken or an op has nothing that fits, 2 a bad option
 """
@@ -56,12 +59,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help=f"answer for a card that is not here: {', '.join(capability.ARCHITECTURES)}",
     )
     options.add_impl(parser)
+    parser.add_argument("--engine", choices=ENGINES, help="what our ops would replace in that engine")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options.add_debug(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.engine:
+        return show(args.engine, args.json)
     report = examine(args.simulate, args.impl)
     print(json.dumps(as_json(report), indent=2) if args.json else as_text(report))
     return 1 if report.problems else 0

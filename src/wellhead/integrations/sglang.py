@@ -173,7 +173,7 @@ def refusals(ops: Sequence[str]) -> dict[str, str]:
             elif field.is_set() and bool(field.get()) != wanted:
                 reasons.append(f"{name} is set to {field.get()}, which routes around this op; unset it")
         if reasons:
-            found[op] = "; ".join(reasons)
+            found[op] = "; ".join(dict.fromkeys(reasons))
     return found
 
 

@@ -139,11 +139,12 @@ def outside(distribution: str, version: str | None, first: str, below: str) -> s
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows under a heading, columns aligned; reasons below the line they belong to."""
+    """Rows under a heading, columns aligned; a reason below the first line of its op."""
     cells = [("op", "target", "stock", "now"), *((row.op, row.target, row.stock, row.now) for row in rows)]
     widths = [max(len(cell[column]) for cell in cells) for column in range(4)]
     lines = ["  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True)).rstrip() for cell in cells]
     for at in range(len(rows), 0, -1):
-        if rows[at - 1].why:
+        said = at > 1 and (rows[at - 2].op, rows[at - 2].why) == (rows[at - 1].op, rows[at - 1].why)
+        if rows[at - 1].why and not said:
             lines.insert(at + 1, f"{'':{widths[0]}}  {rows[at - 1].why}")
     return "\n".join(lines)

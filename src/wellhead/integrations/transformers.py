@@ -19,7 +19,7 @@ from wellhead.ops.moe import layout
 from wellhead.ops.moe.api import PackedWeights
 
 NAME = "wellhead"
-FIRST, BELOW = "5.23.0", "5.24.0"  # the releases that the comparisons ran against
+FIRST, BELOW = "5.17.0", "5.24.0"  # the releases that the comparisons ran against
 PAGE = 64
 MULTIPLE = 64  # columns of a list of slots
 
