@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,9 +74,8 @@ def wanted(python: Path) -> list[str]:
     code = "import json; from importlib.metadata import requires; print(json.dumps(requires('sglang')))"
     done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
     asked = [line.partition(";")[0].strip() for line in json.loads(done.stdout) if "extra ==" not in line]
-    found = [line for line in asked if line.replace("_", "-").lower().startswith(BARE)]
-    names = " ".join(found).replace("_", "-").lower()
-    return [*found, *(name for name in BARE if name not in names)]
+    named = {re.split(r"[<>=!~\[ ]", line)[0].replace("_", "-").lower(): line for line in asked}
+    return [named.get(name, name) for name in BARE]
 
 
 if __name__ == "__main__":
