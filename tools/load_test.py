@@ -17,7 +17,8 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,13 +59,31 @@ def prompts(encode: Callable[[str], list[int]], dice: random.Random, count: int)
     return list(found.values())
 
 
-def answers(reference: LLM, asked: list[list[int]], on_answer: Callable[[], None]) -> list[Asked]:
+@contextmanager
+def told(what: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """Takes counts of what is done: a bar on a terminal, else a line for every tenth."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    done, began = 0, time.perf_counter()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(what, total=total)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress.advance(bar, count)
+            if not console.is_terminal and 10 * done // total > 10 * (done - count) // total:
+                console.print(f"{what}: {done} of {total}, {time.perf_counter() - began:.0f} s")
+
+        yield advance
+
+
+def answers(reference: LLM, asked: list[list[int]], on_answer: Callable[[int], None]) -> list[Asked]:
     """Each prompt with what the reference says to it, one at a time."""
     found = []
     for prompt in asked:
         params = SamplingParams(max_tokens=LONG if len(prompt) <= SHORT else MOST, ignore_eos=True)
         found.append((prompt, reference.generate([prompt], params)[0].token_ids))
-        on_answer()
+        on_answer(1)
     return found
 
 
@@ -163,23 +182,24 @@ def main(arguments: list[str] | None = None) -> int:
     args = options(arguments)
     dice, console = random.Random(args.seed), Console(stderr=True)
     reference = LLM(
-        args.model, device=args.device, progress=False, captured=not args.device.startswith("cuda"), max_running=1,
-        num_pages=8, prefix_caching=False,
-    )  # fmt: skip
+        args.model,
+        device=args.device,
+        progress=False,
+        max_running=1,
+        num_pages=8,
+        prefix_caching=False,
+    )
     llm = LLM(
         args.model, device=args.device, progress=False, captured=not args.eager, max_running=args.concurrency,
         num_pages=4 + 3 * args.concurrency // 2, chunk_tokens=max(512, 4 * args.concurrency),
         speculative_tokens=args.speculative_tokens,
     )  # fmt: skip
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("answers alone", total=args.prompts)
-        asked = answers(reference, prompts(llm.encode, dice, args.prompts), lambda: progress.advance(bar))
-        load = Load(llm, asked, dice, args.device)
-        bar = progress.add_task("under load", total=args.requests)
-        began = time.perf_counter()
-        load.run(args.requests, 2 * args.concurrency, lambda count: progress.advance(bar, count))
-        seconds = time.perf_counter() - began
+    with told("answers alone", args.prompts, console) as advance:
+        asked = answers(reference, prompts(llm.encode, dice, args.prompts), advance)
+    load, began = Load(llm, asked, dice, args.device), time.perf_counter()
+    with told("under load", args.requests, console) as advance:
+        load.run(args.requests, 2 * args.concurrency, advance)
+    seconds = time.perf_counter() - began
     tally, failures = load.judged(reference), load.failures()
     for text in tally.ties + tally.wrong + failures:
         print(text, file=sys.stderr)

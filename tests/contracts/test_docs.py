@@ -33,3 +33,9 @@ def test_what_a_token_meets_exists(module: str, name: str) -> None:
     path = ROOT / "src" / Path(*module.split(".")).with_suffix(".py")
     assert path.is_file(), f"docs/token.md names {module}, which is no module"
     assert name in defined(path), f"docs/token.md names {name} in {module}; it has {sorted(defined(path))}"
+
+
+def test_the_page_of_the_ops_is_current() -> None:
+    from tools import op_table
+
+    assert op_table.PAGE.read_text(encoding="utf-8") == op_table.page(), "run python3 tools/op_table.py"

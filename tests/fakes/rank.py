@@ -9,20 +9,25 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fakes.drafting import helped
+from wellhead.engine import loading
 from wellhead.engine.llm import LLM
-from wellhead.engine.loading import load_with_runner
 from wellhead.engine.parallel import dismiss, follow
 from wellhead.engine.sampling_params import SamplingParams
-from wellhead.model.checkpoint import open_checkpoint, resolve_model
+from wellhead.model.checkpoint import Checkpoint, open_checkpoint, resolve_model
+from wellhead.model.device_model import DeviceModel
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.split import Split
+from wellhead.model.stream import load_device_weights
 
 PROMPTS = ["15 + 27 =", "103 + 244 =", "The capital of France is", "One, two, three,"]
+# "device": the model and runner of a card, in torch references; device "cpu" would be the CPU's own.
+WAYS: dict[str, dict[str, Any]] = {"": {}, "device": {"device": "cpu:0", "captured": False}}
 GREEDY = SamplingParams(max_tokens=8, ignore_eos=True)
 
 
@@ -54,33 +59,44 @@ def with_drafts(llm: LLM) -> tuple[list[list[int]], int]:
     return [one.token_ids for one in done[:-1]], llm.engine.counters.accepted_tokens - before
 
 
-def load(numerics: str, split: Split = WHOLE, group: Group = ALONE, speculative_tokens: int = 0) -> LLM:
+def load(numerics: str, split: Split = WHOLE, group: Group = ALONE, speculative_tokens: int = 0, way: str = "") -> LLM:
     return LLM(
         progress=False, numerics=numerics, num_pages=8, chunk_tokens=200, split=split, group=group,
-        speculative_tokens=speculative_tokens,
+        speculative_tokens=speculative_tokens, **WAYS[way],
     )  # fmt: skip
+
+
+def on_the_cpu(
+    checkpoint: Checkpoint, numerics: Numerics, device: str, *, with_mtp: bool, split: Split, group: Group, **_: Any
+) -> DeviceModel:
+    """`load_device_model`, without a card."""
+    weights, _ = load_device_weights(checkpoint, split, device, with_mtp=with_mtp)
+    return DeviceModel(weights, checkpoint.config, numerics, impl="reference", reduce=group.reduce, gather=group.gather)
 
 
 def main(rank: int, world: int, rendezvous: str, output: Path) -> None:
     torch.set_num_threads(1)
+    loading.load_device_model = on_the_cpu
     group = Group.join(rendezvous, rank, world)
     found = {}
     long = list(range(10_000)) if rank == 0 else None
     assert group.broadcast(long) == list(range(10_000))
-    for experts, numerics, guesses in (
-        ("width", "exact", 0), ("width", "exact", 3), ("width", "checkpoint", 0), ("expert", "checkpoint", 0),
+    for experts, numerics, guesses, way in (
+        ("width", "exact", 0, ""), ("width", "exact", 3, ""), ("width", "checkpoint", 0, ""),
+        ("expert", "checkpoint", 0, ""), ("expert", "checkpoint", 0, "device"), ("width", "checkpoint", 3, "device"),
     ):  # fmt: skip
         split = Split(rank, world, experts)  # type: ignore[arg-type]
         if rank:
             checkpoint = open_checkpoint(resolve_model())
-            model, make_runner = load_with_runner(
-                checkpoint, Numerics.named(numerics), split=split, group=group, speculative_tokens=guesses
-            )
+            model, make_runner = loading.load_with_runner(
+                checkpoint, Numerics.named(numerics), split=split, group=group, speculative_tokens=guesses,
+                chunk_tokens=200, **WAYS[way],
+            )  # fmt: skip
             follow(group, make_runner, model)
         else:
-            llm = load(numerics, split, group, guesses)
+            llm = load(numerics, split, group, guesses, way)
             tokens, logits = answers(llm)
-            found[f"{experts} {numerics} {guesses}"] = {"tokens": tokens, "logits": logits.tolist()}
+            found[f"{experts} {numerics} {guesses} {way}".strip()] = {"tokens": tokens, "logits": logits.tolist()}
             if guesses:
                 again, accepted = with_drafts(llm)
                 assert again == tokens[: len(PROMPTS)]

@@ -11,6 +11,7 @@ import torch
 from fakes.drafting import helped
 from fakes.statistics import chi_square, places
 from wellhead import LLM, SamplingParams
+from wellhead.engine import device_runner
 from wellhead.evals.against import judge_by
 from wellhead.testing.ties import Tally
 
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 GREEDY = SamplingParams(max_tokens=40, ignore_eos=True)
 QUESTIONS = [f"{a} + {b} =" for a in range(3, 60, 4) for b in (8, 41)] + ["The capital of France is", "One, two,"]
+TOGETHER = 24  # requests of the exact comparison
 
 
 def ids(length: int, seed: int) -> list[int]:
@@ -45,26 +47,54 @@ def compare(plain: LLM, prompts: Sequence[list[int]], found: Sequence[list[int]]
     assert not tally.wrong and len(tally.ties) <= len(found) // 4
 
 
-def test_greedy_answers_with_wrong_and_with_right_drafts(plain: LLM, drafting: LLM) -> None:
-    """Together, prompts in chunks beside decoding, over block and page ends, and once more from the prefix cache."""
-    prompts = [plain.encode(question) for question in QUESTIONS]
-    prompts += [ids(n, n) for n in (1, 2, 118, 125, 245, 260, 700)]
+@pytest.mark.parametrize("guesses", [1, 3])
+def test_drafts_change_no_token(guesses: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token for token, 40 of them behind any prompt, over block and page ends: steps of either way have the same number
+    of rows, prompts are one prefill, so a row's sums have one order, and nothing is left to call a tie.
+    """
+
+    def made(rows: int, speculative_tokens: int) -> LLM:
+        monkeypatch.setattr(device_runner, "ladder", lambda most: [rows])
+        return LLM(
+            device="cuda", progress=False, num_pages=64, max_running=TOGETHER, chunk_tokens=2048, prefix_caching=False,
+            speculative_tokens=speculative_tokens,
+        )  # fmt: skip
+
+    plain, drafting = made(TOGETHER * (1 + guesses), 0), made(TOGETHER, guesses)
+    lengths = (2, 118, 125, 245, 260, 700)
+    prompts = [plain.encode(question) for question in QUESTIONS[len(lengths) - TOGETHER :]]
+    prompts += [ids(n, n) for n in lengths]
     wanted = [done.token_ids for done in plain.generate(prompts, GREEDY)]
-    compare(plain, prompts, [done.token_ids for done in drafting.generate(prompts, GREEDY)], wanted)
     runner = drafting.engine._runner
-    propose = runner.propose
-    runner.propose = helped(  # type: ignore[method-assign]
-        runner, {tuple(prompt): tokens for prompt, tokens in zip(prompts, wanted, strict=True)}
-    )
+    truth = {tuple(prompt): tokens for prompt, tokens in zip(prompts, wanted, strict=True)}
+    for propose in (runner.propose, helped(runner, truth)):
+        before = drafting.engine.counters
+        monkeypatch.setattr(runner, "propose", propose)
+        assert [done.token_ids for done in drafting.generate(prompts, GREEDY)] == wanted
+        counters = drafting.engine.counters
+        right, all_drafts = (
+            getattr(counters, name) - getattr(before, name) for name in ("accepted_tokens", "drafted_tokens")
+        )
+        print(f"{right} of {all_drafts} drafts accepted")
+        assert 0 < right < all_drafts
+    assert right > 0.4 * all_drafts
+    drafting.engine.check()
+
+
+def test_greedy_answers_beside_prefills_and_from_the_prefix_cache(plain: LLM, drafting: LLM) -> None:
+    """Steps of any size, prompts in chunks beside decoding; to the answers' ends, with sampled requests beside them."""
+    greedy = SamplingParams(max_tokens=40)
+    long = " ".join(f"{n} + {n + 1} = {2 * n + 1}" for n in range(30, 80)) + " "
+    prompts = [plain.encode(question) for question in [*QUESTIONS, *(long + question for question in QUESTIONS[:8])]]
+    wanted = [done.token_ids for done in plain.generate(prompts, greedy)]
     before = drafting.engine.counters
-    params = [GREEDY] * len(prompts) + [replace(GREEDY, temperature=1.0)] * 8
+    compare(plain, prompts, [done.token_ids for done in drafting.generate(prompts, greedy)], wanted)
+    params = [greedy] * len(prompts) + [replace(GREEDY, temperature=1.0)] * 8
     found = drafting.generate([*prompts, *prompts[:8]], params)
-    runner.propose = propose  # type: ignore[method-assign]
-    counters = drafting.engine.counters
     compare(plain, prompts, [done.token_ids for done in found[: len(prompts)]], wanted)
-    right = counters.accepted_tokens - before.accepted_tokens, counters.drafted_tokens - before.drafted_tokens
-    print(f"{right[0]} of {right[1]} drafts accepted")
-    assert counters.prefix_hit_tokens > before.prefix_hit_tokens and right[0] > 0.4 * right[1]
+    counters = drafting.engine.counters
+    assert counters.prefix_hit_tokens > before.prefix_hit_tokens
+    assert counters.accepted_tokens > before.accepted_tokens
     drafting.engine.check()
 
 

@@ -27,7 +27,7 @@ def load() -> Load:
     reference = LLM(progress=False, device=DEVICE, max_running=1, num_pages=4, prefix_caching=False)
     llm = LLM(progress=False, device=DEVICE, max_running=4, num_pages=9)
     dice = random.Random(1)
-    asked = answers(reference, prompts(llm.encode, dice, 8), lambda: None)
+    asked = answers(reference, prompts(llm.encode, dice, 8), lambda count: None)
     assert len({tuple(prompt) for prompt, _ in asked}) == 8
     assert all(len(answer) == load_test.MOST for _, answer in asked)
     made = Load(llm, asked, dice, DEVICE)

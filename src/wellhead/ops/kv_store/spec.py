@@ -64,38 +64,33 @@ def make(tokens: int, heads: int, page: int, generator: Any, device: Any) -> dic
 
 
 def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
-    """The kernel; its result is the queries, then the rows that became records."""
+    """The kernel; its results are the queries, if there are any, and the rows that became records."""
     import torch
 
     from wellhead.ops.kv_store.api import plan
 
     q, kv = inputs["q"], inputs["kv"]
-    tokens, dim = kv.shape
-    heads = 0 if q is None else q.shape[1]
-    out = torch.empty((heads + 1) * tokens, dim, dtype=torch.bfloat16, device=kv.device)
-    q_out, kv_out = out[: heads * tokens].view(tokens, heads, dim) if heads else None, out[heads * tokens :]
-    store = plan(heads, inputs["page"], EPS)
+    q_out, kv_out = None if q is None else torch.empty_like(q), torch.empty_like(kv)
+    store = plan(0 if q is None else q.shape[1], inputs["page"], EPS)
     weight, cache, slots = inputs["weight"], inputs["cache"], inputs["slots"]
 
-    def run() -> torch.Tensor:
+    def run() -> tuple[torch.Tensor, ...]:
         store.run(q, kv, weight, cache, slots, inputs["positions"], inputs["freqs"], q_out, kv_out)
-        return out
+        return (kv_out,) if q_out is None else (q_out, kv_out)
 
     return run
 
 
 def prepare_reference(inputs: Mapping[str, Any]) -> Callable[[], Any]:
-    import torch
-
     from wellhead.ops.norm_quant.reference import rms_norm
     from wellhead.ops.rope.reference import apply
 
     turn = partial(apply, positions=inputs["positions"], freqs=inputs["freqs"])
     q, kv = inputs["q"], inputs["kv"]
 
-    def run() -> torch.Tensor:
+    def run() -> tuple[Any, ...]:
         row = turn(rms_norm(kv, inputs["weight"], EPS))
-        return row if q is None else torch.cat((turn(rms_norm(q, None, EPS)).flatten(0, 1), row))
+        return (row,) if q is None else (turn(rms_norm(q, None, EPS)), row)
 
     return run
 
