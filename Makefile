@@ -25,7 +25,7 @@ test:  ## install what is missing, then ruff, mypy and pytest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 test-sglang:  ## our plugin against the newest SGLang, on the CPU, in its own environment
-	@$(PYTHON) tools/test_sglang.py --venv .venv-sglang
+	@$(PYTHON) -m tools.test_sglang --venv .venv-sglang
 
 lint:  ## ruff and mypy only
 	@$(PYTHON) tools/install.py --venv $(VENV) --extra dev --extra serve --extra bench

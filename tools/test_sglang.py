@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Our plugin against the newest published SGLang, without a GPU: `make test-sglang`.
 
-    python3 tools/test_sglang.py --venv .venv-sglang                     # the newest release
-    python3 tools/test_sglang.py --venv .venv-sglang --version 0.5.23
+    python3 -m tools.test_sglang --venv .venv-sglang                     # the newest release
+    python3 -m tools.test_sglang --venv .venv-sglang --version 0.5.23
 
-Installs SGLang's Python without its CUDA wheels into an environment of its own (about 2.6 GB), checks every contract
-and runs the comparisons. What moved in that release is named with its old and its new signature. Standard library only.
+Installs SGLang's Python without its CUDA wheels into an environment of its own (about 2.6 GB), checks every contract,
+runs the comparisons and lets SGLang's whole model answer questions. What moved in that release is named with its old and its new signature. Standard library only.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from install import CPU_INDEX, ROOT, InstallError, pinned, step, wants_cpu_index
+from tools.install import CPU_INDEX, ROOT, InstallError, pinned, step, wants_cpu_index
 
-TESTS = ("tests/integrations/sglang_contract.py", "tests/integrations/sglang_comparisons.py")
+# Each in a process of its own: SGLang's settings are read at its import and published once.
+TESTS = (
+    ("tests/integrations/sglang_contract.py", "tests/integrations/sglang_comparisons.py"),
+    ("tests/integrations/sglang_model.py",),
+)
 # Without their own dependencies, which would bring CUDA; at the versions that SGLang's metadata asks for.
 BARE = ("apache-tvm-ffi", "compressed-tensors", "gguf", "openai", "transformers")
 WHOLE = (
@@ -46,8 +50,8 @@ def main() -> int:
         **os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
         "WELLHEAD_ON_MISMATCH": "go-on",  # what still fits is compared; what moved fails by its own test
     }  # fmt: skip
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
-    return subprocess.run(command, cwd=ROOT, env=environ, check=False).returncode
+    pytest = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    return max(subprocess.run([*pytest, *files], cwd=ROOT, env=environ, check=False).returncode for files in TESTS)
 
 
 def install(venv: Path, version: str | None) -> Path:
