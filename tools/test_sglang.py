@@ -5,7 +5,8 @@
     python3 -m tools.test_sglang --venv .venv-sglang --version 0.5.23
 
 Installs SGLang's Python without its CUDA wheels into an environment of its own (about 2.6 GB), checks every contract,
-runs the comparisons and lets SGLang's whole model answer questions. What moved in that release is named with its old and its new signature. Standard library only.
+runs the comparisons and lets SGLang's whole model answer questions. What moved in that release is named with its old
+and its new signature. Standard library only.
 """
 
 from __future__ import annotations
