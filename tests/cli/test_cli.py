@@ -304,7 +304,7 @@ def test_path_names_the_ops_that_differ_from_most() -> None:
     assert path_taken(FakeLLM(str, paths=mixed)) == "cpu; triton (b)"  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("command", ["generate", "chat", "eval", "demo"])
+@pytest.mark.parametrize("command", ["generate", "chat", "eval", "demo", "doctor", "plan", "serve", "bench"])
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

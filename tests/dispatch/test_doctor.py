@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from fakes.machine import faked, gpu, put
 from wellhead.cli import doctor, main
-from wellhead.dispatch import capability, libraries
+from wellhead.dispatch import capability, libraries, probing
 from wellhead.dispatch.spec import REFERENCE
 from wellhead.ops import registry
 
@@ -19,26 +22,13 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> object:
-    """A function that puts a card of that capability into torch.cuda."""
-    import torch
-
-    def put(number: tuple[int, int], shared: int | None = 101376) -> None:
-        properties = SimpleNamespace(name="Faked GPU")
-        if shared is not None:
-            properties.shared_memory_per_block_optin = shared
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: number)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *a: properties)
-
-    monkeypatch.setattr(libraries, "interpreter_on", lambda: False)
-    return put
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    return partial(put, monkeypatch)
 
 
-@pytest.mark.parametrize(("number", "arch"), [((12, 0), "sm120"), ((12, 1), "sm121")])
-def test_a_faked_card(card: object, number: tuple[int, int], arch: str) -> None:
-    card(number)  # type: ignore[operator]
+@pytest.mark.parametrize("arch", ["sm120", "sm121"])
+def test_a_faked_card(machine: Callable[..., None], arch: str) -> None:
+    machine(gpu(arch))
     report = doctor.examine()
     assert report.card == f"Faked GPU ({arch})"
     shared = report.features["shared_bytes"]
@@ -66,17 +56,17 @@ def test_fp8_on_both_numbers_by_triton_version() -> None:
     assert [fp8("sm121", version) for version in ("3.6.0", "3.7.1", "3.9.0")] == [(False, False)] * 2 + [(True, True)]
 
 
-def test_a_driver_that_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import torch
-
-    def fail() -> bool:
-        raise RuntimeError("driver too old")
-
-    monkeypatch.setattr(torch.cuda, "is_available", fail)
+def test_a_driver_that_raises_is_a_finding(
+    machine: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = faked()
+    del answers.values[probing.CARDS]
+    answers.failed[probing.CARDS] = "raised RuntimeError: driver too old"
+    machine(answers=answers)
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "card     unknown: the driver does not answer" in out
-    assert "card: asking the driver raised RuntimeError: driver too old" in out
+    assert "card: asking the driver raised RuntimeError: driver too old\n    do: see what nvidia-smi says" in out
 
 
 def run(folder: Path, *arguments: str) -> tuple[int, dict[str, object], str]:
@@ -106,10 +96,11 @@ def test_broken_libraries_do_not_take_it_down(tmp_path: Path, reason: str) -> No
         (tmp_path / f"{name}.py").write_text(BROKEN[reason], encoding="utf-8")
     status, report, _ = run(tmp_path, "doctor", "--json", "--simulate", "sm120")
     assert status == 1 and report["healthy"] is False
-    problems = report["problems"]
-    assert isinstance(problems, list)
-    assert f"torch: broken: importing it raised {reason}" in problems
-    assert f"triton: broken: importing it raised {reason}" in problems
+    problems = {problem["about"]: problem for problem in report["problems"]}  # type: ignore[attr-defined]
+    for name in ("torch", "triton"):
+        assert problems[name]["what"] == f"broken: importing it raised {reason}"
+        assert problems[name]["fix"].startswith("pip install --force-reinstall '" + name)
+    assert {"rich", "numpy"} <= set(problems) and report["ops"] == []
     features = {f["name"]: f for f in report["features"]}  # type: ignore[attr-defined]
     assert features["kernels"] == {
         "name": "kernels",
@@ -120,11 +111,48 @@ def test_broken_libraries_do_not_take_it_down(tmp_path: Path, reason: str) -> No
     }
 
 
+KILLS = {
+    "killed the process (SIGSEGV)": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+    "ended the process (exit status 7)": "import os; os._exit(7)",
+}
+
+
+@pytest.mark.parametrize("how", KILLS)
+def test_libraries_that_kill_the_process_that_imports_them(tmp_path: Path, how: str) -> None:
+    for name in ("torch", "pydantic"):
+        (tmp_path / f"{name}.py").write_text(KILLS[how], encoding="utf-8")
+    (tmp_path / "rich.py").write_text("raise SystemExit(5)", encoding="utf-8")
+    status, report, _ = run(tmp_path, "doctor", "v4-flash", "--json")
+    assert status == 1
+    problems = {problem["about"]: problem["what"] for problem in report["problems"]}  # type: ignore[attr-defined]
+    assert problems["torch"] == f"broken: importing it {how}"
+    assert problems["pydantic"] == f"broken: importing it {how}"
+    assert problems["rich"] == "broken: importing it raised SystemExit: 5"
+    versions = {library["name"]: library["version"] for library in report["libraries"]}  # type: ignore[attr-defined]
+    assert versions["torch"] is None and versions["numpy"] and versions["uvicorn"]  # those behind it were asked
+    assert report["model"]["title"].startswith("V4-Flash")  # type: ignore[index]
+    assert report["card"] == "unknown: torch is needed to ask"
+
+
+def test_text_when_everything_is_broken(tmp_path: Path) -> None:
+    for name in (*libraries.NEEDED, *libraries.SERVING):
+        (tmp_path / f"{name}.py").write_text("import os; os.abort()", encoding="utf-8")
+    code = (
+        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(SOURCE)!r}]\n"
+        "from wellhead.cli import main; sys.exit(main(['doctor', 'v4-flash']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr == ""
+    assert done.stdout.count("broken: importing it killed the process (SIGABRT)") == 2 * 12
+    assert "V4-Flash (FP4 experts, FP8 rest): runs" in done.stdout
+
+
 def test_only_triton_broken_leaves_the_reference_healthy_or_says_which_op_is_not(tmp_path: Path) -> None:
     (tmp_path / "triton.py").write_text("raise AssertionError('built for another torch')", encoding="utf-8")
     status, report, _ = run(tmp_path, "doctor", "--json", "--simulate", "sm121")
     assert status == 1
-    assert "triton: broken: importing it raised AssertionError: built for another torch" in report["problems"]  # type: ignore[operator]
+    (problem,) = (p for p in report["problems"] if p["about"] == "triton")  # type: ignore[attr-defined]
+    assert problem["what"] == "broken: importing it raised AssertionError: built for another torch"
     ops = {o["op"]: o for o in report["ops"]}  # type: ignore[attr-defined]
     assert set(ops) == set(registry.OPS)
     for o in ops.values():
@@ -144,10 +172,8 @@ def test_probe_tells_missing_old_and_fitting(monkeypatch: pytest.MonkeyPatch) ->
     assert libraries.python().problem == "3.15.0b1 is not supported; install one older than 3.15"
 
 
-def test_text_for_sm121(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(
-        libraries, "probe", lambda name: libraries.Library(name, "3.7.1" if name == "triton" else "2.13.0")
-    )
+def test_text_for_sm121(machine: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    machine()
     assert main(["doctor", "--simulate", "sm121"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "card     some sm121 card (sm121, simulated)" in lines
@@ -161,7 +187,11 @@ def test_text_for_sm121(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert lines[-1] == "healthy"
 
 
-def test_a_broken_spec_is_named_and_the_others_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_spec_is_named_and_the_others_are_shown(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine()
+
     def broken(op: str) -> object:
         if op == "rope":
             raise ImportError("half an edit")
@@ -170,7 +200,7 @@ def test_a_broken_spec_is_named_and_the_others_are_shown(monkeypatch: pytest.Mon
     whole = registry.spec
     monkeypatch.setattr(registry, "spec", broken)
     report = doctor.examine("sm120")
-    assert "op 'rope': its SPEC cannot be read: ImportError: half an edit" in report.problems
+    assert [str(p) for p in report.problems] == ["op rope: its SPEC cannot be read: ImportError: half an edit"]
     assert list(dict.fromkeys(c.op for c in report.choices)) == [op for op in registry.OPS if op != "rope"]
 
 
@@ -182,7 +212,7 @@ def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped.value.code == 2
     with pytest.raises(SystemExit):
         main(["doctor", "--help"])
-    assert "wellhead doctor --simulate sm120" in capsys.readouterr().out
+    assert "wellhead doctor v4-flash --simulate sm120" in capsys.readouterr().out
 
 
 def test_one_file_reads_capability_numbers() -> None:

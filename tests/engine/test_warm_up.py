@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import threading
 from collections.abc import Iterator
 
@@ -13,15 +14,16 @@ from fakes.recorded_kernels import nothing_runs, recorded
 from wellhead.dispatch import capability
 from wellhead.dispatch.frozen import CompiledLate, frozen
 from wellhead.engine import warm_up
-from wellhead.engine.device_runner import DeviceRunner
+from wellhead.engine.device_runner import DeviceRunner, ladder
 from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.device_speculative_runner import DeviceSpeculativeRunner
 from wellhead.engine.orders import DraftOrders, Orders
 from wellhead.engine.request import Request
 from wellhead.engine.runner import Scores
 from wellhead.engine.sampling_params import SamplingParams
+from wellhead.engine.story import Story
 from wellhead.engine.warm_up import prefill_sizes, warm_prefill
-from wellhead.model import device_model
+from wellhead.model import device_graphs, device_model, device_speculative
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.checkpoint import open_checkpoint, resolve_model
 from wellhead.model.choices import uses_of
@@ -230,8 +232,39 @@ def test_a_step_of_the_runner_is_frozen(runner: DeviceRunner, monkeypatch: pytes
         runner.compute([Chunk([5] * 9, 0, range(4), 1)])
 
 
-def test_phases_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    warm_up.Phases(True).ended("prefills of {} tokens compiled", [2, 3, 300])
-    warm_up.Phases(False).ended("silence {}", [1])
-    said = capsys.readouterr().err
-    assert said.startswith("wellhead: prefills of 2 to 300 tokens compiled in 0.") and "silence" not in said
+def test_phases_are_told_in_order(runner: DeviceRunner) -> None:
+    said = io.StringIO()
+    DeviceRunner(runner._model, 2, 2, chunk_tokens=4, context=512, captured=False, phase=Story(said).phase)
+    told = [line[2:40].rstrip() for line in said.getvalue().splitlines()]
+    assert told == ["making caches", "compiling decodes of 1 to 2 requests"]  # off a card nothing else compiles
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_decodes_beyond_the_largest_graph_are_launched_one_by_one(runner: DeviceRunner, drafts: int) -> None:
+    """A capture is stood in for by the launches themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (device_graphs, device_speculative):
+            patch.setattr(module, "capture", lambda parts, pool: list(parts))
+        patch.setattr(torch.cuda, "graph_pool_handle", object)
+        sizes = {"chunk_tokens": 4, "context": 512, "largest_graph": 3}
+        if drafts:
+            weights, _ = load_device_weights(open_checkpoint(resolve_model()), WHOLE, "cpu", with_mtp=True)
+            model = DeviceModel(weights, runner._model.config, runner._model.numerics)
+            own: DeviceRunner = DeviceSpeculativeRunner(model, 16, 8, speculative_tokens=drafts, **sizes)
+        else:
+            own = DeviceRunner(runner._model, 16, 8, **sizes)
+        steps = own._steps.steps if isinstance(own, DeviceSpeculativeRunner) else own._decode.steps
+        assert own.graph_sizes == [1, 2, 3]
+        assert {size: step.captured for size, step in steps.items()} == {
+            1: True, 2: True, 3: True, 4: False, 8: False
+        }  # fmt: skip
+        misses = []
+        for requests in (3, 4, 1, 8):
+            own.compute([Chunk([5], 300, (2 * row, 2 * row + 1), row) for row in range(requests)])
+            misses.append(own.graph_misses)
+        assert misses == [0, 1, 1, 2]
+
+
+def test_the_ladder() -> None:
+    assert ladder(1) == [1] and ladder(12) == [1, 2, 4, 8, 12] and ladder(16) == [1, 2, 4, 8, 16]
+    assert ladder(12, 6) == [1, 2, 4, 6, 8, 12] and ladder(12, 40) == [1, 2, 4, 8, 12]

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 
 from wellhead.engine.llm import LLM
+from wellhead.engine.story import Story
 from wellhead.server.limits import Limits
 from wellhead.server.serving import Life, Serving, listen
-from wellhead.server.story import Story
 
 
 class RunningServer:

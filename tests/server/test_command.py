@@ -152,6 +152,7 @@ def test_ranks_told_to_end_finish_what_runs(started: list[Process]) -> None:
         (["no/such/folder"], "no/such/folder"),
         (["--mem-fraction", "0.9"], "mem_fraction is 0.9 on device 'cpu'"),
         (["--max-queued-requests", "-1"], "queued is -1"),
+        (["--cuda-graph-max-bs", "8"], "--cuda-graph-max-bs 8: expected at least 1, with --device cuda"),
         (["--api-key", ""], "the API key is empty"),
         (["--speculative-tokens", "9"], "speculative_tokens is 9"),
         (["--tp", "2", "--device", "mps"], "expected cpu or cuda"),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from wellhead import __version__, environment
-from wellhead.cli import bench, chat, demo, doctor, evaluate, generate, ranks, serve
+from wellhead.cli import bench, chat, demo, doctor, evaluate, generate, plan, ranks, serve
 
 EXIT_WRONG, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -18,7 +18,8 @@ _EXAMPLES = """examples:
   wellhead chat --model ~/models/V4-Flash
   wellhead serve ~/models/V4-Flash --device cuda --tp 2
   wellhead eval --tasks sums,recall --json
-  wellhead doctor
+  wellhead doctor ~/models/V4-Flash
+  wellhead plan v4-flash --gpu rtx-pro-6000 --tp 2 --context 131072
   wellhead bench linear
 """
 
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"wellhead {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (generate, chat, serve, evaluate, demo, doctor, bench):
+    for command in (generate, chat, serve, evaluate, demo, doctor, plan, bench):
         command.add(commands)
     return top
 
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(words)
     try:
-        environment.check()
+        if not hasattr(args, "survives"):  # the doctor reports it instead
+            environment.check()
         status = ranks.run(args, words)
         sys.stdout.flush()
         return status

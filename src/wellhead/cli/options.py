@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 REFERENCES = ("cpu", "eager", "alone")  # ways to answer that others are compared with
 
 
-_SIZES = ("chunk_tokens", "context_length")
+_SIZES = ("chunk_tokens", "context_length", "largest_graph")
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -86,10 +86,13 @@ def load(model: str | None, args: argparse.Namespace | None = None, **more: Any)
     imported here. more: parameters of LLM that not every command has as options.
     """
     from wellhead.engine.llm import LLM
+    from wellhead.engine.story import Story
 
     progress = sys.stderr.isatty()
     if args is None:
         return LLM(model, progress=progress)
+    if progress and args.device != "cpu":
+        more.setdefault("phase", Story().phase)  # minutes; on a CPU it is seconds
     return LLM(model, progress=progress, **engine_options(args), **more)
 
 

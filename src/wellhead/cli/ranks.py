@@ -32,7 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Run a parsed command: here, or over as many processes as it asks for. argv: the words it was parsed from."""
-    if not hasattr(args, "tp"):
+    if not hasattr(args, "rank"):
         return int(args.run(args))
     if args.rank is not None:
         return _as_rank(args)

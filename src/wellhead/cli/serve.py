@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from wellhead.cli import options
+from wellhead.dispatch import libraries
 
 _EXAMPLES = """examples:
   wellhead serve                                    # the embedded checkpoint, at http://127.0.0.1:8000
@@ -20,7 +21,7 @@ _EXAMPLES = """examples:
 A chat page is at /, /ready answers 200 when requests are taken, /metrics is for Prometheus. SIGTERM and Ctrl-C let the
 running answers finish; a second one does not.
 """
-_NEEDED = ("fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance")
+MEM_FRACTION = 0.9
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -51,11 +52,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--chunked-prefill-size", dest="chunk_tokens", type=int, metavar="N", help="tokens of a step at most (512)"
     )
     sizes.add_argument(
-        "--cuda-graph-max-bs", type=int, metavar="N",
-        help="largest decode graph; so far they go up to --max-running-requests",
+        "--cuda-graph-max-bs", dest="largest_graph", type=int, metavar="N",
+        help="requests of the largest decode graph, more are launched one by one (--max-running-requests)",
     )  # fmt: skip
     sizes.add_argument(
-        "--mem-fraction", type=float, metavar="F", help="part of a card's memory that weights and caches may take"
+        "--mem-fraction", type=float, metavar="F",
+        help=f"part of a card's memory that the server may take, caches as what is left ({MEM_FRACTION} with cuda)",
     )
     sizes.add_argument("--num-pages", type=int, metavar="N", help="pages of 256 tokens in the caches, instead of that")
     limits = parser.add_argument_group("limits")
@@ -68,14 +70,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in libraries.SERVING if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"wellhead serve needs {', '.join(missing)}; install them: pip install 'wellhead[serve]'")
-    largest = args.cuda_graph_max_bs
-    if largest is not None and largest < args.max_running_requests:
-        raise NotImplementedError(
-            f"--cuda-graph-max-bs {largest}: so far every batch of up to --max-running-requests "
-            f"{args.max_running_requests} has its graph; lower that instead"
+    if args.largest_graph is not None and (args.eager or args.device == "cpu" or args.largest_graph < 1):
+        raise ValueError(
+            f"--cuda-graph-max-bs {args.largest_graph}: expected at least 1, with --device cuda and without --eager"
         )
     from wellhead.engine.llm import LLM
     from wellhead.engine.story import Phase
@@ -84,6 +84,9 @@ def run(args: argparse.Namespace) -> int:
 
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(name)s: %(message)s")
     model = options.model_name(args)
+    fraction = args.mem_fraction
+    if fraction is None and args.num_pages is None and args.device != "cpu":
+        fraction = MEM_FRACTION
     serving = Serving(
         names=args.served_model_name or [Path(model).expanduser().name if model else "tiny"],
         host="127.0.0.1" if args.host == "localhost" else args.host,
@@ -103,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     def load(phase: Phase) -> LLM:
         return options.load(
             model, args, max_running=args.max_running_requests, num_pages=args.num_pages,
-            mem_fraction=args.mem_fraction, phase=phase,
+            mem_fraction=fraction, phase=phase,
         )  # fmt: skip
 
     serve(serving, load)

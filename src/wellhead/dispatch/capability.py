@@ -7,7 +7,10 @@ silicon generation as `sm_120`, and Triton 3.6 and 3.7 nevertheless lower its fp
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from wellhead.dispatch import libraries
 from wellhead.dispatch.features import Evidence, Feature, Features
@@ -18,6 +21,7 @@ SHARED_BYTES = {
 """The most shared memory one block may ask for, opt-in limit (CUDA C programming guide, technical specifications)."""
 
 ARCHITECTURES = tuple(SHARED_BYTES)
+SHARED = "shared_memory_per_block_optin"  # of torch's device properties
 
 _MMA = "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32"
 _BLOCK_SCALED = "mma.sync.aligned.m16n8k32.row.col.kind::mxf8f6f4.block_scale.scale_vec::1X.f32.e4m3.e4m3.f32.ue8m0"
@@ -109,8 +113,49 @@ def detect() -> Card | None:
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    shared = getattr(properties, "shared_memory_per_block_optin", None)
+    shared = getattr(properties, SHARED, None)
     return Card(properties.name, arch_of(torch.cuda.get_device_capability()), shared_bytes=shared)
+
+
+def asked_of_torch() -> dict[str, Any]:
+    """What torch and the driver say when they are asked for everything; what they raise propagates.
+
+    cuda: the version torch was built for, None for a CPU build. archs: those it has kernels for, "sm120" for "sm_120".
+    cards: name, arch, memory in bytes and shared_bytes of each. current: the index of the one in use. peers: for each
+    card whether it reaches each other card's memory.
+    """
+    import torch
+
+    found: dict[str, Any] = {"cuda": torch.version.cuda, "archs": [], "cards": [], "current": 0, "peers": []}
+    if not torch.cuda.is_available():
+        return found
+    found["archs"] = [name.replace("_", "") for name in torch.cuda.get_arch_list()]
+    count = torch.cuda.device_count()
+    for index in range(count):
+        properties = torch.cuda.get_device_properties(index)
+        found["cards"].append({
+            "name": properties.name, "arch": arch_of(torch.cuda.get_device_capability(index)),
+            "memory": properties.total_memory, "shared_bytes": getattr(properties, SHARED, None),
+        })  # fmt: skip
+    found["current"] = torch.cuda.current_device()
+    reaches = torch.cuda.can_device_access_peer
+    found["peers"] = [[one == other or reaches(one, other) for other in range(count)] for one in range(count)]
+    return found
+
+
+def has_kernels(archs: Sequence[str], arch: str) -> bool:
+    """Whether a library built for `archs` ("sm90", "sm120", "compute90") runs on a card: built for it, for a smaller
+    minor number of its generation, or with PTX of an older one.
+    """
+    major, minor = int(arch[2:-1]), int(arch[-1])
+    for built in archs:
+        kind, number = built.rstrip("af").partition("sm")[1] or "compute", re.sub(r"\D", "", built)
+        theirs = (int(number[:-1]), int(number[-1]))
+        if kind == "sm" and theirs[0] == major and theirs[1] <= minor:
+            return True
+        if kind == "compute" and theirs <= (major, minor):
+            return True
+    return False
 
 
 def here() -> Features:

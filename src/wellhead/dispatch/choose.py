@@ -15,7 +15,11 @@ AUTO = "auto"
 
 
 class NoImplementation(ValueError):
-    """Nothing that an op has can run here, or what was asked for cannot."""
+    """Nothing that `op` has can run here, or what was asked for cannot."""
+
+    def __init__(self, op: str, why: str):
+        super().__init__(f"op {op!r}: {why}")
+        self.op, self.why = op, why
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,7 @@ def choose(spec: OpSpec, features: Features, sizes: Sizes, forced: str | None = 
     if forced not in (None, AUTO):
         why = reason_against(spec.impl(forced), features, sizes)
         if why is not None:
-            raise NoImplementation(
-                f"op {spec.name!r}: {forced!r} was asked for and cannot run on {features.where}: {why}"
-            )
+            raise NoImplementation(spec.name, f"{forced!r} was asked for and cannot run on {features.where}: {why}")
         return Choice(spec.name, forced, "asked for by name", ())
     rejected: list[tuple[str, str]] = []
     for impl in spec.impls:
@@ -87,8 +89,9 @@ def choose(spec: OpSpec, features: Features, sizes: Sizes, forced: str | None = 
         return Choice(spec.name, REFERENCE, f"kernels cannot run: {features['kernels'].detail}", tuple(rejected))
     listed = "; ".join(f"{name}: {why}" for name, why in rejected)
     raise NoImplementation(
-        f"op {spec.name!r}: no kernel fits sizes {dict(sizes)} on {features.where}: {listed}. "
-        f"To run it in plain torch all the same, ask for {spec.name}={REFERENCE}."
+        spec.name,
+        f"no kernel fits sizes {dict(sizes)} on {features.where}: {listed}. "
+        f"To run it in plain torch all the same, ask for {spec.name}={REFERENCE}.",
     )
 
 

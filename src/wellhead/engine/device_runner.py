@@ -12,6 +12,7 @@ from wellhead.dispatch.spec import REFERENCE
 from wellhead.engine import warm_up
 from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.runner import Scores, StepRunner
+from wellhead.engine.story import Phase, span, untold
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.device_graphs import DecodeSteps
 from wellhead.model.device_model import DeviceModel
@@ -46,38 +47,48 @@ class DeviceRunner(StepRunner):
     step that needs another one raises `dispatch.frozen.CompiledLate`.
 
     chunk_tokens: tokens of a step's prompts together. context: tokens that a request may have at most (None: what the
-    model and the pages allow). progress: tell the seconds of each phase on stderr.
+    model and the pages allow). largest_graph: decodes of more requests are launched one by one (None: none are).
+    `phase` is told what is being done.
     """
 
     def __init__(
         self, model: DeviceModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
-        chunk_tokens: int, context: int | None = None, captured: bool = True, progress: bool = False,
+        chunk_tokens: int, context: int | None = None, captured: bool = True, largest_graph: int | None = None,
+        phase: Phase = untold,
     ):  # fmt: skip
         if captured:
             model.choices.check_captured()
-        super().__init__(model, num_pages, num_slots, window_pages)
+        super().__init__(model, num_pages, num_slots, window_pages, phase=phase)
         context = min(context or model.config.max_position_embeddings, num_pages * PAGE_TOKENS)
         self._model, self._width = model, pages_for(context)
         self._prefill = model.workspace(chunk_tokens, context, chunked=True)
         if model.choices.of("sampling") != REFERENCE:
             self.sampler = DeviceSampler(num_slots, model.config.vocab_size, model.device)
-        phases, self._compiles = warm_up.Phases(progress), model.device.type == "cuda"  # nothing else compiles
-        sizes = ladder(num_slots)
-        self.graph_misses, self.graph_sizes = 0, sizes if captured else ()
-        self._make_steps(context, sizes, captured)
+        self._compiles = model.device.type == "cuda"  # nothing else compiles
+        sizes = ladder(num_slots, largest_graph)
+        graphs = [size for size in sizes if largest_graph is None or size <= largest_graph] if captured else []
+        self.graph_misses, self.graph_sizes, self._largest_graph = 0, graphs, largest_graph
+        with phase(f"{'capturing' if captured else 'compiling'} decodes of {span(sizes)} requests"):
+            self._make_steps(context, sizes, captured)
+            self._settle()
         if self._compiles:
-            torch.cuda.synchronize()
-            phases.ended(f"decodes of {{}} requests {'captured' if captured else 'compiled'}", sizes)
-            sizes = self._warm_up(chunk_tokens)
-            torch.cuda.synchronize()
-            phases.ended("prefills of {} tokens compiled", sizes)
+            with phase(f"compiling prefills of 2 to {chunk_tokens} tokens"):
+                self._warm_up(chunk_tokens)
+                self._settle()
 
     def _make_steps(self, context: int, sizes: Sequence[int], captured: bool) -> None:
         """What computes decoding requests, for batches of these sizes, compiled."""
-        self._decode = DecodeSteps(self._model, self.state, context, sizes, captured=captured)
-        if self._compiles and not captured:
-            for step in self._decode.steps.values():
+        self._decode = DecodeSteps(
+            self._model, self.state, context, sizes, captured=captured, largest_graph=self._largest_graph
+        )
+        for step in self._decode.steps.values():
+            if self._compiles and not step.captured:
                 step.run()
+
+    def _settle(self) -> None:
+        """Wait for the card, so that a phase's seconds are its own."""
+        if self._compiles:
+            torch.cuda.synchronize()
 
     def _warm_up(self, chunk_tokens: int) -> list[int]:
         """Compile what every later step launches beside them, see `engine.warm_up`; the sizes of prefills."""
@@ -86,10 +97,12 @@ class DeviceRunner(StepRunner):
         return warm_up.warm_prefill(self._model, self.state, self._prefill, self._width, chunk_tokens)
 
     def compute(self, chunks: Sequence[Chunk]) -> Scores:
-        if not self.graph_sizes and self.graph_misses is not None:
-            self.graph_misses += 1
         with self._frozen():
             return self._compute(chunks)
+
+    def _count(self, captured: bool) -> None:
+        """A decode step was a graph, or was not."""
+        self.graph_misses = (self.graph_misses or 0) + (not captured)
 
     def _frozen(self) -> AbstractContextManager[None]:
         """Where nothing may be compiled any more."""
@@ -103,6 +116,7 @@ class DeviceRunner(StepRunner):
             step = self._decode.of(len(single))
             step.load(Batch.build([chunks[i] for i in single], pad_to=step.size, table_width=self._width))
             step.run()
+            self._count(step.captured)
             wanted = {i: [row] for row, i in enumerate(single) if chunks[i].logits != "none"}
             parts.add(step.logits, step.best, wanted)
         if longer:
@@ -127,6 +141,7 @@ class DeviceRunner(StepRunner):
         return inputs
 
 
-def ladder(most: int) -> list[int]:
-    """Batch sizes to capture for up to `most` requests: powers of two, and `most`."""
-    return [*(1 << power for power in range(most.bit_length()) if 1 << power < most), most]
+def ladder(most: int, largest_graph: int | None = None) -> list[int]:
+    """Batch sizes of decodes for up to `most` requests: powers of two, `most`, and that of the largest graph."""
+    sizes = {1 << power for power in range(most.bit_length())}
+    return sorted(size for size in {*sizes, most, largest_graph or most} if size <= most)

@@ -13,6 +13,7 @@ from wellhead.engine.device_runner import DeviceRunner, Parts
 from wellhead.engine.drafting import BestDrafts
 from wellhead.engine.orders import DraftOrders, Orders
 from wellhead.engine.runner import Scores
+from wellhead.engine.story import Phase, untold
 from wellhead.model.batch import Chunk
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_mtp import DeviceMtp
@@ -44,12 +45,12 @@ class DeviceSpeculativeRunner(DeviceRunner):
     def __init__(
         self, model: DeviceModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
         chunk_tokens: int, speculative_tokens: int, context: int | None = None, captured: bool = True,
-        progress: bool = False,
+        largest_graph: int | None = None, phase: Phase = untold,
     ):  # fmt: skip
         self._mtp, self._guesses = DeviceMtp(model), speculative_tokens
         super().__init__(
             model, num_pages, num_slots, window_pages, chunk_tokens=chunk_tokens, context=context, captured=captured,
-            progress=progress,
+            largest_graph=largest_graph, phase=phase,
         )  # fmt: skip
         self.proposer = BestDrafts(speculative_tokens)
         self.sampler = None  # a draw with drafts is the host's
@@ -57,10 +58,11 @@ class DeviceSpeculativeRunner(DeviceRunner):
 
     def _make_steps(self, context: int, sizes: Sequence[int], captured: bool) -> None:
         self._steps = SpeculativeSteps(
-            self._mtp, self._model, self.state, context, sizes, self._guesses, captured=captured
-        )
-        if self._compiles and not captured:
-            for step in self._steps.steps.values():
+            self._mtp, self._model, self.state, context, sizes, self._guesses, captured=captured,
+            largest_graph=self._largest_graph,
+        )  # fmt: skip
+        for step in self._steps.steps.values():
+            if self._compiles and not step.captured:
                 step.verify()
                 step.draft()
 
@@ -80,6 +82,7 @@ class DeviceSpeculativeRunner(DeviceRunner):
             step = self._steps.of(len(trial))
             places = step.load([chunks[i] for i in trial])
             step.verify()
+            self._count(step.captured)
             parts.add(step.logits, step.best, dict(zip(trial, places, strict=True)))
         if prompts:
             inputs = self._compute_prompts(chunks, prompts, parts)

@@ -58,13 +58,13 @@ class LLM:
     caches (None: as many as fit 2 GiB), window_pages the window's (None: as many). prefix_caching keeps the pages of
     ended requests, while nobody else wants them, for prompts that begin alike. device "cuda" computes in kernels, "cpu"
     in torch. impl names the implementation of all ops, or of some as {op: name}; the others take the first that fits.
-    captured False launches a device's decode steps one by one. speculative_tokens 1 to 3: the model's MTP layer guesses
-    that many tokens ahead and one step checks them; greedy answers stay what they are, sampled ones keep their
-    distribution (not their draws); a seed's draws on a device are not those on the CPU either. In a group of several
-    ranks this is rank 0, and the others run `engine.parallel.follow` over the same model. A folder without
-    tokenizer.json takes prompts as ids only and gives empty text. context_length bounds a request's tokens below the
-    model's own limit; from mem_fraction, the part of a card's memory to take, follows num_pages. `phase` is told what
-    is being done meanwhile.
+    captured False launches a device's decode steps one by one, largest_graph only those of more requests than that.
+    speculative_tokens 1 to 3: the model's MTP layer guesses that many tokens ahead and one step checks them; greedy
+    answers stay what they are, sampled ones keep their distribution (not their draws); a seed's draws on a device are
+    not those on the CPU either. In a group of several ranks this is rank 0, and the others run
+    `engine.parallel.follow` over the same model. A folder without tokenizer.json takes prompts as ids only and gives
+    empty text. context_length bounds a request's tokens below the model's own limit; from mem_fraction, the part of a
+    card's memory to take, follow num_pages and window_pages. `phase` is told what is being done meanwhile.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class LLM:
         group: Group = ALONE,
         speculative_tokens: int = 0,
         context_length: int | None = None,
+        largest_graph: int | None = None,
         mem_fraction: float | None = None,
         phase: Phase = untold,
     ):
@@ -102,27 +103,27 @@ class LLM:
             _check_speculative(speculative_tokens, checkpoint.config)
             _check_context(context_length, checkpoint.config)
             if mem_fraction is not None:
-                num_pages = pages_within(
+                num_pages, planned_window = pages_within(
                     mem_fraction, checkpoint.config, precision, split, device, num_pages=num_pages, slots=max_running,
-                    step_tokens=chunk_tokens, context_length=context_length, with_mtp=speculative_tokens > 0,
+                    chunk_tokens=chunk_tokens, context_length=context_length, speculative_tokens=speculative_tokens,
+                    impl=impl, captured=captured, largest_graph=largest_graph,
                 )  # fmt: skip
-        with phase("loading weights"):
-            loaded, make_runner = load_with_runner(
-                checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, captured=captured,
-                ablation=ablation, progress=progress, split=split, group=group, speculative_tokens=speculative_tokens,
-                context_length=context_length,
-            )  # fmt: skip
+                window_pages = planned_window if window_pages is None else window_pages
+        loaded, make_runner = load_with_runner(
+            checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, captured=captured,
+            ablation=ablation, progress=progress, split=split, group=group, speculative_tokens=speculative_tokens,
+            context_length=context_length, largest_graph=largest_graph, phase=phase,
+        )  # fmt: skip
         if group.world > 1:
             make_runner = partial(LeadingRunner, group, make_runner)
         self._folder, self._model, self._tokenizer = checkpoint.folder, loaded, tokenizer
         self._pending: dict[Request, list[Delta]] = {}
         eos_ids = tokenizer.eos_ids if tokenizer else frozenset([checkpoint.config.eos_token_id])
-        with phase("making caches" if device == "cpu" else "making caches, compiling and capturing"):
-            self.engine = Engine(
-                loaded, tokenizer, eos_ids, max_running=max_running, chunk_tokens=chunk_tokens, num_pages=num_pages,
-                window_pages=window_pages, prefix_caching=prefix_caching, speculative_tokens=speculative_tokens,
-                context_length=context_length, make_runner=make_runner,
-            )  # fmt: skip
+        self.engine = Engine(
+            loaded, tokenizer, eos_ids, max_running=max_running, chunk_tokens=chunk_tokens, num_pages=num_pages,
+            window_pages=window_pages, prefix_caching=prefix_caching, speculative_tokens=speculative_tokens,
+            context_length=context_length, make_runner=make_runner,
+        )  # fmt: skip
 
     @property
     def config(self) -> ModelConfig:

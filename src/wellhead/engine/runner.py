@@ -15,6 +15,7 @@ from wellhead.engine.drafting import Proposer
 from wellhead.engine.orders import DraftOrders, Orders
 from wellhead.engine.request import Request
 from wellhead.engine.scheduler import Work
+from wellhead.engine.story import Phase, untold
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.load import LanguageModel, ServedModel
 from wellhead.ops.sampling import reference as sampling
@@ -60,9 +61,13 @@ class StepRunner(ABC):
     graph_misses: int | None = None  # steps whose decodes ran launch by launch; None where there are no graphs
     graph_sizes: Sequence[int] = ()  # batch sizes with a captured decode step
 
-    def __init__(self, model: ServedModel, num_pages: int, num_slots: int, window_pages: int | None = None):
+    def __init__(
+        self, model: ServedModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
+        phase: Phase = untold,
+    ):  # fmt: skip
         self.config = model.config
-        self.state = model.allocate(num_pages, num_slots, window_pages)
+        with phase("making caches"):
+            self.state = model.allocate(num_pages, num_slots, window_pages)
 
     @abstractmethod
     def compute(self, chunks: Sequence[Chunk]) -> Scores:
@@ -176,8 +181,11 @@ def _accept(item: Work, logits: torch.Tensor) -> list[int]:
 class Runner(StepRunner):
     """Steps of a model in torch."""
 
-    def __init__(self, model: LanguageModel, num_pages: int, num_slots: int, window_pages: int | None = None):
-        super().__init__(model, num_pages, num_slots, window_pages)
+    def __init__(
+        self, model: LanguageModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
+        phase: Phase = untold,
+    ):  # fmt: skip
+        super().__init__(model, num_pages, num_slots, window_pages, phase=phase)
         self.model = model
 
     def compute(self, chunks: Sequence[Chunk]) -> Scores:

@@ -9,6 +9,7 @@ import torch
 from wellhead.engine.drafting import DrawnDrafts
 from wellhead.engine.orders import DraftOrders
 from wellhead.engine.runner import Runner, Scores
+from wellhead.engine.story import Phase, untold
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.load import DraftingModel
 
@@ -26,9 +27,9 @@ class SpeculativeRunner(Runner):
 
     def __init__(
         self, model: DraftingModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
-        speculative_tokens: int,
+        speculative_tokens: int, phase: Phase = untold,
     ):  # fmt: skip
-        super().__init__(model, num_pages, num_slots, window_pages)
+        super().__init__(model, num_pages, num_slots, window_pages, phase=phase)
         self.proposer = DrawnDrafts(speculative_tokens)
         self._streams = torch.empty(0)
 

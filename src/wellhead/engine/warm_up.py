@@ -21,8 +21,6 @@ The steps hold padding alone (state slots -1), which reads no cache and writes n
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 
 import torch
@@ -85,18 +83,3 @@ def warm_drafts(mtp: DeviceMtp, state: ModelState, ws: Workspace, pages: int, si
         streams = mtp.forward(ws.streams[:tokens].zero_(), inputs.token_ids, inputs, state, ws)
         if tokens <= LOGITS:
             mtp.guess(streams, inputs.only(torch.arange(tokens, device=streams.device)), state, ws, 2)
-
-
-class Phases:
-    """Seconds of each phase of the warm-up, told on stderr as it ends."""
-
-    def __init__(self, progress: bool):
-        self._progress, self._began = progress, time.perf_counter()
-
-    def ended(self, what: str, sizes: Sequence[int]) -> None:
-        """`what` has a {} for the span of its sizes."""
-        now = time.perf_counter()
-        if self._progress and sizes:
-            span = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else f"{sizes[0]}"
-            print(f"wellhead: {what.format(span)} in {now - self._began:.1f} s", file=sys.stderr, flush=True)
-        self._began = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -31,6 +32,7 @@ class DecodeStep:
     best: torch.Tensor
     workspace: Workspace
     run: Callable[[], None]
+    captured: bool = False
 
     def load(self, batch: Batch) -> None:
         """Copy a batch in; it was built with `pad_to` this size and the table's width."""
@@ -46,14 +48,17 @@ class DecodeStep:
 
 
 class DecodeSteps:
-    """The ladder. Graphs share one memory pool: they run one at a time, the largest is captured first."""
+    """The ladder. Graphs share one memory pool: they run one at a time, the largest is captured first. Sizes above
+    `largest_graph` run launch by launch.
+    """
 
     def __init__(
         self, model: DeviceModel, state: ModelState, context: int, sizes: Sequence[int] = LADDER, *,
-        captured: bool = True,
+        captured: bool = True, largest_graph: int | None = None,
     ):  # fmt: skip
         if not sizes or min(sizes) < 1:
             raise ValueError(f"batch sizes are {list(sizes)}, expected at least one, each at least 1")
+        self._largest = max(sizes) if largest_graph is None else largest_graph
         self._pool = torch.cuda.graph_pool_handle() if captured else None
         self.steps = {size: self._step(model, state, context, size) for size in sorted(set(sizes), reverse=True)}
 
@@ -73,18 +78,26 @@ class DecodeSteps:
         def compute() -> None:
             _compute(model, state, inputs, ws, logits, best)
 
-        if self._pool is None:
+        if self._pool is None or size > self._largest:
             return DecodeStep(size, inputs, logits, best, ws, compute)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                compute()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            compute()
-        return DecodeStep(size, inputs, logits, best, ws, graph.replay)
+        (replay,) = capture([compute], self._pool)
+        return DecodeStep(size, inputs, logits, best, ws, replay, captured=True)
+
+
+def capture(parts: Sequence[Callable[[], None]], pool: Any) -> list[Callable[[], None]]:
+    """The replay of a graph of each part; they run one after the other WARM_UPS times before."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UPS):
+            for part in parts:
+                part()
+    torch.cuda.current_stream().wait_stream(side)
+    graphs = [torch.cuda.CUDAGraph() for _ in parts]
+    for graph, part in zip(graphs, parts, strict=True):
+        with torch.cuda.graph(graph, pool=pool):
+            part()
+    return [graph.replay for graph in graphs]
 
 
 def empty_inputs(size: int, pages: int, device: torch.device) -> StepInputs:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from wellhead.model.batch import Batch, Chunk
-from wellhead.model.device_graphs import WARM_UPS
+from wellhead.model.device_graphs import capture
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_mtp import DeviceMtp
 from wellhead.model.device_step import StepInputs
@@ -61,6 +61,7 @@ class SpeculativeStep:
         )  # fmt: skip
         self._accepted = full(-1, places)  # state slots of the places that are right, -1 for the others
         self._following = full(0, places)  # ids behind them
+        self.captured = False
         self.verify: Run = self._verify
         self.draft: Run = self._draft
 
@@ -95,19 +96,8 @@ class SpeculativeStep:
 
     def capture(self, pool: Any) -> None:
         """Replace both parts by the replay of their graphs, whose memory comes from `pool`."""
-        parts = (self._verify, self._draft)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                for part in parts:
-                    part()
-        torch.cuda.current_stream().wait_stream(side)
-        graphs = [torch.cuda.CUDAGraph() for _ in parts]
-        for graph, part in zip(graphs, parts, strict=True):
-            with torch.cuda.graph(graph, pool=pool):
-                part()
-        self.verify, self.draft = (graph.replay for graph in graphs)
+        self.verify, self.draft = capture([self._verify, self._draft], pool)
+        self.captured = True
 
     def _places(self, counts: Sequence[int]) -> list[range]:
         return [range(row * self.each, row * self.each + count) for row, count in enumerate(counts)]
@@ -143,11 +133,13 @@ class SpeculativeStep:
 
 
 class SpeculativeSteps:
-    """The ladder of `sizes`, `drafts` drafts for each request; the largest is captured first."""
+    """The ladder of `sizes`, `drafts` drafts for each request; the largest is captured first, those above
+    `largest_graph` run launch by launch.
+    """
 
     def __init__(
         self, mtp: DeviceMtp, model: DeviceModel, state: ModelState, context: int, sizes: Sequence[int], drafts: int, *,
-        captured: bool = True,
+        captured: bool = True, largest_graph: int | None = None,
     ):  # fmt: skip
         if not sizes or min(sizes) < 1 or not 1 <= drafts <= 3:
             raise ValueError(f"sizes {list(sizes)}, {drafts} drafts; expected sizes of at least 1, and 1 to 3 drafts")
@@ -165,8 +157,9 @@ class SpeculativeSteps:
         }
         if captured:
             pool = torch.cuda.graph_pool_handle()
-            for step in self.steps.values():
-                step.capture(pool)
+            for size, step in self.steps.items():
+                if size <= (most if largest_graph is None else largest_graph):
+                    step.capture(pool)
 
     def of(self, requests: int) -> SpeculativeStep:
         """The smallest step that holds them; ValueError beyond the largest."""

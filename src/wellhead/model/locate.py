@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from wellhead.model.config_file import CONFIG_FILE, read_json
+from wellhead.model.published import published_config, published_names
 from wellhead.model.shard import CheckpointError
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -31,6 +35,51 @@ def resolve_model(model: str | Path | None = None) -> Path:
     raise CheckpointError(f"{str(model)!r}: no such folder, and no Hugging Face id of the form owner/name")
 
 
+@dataclass(frozen=True)
+class NamedConfig:
+    """A model's config.json: what it was asked for as, its fields, and the folder of its files if it has one here."""
+
+    name: str
+    raw: dict[str, Any]
+    folder: Path | None
+
+
+def find_config(model: str | None = None, *, online: bool = True) -> NamedConfig:
+    """The configuration alone of: a folder, a config.json, the short name of a published model, a hub id (whose
+    config.json alone is fetched, where `online`), or None for the small checkpoint of this package.
+
+    CheckpointError or ConfigError when there is none.
+    """
+    if model is None:
+        folder = _embedded()
+        return NamedConfig("tiny", read_json(folder / CONFIG_FILE), folder)
+    short = model.lower().removeprefix("deepseek-ai/deepseek-").removeprefix("deepseek-")
+    path = Path(model).expanduser()
+    if model.strip() and path.is_dir():
+        return NamedConfig(path.resolve().name, read_json(path / CONFIG_FILE), path)
+    if path.is_file():
+        own = path.parent if path.name == CONFIG_FILE else None
+        return NamedConfig(path.resolve().parent.name, read_json(path), own)
+    if short in published_names():
+        return NamedConfig(short, published_config(short), None)
+    if _HUB_ID.fullmatch(model) and online:
+        return NamedConfig(model, read_json(_fetch_config(model)), None)
+    what = "and is not asked for online" if _HUB_ID.fullmatch(model) else "and no hub id of the form owner/name"
+    raise CheckpointError(
+        f"{model!r}: no such folder or config.json, not {' or '.join(published_names())}, {what}"
+    )
+
+
+def _fetch_config(hub_id: str) -> Path:
+    # a heavy import that only this branch needs
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(hub_id, CONFIG_FILE))
+    except (OSError, ValueError) as error:
+        raise _not_given(hub_id, error) from error
+
+
 def _embedded() -> Path:
     folder = Path(str(resources.files("wellhead") / "data" / "tiny"))
     if not folder.is_dir():
@@ -46,9 +95,14 @@ def _download(hub_id: str) -> Path:
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
-    except (OSError, ValueError) as error:  # not found, gated, offline, no space
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{hub_id}: no such folder, and the Hugging Face hub does not give it ({type(error).__name__}: "
-            f"{reason}); check the name, go online or name a folder"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise _not_given(hub_id, error) from error
+
+
+def _not_given(hub_id: str, error: Exception) -> CheckpointError:
+    """Not found, gated, offline, no space."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return CheckpointError(
+        f"{hub_id}: no such folder, and the Hugging Face hub does not give it ({type(error).__name__}: "
+        f"{reason}); check the name, go online or name a folder"
+    )

@@ -1,23 +1,30 @@
 """From bytes to tokens before anything is loaded: what one rank's memory will hold, from the configuration alone.
 
-Weights and caches are counted exactly, by laying both out on the "meta" device. The working memory of a step, CUDA
-graphs, the CUDA context and NCCL are estimates (`Estimates`), said to be so.
+Weights, caches and the buffers that steps work in are counted exactly, by laying them out on the "meta" device
+(`working_memory` for the latter). The nodes of CUDA graphs, the CUDA context and NCCL are `Estimates`.
+
+The engine takes its pages from here, `bench step` prints it beside what a card really holds, `plan` and `doctor` answer
+from it before anything is downloaded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
+from wellhead.model.choices import Choices
 from wellhead.model.config import ModelConfig
 from wellhead.model.device_layout import DeviceLayout
 from wellhead.model.device_weights import leaves
 from wellhead.model.numerics import Numerics
 from wellhead.model.split import Split
-from wellhead.model.state import PAGE_TOKENS, LayerState, ModelState
+from wellhead.model.state import PAGE_TOKENS, LayerState, ModelState, pages_for
+from wellhead.model.working_memory import Steps, decode_bytes, prompt_bytes, sampler_bytes
 
 GIB = 1 << 30
+WINDOW_SHARE = 8
 
 
 class OutOfMemory(ValueError):
@@ -59,27 +66,31 @@ class StateBytes:
 
 @dataclass(frozen=True)
 class Estimates:
-    """What is not counted but guessed: a captured graph's node, the CUDA context with its kernels, NCCL's buffers."""
+    """What is not counted but guessed: a captured graph's node, the CUDA context with its kernels, NCCL's buffers. With
+    them a plan is within 0.1 % of what was in use on one H100 and on two H200 (tests/model/test_memory_plan.py).
+    """
 
     bytes_a_graph_node: int = 16 << 10
     nodes_a_layer: int = 32
     context: int = 3 * GIB // 4
-    nccl: int = GIB // 2
+    nccl: int = GIB
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of one rank, and what is left for pages: `tokens` = `pages` * 256 of all requests together."""
+    """Bytes of one rank, and what is left for pages: `tokens` = `pages` * 256 of all requests together. `workspace` is
+    what steps with prompts and the drawing of tokens take, `graphs` what the decodes take, captured or not.
+    """
 
     available: int
     weights: WeightBytes
     state: StateBytes
     slots: int
-    window_pages: int | None  # of the window pool where it is smaller than one a logical page
     workspace: int
     graphs: int
     reserved: int
     pages: int
+    window_pages: int
 
     @property
     def tokens(self) -> int:
@@ -88,13 +99,23 @@ class MemoryPlan:
     @property
     def caches(self) -> int:
         """Bytes of all pools and slots."""
-        window_pages = self.pages if self.window_pages is None else self.window_pages
         paged = self.pages * (self.state.page - self.state.window_page)
-        return paged + window_pages * self.state.window_page + self.slots * self.state.slot
+        return paged + self.window_pages * self.state.window_page + self.slots * self.state.slot
 
     @property
     def used(self) -> int:
         return self.weights.total + self.caches + self.workspace + self.graphs + self.reserved
+
+    def checked(self) -> MemoryPlan:
+        """Itself; OutOfMemory names the shortfall where not one page fits."""
+        if self.pages:
+            return self
+        missing = self.state.page - (self.available - self.used)
+        need = ", ".join(f"{what} {size / 1e9:.2f} GB" for what, size in self.rows()[:-1])
+        raise OutOfMemory(
+            f"{self.available / 1e9:.2f} GB a rank are {missing / 1e9:.2f} GB too few for one page of "
+            f"{PAGE_TOKENS} tokens ({need}); use more ranks, fewer requests or smaller steps"
+        )
 
     def rows(self) -> list[tuple[str, int]]:
         """(what, bytes) for people, in order; they sum to `available`."""
@@ -103,14 +124,15 @@ class MemoryPlan:
             ("dense weights", self.weights.dense),
             ("scales", self.weights.scales),
             ("vocabulary", self.weights.vocabulary),
-            (f"caches of {self.tokens} tokens, {self.slots} requests", self.caches),
-            ("workspace (estimate)", self.workspace),
-            ("graphs (estimate)", self.graphs),
+            (f"caches of {self.tokens:,} tokens, {self.slots} requests", self.caches),
+            ("workspace of prompts and sampling", self.workspace),
+            ("decode steps and their graphs", self.graphs),
             ("context and communication (estimate)", self.reserved),
             ("free", self.available - self.used),
         ]
 
 
+@lru_cache(maxsize=64)
 def weight_bytes(config: ModelConfig, split: Split, *, with_mtp: bool = False) -> WeightBytes:
     """Counted off the tree itself. ValueError when the model cannot be split so."""
     weights = DeviceLayout.of(config, split, "meta").allocate(with_mtp)
@@ -129,6 +151,7 @@ def _kind(path: str) -> str:
     return "vocabulary" if parts[-1] in ("embedding", "vocabulary") else "dense"
 
 
+@lru_cache(maxsize=64)
 def state_bytes(config: ModelConfig, numerics: Numerics, *, with_mtp: bool = False) -> StateBytes:
     """Counted off `ModelState` itself."""
 
@@ -150,26 +173,12 @@ def _bytes(*tensors: torch.Tensor | None) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def workspace_bytes(
-    config: ModelConfig, split: Split, *, tokens: int, logits: int, index_columns: int, index_rows: int
-) -> int:
-    """Estimate for a step of up to `tokens` tokens, `logits` of them with logits, index scores of `index_rows` tokens
-    by `index_columns` entries at a time. The buffers of one layer serve all: streams twice, the attention input and its
-    rounding, queries and outputs, slots attended, and the larger of the two sites' own.
+def window_pool(pages: int, slots: int, chunk_tokens: int) -> int:
+    """Window pages beside that many logical ones. A request needs those that its window of 128 tokens touches, a step's
+    prompts those they are computed into; all before them are given back. The rest keeps the ends of cached prefixes
+    that later prompts may resume at: one in WINDOW_SHARE pages, where a prompt that ends leaves one.
     """
-    d, top_k = config.hidden_size, config.num_experts_per_tok
-    heads = config.num_attention_heads // split.world * config.head_dim
-    inter = split.expert_width(config)
-    m = inter.stop - inter.start
-    shared = config.moe_intermediate_size * config.n_shared_experts // split.world
-    groups = config.o_groups // split.world * config.o_lora_rank
-    index = config.index_n_heads * config.index_head_dim
-    both = 2 * 2 * config.hc_mult * d + (2 + 2 + 1 + 1) * d + 2 * d  # streams; x, y, codes, halves; mixing sums
-    slots = 8 * (config.sliding_window + config.index_topk)
-    attention = 2 * (2 * heads) + 3 * groups + 3 * index + 4 * (config.q_lora_rank + 3 * config.head_dim) + slots
-    experts = top_k * (3 * m + 2 * d + 8) + 2 * 3 * shared + 4 * config.n_routed_experts
-    vocabulary = config.vocab_size // split.world + (config.vocab_size if split.world > 1 else 0)
-    return tokens * (both + max(attention, experts)) + 4 * (logits * vocabulary + index_rows * index_columns)
+    return min(pages, 2 * slots + pages_for(chunk_tokens) + 1 + pages // WINDOW_SHARE)
 
 
 def plan_memory(
@@ -177,40 +186,34 @@ def plan_memory(
     numerics: Numerics,
     split: Split,
     available: int,
+    steps: Steps,
+    choices: Choices,
     *,
     slots: int,
-    step_tokens: int,
-    graph_sizes: int = 0,
-    with_mtp: bool = False,
-    window_pages: int | None = None,
-    max_context: int | None = None,
-    index_rows: int = 64,
     estimates: Estimates | None = None,
 ) -> MemoryPlan:
-    """How many tokens fit into `available` bytes of one rank beside the weights, `slots` requests and a step of
-    `step_tokens`.
-
-    `graph_sizes` counts the captured batch sizes. `window_pages` sizes the window pool where its pages are freed behind
-    the window; None keeps a window page for each logical page. `max_context` bounds a request (the model's own bound if
-    None) and `index_rows` the tokens whose index scores are held at a time. OutOfMemory names the shortfall.
+    """How many tokens fit into `available` bytes of one rank beside the weights (with drafts the MTP module's too),
+    `slots` requests and the memory that `steps` work in, run by `choices`; perhaps none (`MemoryPlan.checked`). The
+    window pool is as large as `window_pool` says.
     """
     estimates = estimates or Estimates()
+    with_mtp = steps.drafts > 0
     weights = weight_bytes(config, split, with_mtp=with_mtp)
     state = state_bytes(config, numerics, with_mtp=with_mtp)
-    columns = (max_context or config.max_position_embeddings) // 4 if 4 in config.compress_ratios else 0
-    workspace = workspace_bytes(
-        config, split, tokens=step_tokens, logits=slots, index_columns=columns, index_rows=min(index_rows, step_tokens)
-    )
-    graphs = graph_sizes * config.num_hidden_layers * estimates.nodes_a_layer * estimates.bytes_a_graph_node
+    workspace = prompt_bytes(config, numerics, split, choices, steps, slots) + sampler_bytes(config, choices, slots)
+    graphs = decode_bytes(config, numerics, split, choices, steps)
+    if steps.captured:
+        nodes = estimates.nodes_a_layer * (config.num_hidden_layers + steps.drafts)
+        graphs += len(steps.sizes) * nodes * estimates.bytes_a_graph_node
     reserved = estimates.context + (estimates.nccl if split.world > 1 else 0)
-    page = state.page if window_pages is None else state.page - state.window_page
-    fixed = weights.total + slots * state.slot + (window_pages or 0) * state.window_page
-    left = available - fixed - workspace - graphs - reserved
-    plan = MemoryPlan(available, weights, state, slots, window_pages, workspace, graphs, reserved, max(0, left // page))
-    if left < page:
-        need = ", ".join(f"{what} {size / 1e9:.2f} GB" for what, size in plan.rows()[:-1])
-        raise OutOfMemory(
-            f"{available / 1e9:.2f} GB a rank are {(page - left) / 1e9:.2f} GB too few for one page of "
-            f"{PAGE_TOKENS} tokens ({need}); use more ranks, fewer requests or smaller steps"
-        )
-    return plan
+    empty = MemoryPlan(available, weights, state, slots, workspace, graphs, reserved, 0, 0)
+
+    def of(pages: int) -> MemoryPlan:
+        return replace(empty, pages=pages, window_pages=window_pool(pages, slots, steps.chunk_tokens))
+
+    logical = state.page - state.window_page
+    low, high = 0, max(0, (available - empty.used) // logical)
+    while low < high:  # the largest number that fits
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if of(middle).used <= available else (low, middle - 1)
+    return of(low)

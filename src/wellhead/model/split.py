@@ -12,6 +12,7 @@ from typing import Literal
 
 from wellhead.model.config import ModelConfig
 
+Experts = Literal["width", "expert"]
 BLOCK = 128  # a block of scales is not cut
 
 
@@ -21,7 +22,7 @@ class Split:
 
     rank: int = 0
     world: int = 1
-    experts: Literal["width", "expert"] = "width"
+    experts: Experts = "width"
 
     def __post_init__(self) -> None:
         if self.world < 1 or not 0 <= self.rank < self.world:

@@ -16,7 +16,7 @@ import uvicorn
 from wellhead.engine.launch import EXIT_INTERRUPTED
 from wellhead.engine.llm import LLM
 from wellhead.engine.sampling_params import SamplingParams
-from wellhead.engine.story import Phase
+from wellhead.engine.story import Phase, Story
 from wellhead.server.app import make_app
 from wellhead.server.bridge import Bridge
 from wellhead.server.errors import unavailable
@@ -24,7 +24,6 @@ from wellhead.server.grammar import Grammars
 from wellhead.server.limits import Limits
 from wellhead.server.metrics import Metrics
 from wellhead.server.prepare import Preparer
-from wellhead.server.story import Story
 
 Load = Callable[[Phase], LLM]
 _LEAVE_SECONDS = 2.0  # for answers to be written once their requests are ended
@@ -86,7 +85,7 @@ class Life:
             serving.limits,
             self._metrics,
             may_recover=serving.may_recover,
-            announce=lambda llm: story.ready(llm, serving.names[0], serving.ranks, self.url),
+            announce=lambda llm: story.ready(llm.engine, serving.names[0], serving.ranks, self.url),
         )
         self._preparer: Preparer  # there once the bridge serves
         self._server: _Uvicorn | None = None

@@ -13,22 +13,21 @@ import torch
 import triton
 
 from wellhead.model.batch import Batch, Chunk
-from wellhead.model.config import ModelConfig
 from wellhead.model.config_file import load_config
 from wellhead.model.device_graphs import LADDER, DecodeStep, DecodeSteps
 from wellhead.model.device_model import DeviceModel
-from wellhead.model.device_weights import ModelWeights, nbytes
 from wellhead.model.dummy import dummy_weights
 from wellhead.model.memory_plan import plan_memory
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
+from wellhead.model.prediction import step_bytes
 from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState, pages_for
+from wellhead.model.working_memory import Steps
 from wellhead.testing.bench import commit, needed_card
 from wellhead.testing.timing import Roof
 
-RECORD, INDEX_KEY = 584, {"fp8": 132, "fp4": 68}
 POSITIONS = 128  # consecutive ones that a measurement runs through: every block of either ratio ends in its turn
 WARM_UPS = 4
 
@@ -73,10 +72,10 @@ class StepBench:
         """GB of this rank's card in use now, by whomever, and what the planner says of it."""
         torch.cuda.synchronize()
         free, total = torch.cuda.mem_get_info(self.model.device)
+        steps = Steps(0, tuple(self._sizes), self.context)
         plan = plan_memory(
-            self.config, self.numerics, self.split, total, slots=self._slots, step_tokens=self._slots,
-            graph_sizes=len(self._sizes), max_context=self.context,
-        )  # fmt: skip
+            self.config, self.numerics, self.split, total, steps, self.model.choices, slots=self._slots
+        )
         pages = self._slots * self._width * plan.state.page
         planned = plan.weights.total + pages + self._slots * plan.state.slot + plan.workspace + plan.graphs
         return {"memory_gb": round((total - free) / 1e9, 2), "planned_gb": round((planned + plan.reserved) / 1e9, 2)}
@@ -121,22 +120,6 @@ class StepBench:
             Chunk([token], position, range(row * width, (row + 1) * width), row) for row, token in enumerate(tokens)
         ]
         step.load(Batch.build(chunks, pad_to=step.size, table_width=width))
-
-
-def step_bytes(weights: ModelWeights, config: ModelConfig, batch: int, context: int, numerics: Numerics) -> int:
-    """Least bytes of a decode step: every weight once, of the experts as many as uniform draws choose, and caches."""
-    total = nbytes(weights.head) + batch * 2 * config.hidden_size
-    count, top_k = config.n_routed_experts, config.num_experts_per_tok
-    chosen = count * (1 - (1 - top_k / count) ** batch)
-    for layer in weights.layers:
-        experts = nbytes(layer.moe.experts)
-        table = 0 if layer.moe.table is None else layer.moe.table.nbytes
-        total += nbytes(layer) - experts - table + int(experts / count * chosen)
-        entries = context // layer.ratio if layer.ratio else 0
-        attended = min(entries, config.index_topk) if layer.ratio == 4 else entries
-        keys = entries * INDEX_KEY[numerics.index_keys] if layer.ratio == 4 else 0
-        total += batch * (RECORD * (min(context, config.sliding_window) + attended) + keys)
-    return total
 
 
 def _fill(state: ModelState) -> None:

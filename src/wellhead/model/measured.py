@@ -1,0 +1,41 @@
+"""What was measured and is believed elsewhere: the constants of `prediction`, and where each comes from.
+
+On one H100 80GB HBM3, what concerns ranks on two H200 (torch 2.11, Triton 3.6): for other cards they are a guess.
+tests/model/test_prediction.py holds them against benchmarks/results.
+"""
+
+from __future__ import annotations
+
+from math import log2
+
+ROOF = 3162.5 / 3350
+"""Share of the advertised bandwidth that a streaming read reaches (roof_gb_s of step.jsonl)."""
+
+DECODE = {(1, 4096): 0.5274, (8, 4096): 0.5652, (1, 131072): 0.5022}
+"""(requests, context) -> share of the bandwidth bound that a captured decode step reached (`bench step`, 12 layers of
+V4-Flash, step.jsonl)."""
+
+LAUNCHES_A_LAYER = 28.4
+LAUNCH_SECONDS = 2.3e-6
+"""A launch of almost nothing inside a graph."""
+
+PREFILL_BYTES = 0.461
+"""Share of the bandwidth bound of the expert product at 256 tokens (ops.jsonl, moe M=256)."""
+
+PREFILL_FLOPS = 0.13
+"""Share of the tensor cores' bound: sum of a layer's ops at 4,096 tokens (ops.jsonl). Whole prefills are not timed yet.
+"""
+
+REDUCE_SECONDS, REDUCE_GB_S, REDUCE_BYTES = 51.5e-6, 8.6, 512 << 10
+"""What each of the two sums over ranks a layer adds to a step: a latency, and up to that many bytes at that rate
+(longer ones go at the wire's). Whole V4-Flash, two H200, NCCL inside the graph, 1, 8 and 64 requests (step.jsonl): the
+measured step less the bound over `decode_share`, so that what smaller products lose over two ranks is in it too.
+"""
+
+
+def decode_share(requests: int, context: int) -> float:
+    """Share of the bound between the points of `DECODE`, by the logarithms; beyond them that of the nearest."""
+    by_batch = min(1.0, log2(max(1, requests)) / log2(8))
+    by_context = min(1.0, max(0.0, log2(max(1, context) / 4096) / log2(131072 / 4096)))
+    share = DECODE[1, 4096] + by_batch * (DECODE[8, 4096] - DECODE[1, 4096])
+    return share * (1 + by_context * (DECODE[1, 131072] / DECODE[1, 4096] - 1))

@@ -1,0 +1,100 @@
+"""Predicted rates against what was measured, and bounds against those computed by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from wellhead.dispatch import cards
+from wellhead.model import measured
+from wellhead.model.config_file import load_config
+from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import WHOLE
+from wellhead.model.prediction import decode_rate, prefill_rate
+from wellhead.model.published import first_layers, published_config
+from wellhead.model.split import Split
+
+CHECKPOINT = Numerics.named("checkpoint")
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+FLASH = load_config(published_config("v4-flash"))
+
+
+def lines(name: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("point", measured.DECODE)
+def test_measured_steps_are_predicted(point: tuple[int, int]) -> None:
+    """Also: every share that is believed stands in the record of measurements."""
+    (record,) = [
+        r for r in lines("step.jsonl")
+        if (r["batch"], r["context"], r["layers"], r["commit"]) == (*point, 12, "ce9c1588e5e0")
+    ]  # fmt: skip
+    assert record["share"] == measured.DECODE[point]
+    config = load_config(first_layers(published_config("v4-flash"), 12))
+    rate = decode_rate(cards.find("h100"), config, CHECKPOINT, WHOLE, *point)
+    assert rate.seconds * 1e3 == pytest.approx(record["ms_mean"], rel=0.01)
+
+
+@pytest.mark.parametrize("requests", [1, 8, 64])
+def test_measured_steps_of_two_ranks_are_predicted(requests: int) -> None:
+    """The whole model over two H200."""
+    (record,) = [
+        r for r in lines("step.jsonl")
+        if (r["batch"], r["tp"], r["mode"], r["commit"]) == (requests, 2, "captured", "23034d11f57d")
+    ]  # fmt: skip
+    rate = decode_rate(cards.find("h200"), FLASH, CHECKPOINT, Split(0, 2), requests, 4096)
+    assert rate.seconds * 1e3 == pytest.approx(record["ms_mean"], rel=0.08)
+    assert rate.bound_seconds * 1e3 == pytest.approx(record["bound_ms"], rel=0.06)
+
+
+def test_shares_between_and_beyond_the_points() -> None:
+    assert measured.decode_share(1, 4096) == measured.DECODE[1, 4096]
+    assert measured.DECODE[1, 4096] < measured.decode_share(3, 4096) < measured.DECODE[8, 4096]
+    assert measured.decode_share(64, 1 << 20) < measured.decode_share(64, 512) == measured.DECODE[8, 4096]
+
+
+def test_the_share_of_prefill_is_the_ops_sum() -> None:
+    """A layer at 4,096 tokens, op by op, for a layer in two with a compressor of ratio 4."""
+    took = {(r["op"], r["case"]): r["us_median"] for r in lines("ops.jsonl") if r["arch"] == "sm90"}
+
+    def us(op: str, case: str) -> float:
+        return float(took[op, case])  # type: ignore[arg-type]
+
+    every = 2 * us("hyper_connection", "post_pre[T=4096,d=4096]") + us("norm_quant", "T=4096,d=1024")
+    for n, k in ((1536, 4096), (32768, 1024), (4096, 8192), (4096, 4096), (4096, 2048)):
+        every += us("linear", f"T=4096,n={n},k={k}")
+    every += 4 * us("kv_store", "T=1024,H=64,P=256") + us("moe", "M=4096,d=4096,m=2048")
+    ratio_4 = us("bf16_linear", "T=4096,n=2624,k=4096") + us("linear", "T=4096,n=8192,k=1024")
+    ratio_4 += us("compressor", "c4 prefill T=4096") + us("compressor", "c4 index prefill T=4096")
+    ratio_4 += us("sparse_mla", "prefill T=4096,H=64,K=128+512")
+    # of ratio 128, attention to a window and few entries counts as a third of that
+    other = us("compressor", "c128 prefill T=4096") + us("sparse_mla", "prefill T=4096,H=64,K=128+512") / 3
+    seconds = (43 * every + 21 * ratio_4 + 22 * other) / 1e6
+    rate = prefill_rate(cards.find("h100"), FLASH, CHECKPOINT, WHOLE, 4096, 4096)
+    assert rate.bound_seconds / seconds == pytest.approx(measured.PREFILL_FLOPS, rel=0.15)
+
+
+@pytest.mark.parametrize(("world", "tokens"), [(2, 287), (4, 475), (8, 708)])
+def test_the_bound_of_the_large_model(world: int, tokens: float) -> None:
+    """V4-Flash at batch 1 over RTX PRO 6000 (1.79 TB/s), summed by hand over its tensors."""
+    rate = decode_rate(cards.find("rtx-pro-6000"), FLASH, CHECKPOINT, Split(0, world), 1, 4096)
+    assert rate.bound == pytest.approx(tokens, rel=0.01)
+    assert rate.predicted < rate.bound
+
+
+def test_drafts_cost_their_places() -> None:
+    card = cards.find("h200")
+    plain, drafting = (decode_rate(card, FLASH, CHECKPOINT, Split(0, 2), 4, 4096, k) for k in (0, 3))
+    assert plain.bound_seconds < drafting.bound_seconds < 4 * plain.bound_seconds
+    assert drafting.tokens == 4  # none of them right
+
+
+def test_longer_contexts_and_chunks() -> None:
+    card = cards.find("rtx-pro-6000")
+    short, long = (decode_rate(card, FLASH, CHECKPOINT, Split(0, 2), 1, n) for n in (4096, 1 << 20))
+    assert long.bound < short.bound and long.predicted < short.predicted
+    small, large = (prefill_rate(card, FLASH, CHECKPOINT, Split(0, 2), n, 16384) for n in (256, 8192))
+    assert small.bound < large.bound and small.predicted < large.predicted
