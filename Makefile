@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-sglang lint clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1	/' | expand -t 8
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 8
 
 demo:  ## install what is missing, then answer four questions with the embedded checkpoint
 	@$(PYTHON) tools/install.py --venv $(VENV)
@@ -23,6 +23,9 @@ test:  ## install what is missing, then ruff, mypy and pytest
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+test-sglang:  ## our plugin against the newest SGLang, on the CPU, in its own environment
+	@$(PYTHON) -m tools.test_sglang --venv .venv-sglang
 
 lint:  ## ruff and mypy only
 	@$(PYTHON) tools/install.py --venv $(VENV) --extra dev --extra serve --extra bench

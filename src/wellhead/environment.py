@@ -10,12 +10,14 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 
 PREFIX = "WELLHEAD_"
 
 VARIABLES: dict[str, str] = {
     "WELLHEAD_MODEL": "checkpoint folder or hub id that commands load when --model is not given",
+    "WELLHEAD_OPS": "groups of ops that an engine's plugin replaces, by commas, or all; unset: none",
+    "WELLHEAD_ON_MISMATCH": "stop (the default) or go-on, where an engine does not fit an op of WELLHEAD_OPS",
 }
 
 
@@ -44,3 +46,23 @@ def default_model(environ: Mapping[str, str] | None = None) -> str | None:
     """WELLHEAD_MODEL, or None where it is unset or empty: then the embedded checkpoint is meant."""
     check(environ)
     return (os.environ if environ is None else environ).get("WELLHEAD_MODEL") or None
+
+
+def engine_ops(groups: Sequence[str], environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """WELLHEAD_OPS as names of `groups`, in their order; () where it is unset or empty. ValueError names the groups."""
+    check(environ)
+    said = (os.environ if environ is None else environ).get("WELLHEAD_OPS", "")
+    asked = {part.strip() for part in said.split(",") if part.strip()}
+    unknown = sorted(asked - {*groups, "all"})
+    if unknown:
+        raise ValueError(f"WELLHEAD_OPS={said}: no group {unknown[0]!r}; there are {', '.join(groups)}, or all")
+    return tuple(groups) if "all" in asked else tuple(group for group in groups if group in asked)
+
+
+def goes_on(environ: Mapping[str, str] | None = None) -> bool:
+    """True where WELLHEAD_ON_MISMATCH=go-on: an engine then keeps its own kernel for an op that does not fit."""
+    check(environ)
+    said = (os.environ if environ is None else environ).get("WELLHEAD_ON_MISMATCH") or "stop"
+    if said not in ("stop", "go-on"):
+        raise ValueError(f"WELLHEAD_ON_MISMATCH={said}: expected stop or go-on")
+    return said == "go-on"

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from wellhead.cli import bench_serve, options, ranks
-
-if TYPE_CHECKING:
-    from wellhead.testing.bench_step import Kernel
+from wellhead.cli import bench_serve, bench_step, options, ranks
 
 _EXAMPLES = """examples:
   wellhead bench linear moe
@@ -21,6 +16,7 @@ _EXAMPLES = """examples:
   wellhead bench serve --url http://127.0.0.1:8000 --rate 4 --picture load.png
   wellhead bench step --layers 16 --batch 1 8 64 --context 4096 --jsonl benchmarks/results/step.jsonl
   wellhead bench step --layers 43 --tp 2 --batch 1 8 64 --eager
+  wellhead bench step --layers 12 --batch 1 64 --prefill 512 4096 --picture step.png
 """
 
 
@@ -40,12 +36,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--arch", choices=("native", "sm120"), default="native",
         help="sm120: run the code that SM120 would run, moved to this Hopper; native: this card's own (native)",
     )  # fmt: skip
-    step = parser.add_argument_group("bench step: a whole decode step at a published model's width")
-    step.add_argument("--config", default="v4-flash", help="which published configuration (v4-flash)")
-    step.add_argument("--layers", type=int, default=4, help="how many of its first layers (4)")
-    step.add_argument("--batch", type=int, nargs="+", default=[1], help="requests, one token each (1)")
-    step.add_argument("--context", type=int, default=4096, help="position of every request (4096)")
-    step.add_argument("--eager", action="store_true", help="launch by launch as well, after the CUDA graphs")
+    bench_step.add_options(parser)
     ranks.add(parser)
     bench_serve.add_options(parser)
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append one JSON line a case to FILE")
@@ -56,7 +47,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.ops == ["step"]:
-        return _run_step(args)
+        return bench_step.run(args)
     if args.ops == ["serve"]:
         return bench_serve.run(args)
     from wellhead.ops import registry
@@ -99,43 +90,3 @@ def run(args: argparse.Namespace) -> int:
         )
         append(args.jsonl, record)
     return 1 if wrong else 0
-
-
-def _run_step(args: argparse.Namespace) -> int:
-    from wellhead.testing.bench import needed_card
-    from wellhead.testing.bench_step import StepBench
-    from wellhead.testing.record import append
-
-    needed_card()
-    from wellhead.model.parallel import ALONE, WHOLE
-    from wellhead.testing.timing import roof
-
-    alone = args.group is None
-    group, split = (ALONE, WHOLE) if alone else (args.group, options.split(args))
-    measured = roof()
-    bench = StepBench(
-        args.config, args.layers, args.batch, args.context, split=split, group=group, device=args.device
-    )
-    for mode in ("captured", "eager") if args.eager else ("captured",):
-        steps = bench.steps(captured=mode == "captured")
-        for batch in args.batch:
-            record, kernels = bench.measure(steps, batch, measured, mode)
-            if group.rank == 0:
-                _tell(record, kernels)
-                append(args.jsonl, record)
-    return 0
-
-
-def _tell(record: dict[str, Any], kernels: Sequence[Kernel]) -> None:
-    """One measurement, for people."""
-    print(
-        f"{record['model']}, {record['layers']} layers, tp {record['tp']}, batch {record['batch']}, "
-        f"context {record['context']}, {record['mode']}: {record['ms_mean']:.3f} ms "
-        f"(median {record['ms_median']:.3f}), bound {record['bound_ms']:.3f} ms ({record['share']:.1%}), "
-        f"{record['tok_s']:.1f} tokens/s, "
-        f"{record['launches_per_layer']} launches a layer, {record['distinct_experts']} distinct experts, "
-        f"{record['memory_gb']:.2f} GB in use ({record['planned_gb']:.2f} planned)"
-    )
-    for kernel in kernels[:24]:
-        print(f"  {kernel.us:9.1f} us {kernel.launches:6.1f} x {kernel.name[:90]}")
-    sys.stdout.flush()

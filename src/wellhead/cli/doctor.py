@@ -19,6 +19,8 @@ from wellhead.cli.doctor_report import Problem, Report, as_json, show
 from wellhead.dispatch import capability, driver, libraries, probing
 from wellhead.dispatch.choose import NoImplementation, choose_each, parse_forced
 from wellhead.dispatch.spec import OpSpec, Sizes
+from wellhead.integrations import ENGINES
+from wellhead.integrations.doctor import show as show_engine
 
 _EXAMPLES = """examples:
   wellhead doctor
@@ -26,6 +28,7 @@ _EXAMPLES = """examples:
   wellhead doctor v4-flash --simulate sm120 # on a card that is not here
   wellhead doctor --simulate sm121 --json
   wellhead doctor --impl topk=reference
+  wellhead doctor --engine sglang
 
 exit status: 0 healthy, 1 something is broken or nothing fits, 2 a bad option. --json names no host and no folder but
 the MODEL given: paste it into a bug report.
@@ -55,12 +58,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help=f"answer for a card that is not here: {', '.join(capability.ARCHITECTURES)}",
     )
     options.add_impl(parser)
+    parser.add_argument("--engine", choices=ENGINES, help="what our ops would replace in that engine")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options.add_debug(parser)
     parser.set_defaults(run=run, survives=True)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.engine:
+        return show_engine(args.engine, args.json)
     report = examine(args.simulate, args.impl, args.model)
     if args.json:
         print(json.dumps(as_json(report), indent=2))

@@ -13,11 +13,10 @@ from wellhead.dispatch.cards import CardModel
 from wellhead.model import measured
 from wellhead.model.config import ModelConfig
 from wellhead.model.device_layout import DeviceLayout
-from wellhead.model.device_weights import LayerWeights, ModelWeights, leaves, nbytes
+from wellhead.model.device_weights import ModelWeights, leaves, nbytes
 from wellhead.model.numerics import Numerics
 from wellhead.model.split import Split
-
-RECORD, INDEX_KEY = 584, {"fp8": 132, "fp4": 68}
+from wellhead.model.step_bytes import layer_bytes, step_bytes
 
 
 @dataclass(frozen=True)
@@ -38,26 +37,6 @@ class Rate:
         return self.tokens / self.seconds
 
 
-def step_bytes(weights: ModelWeights, config: ModelConfig, batch: int, context: int, numerics: Numerics) -> int:
-    """Least bytes of a decode step: every weight once, of the experts as many as uniform draws choose, and caches."""
-    total = nbytes(weights.head) + batch * 2 * config.hidden_size
-    for layer in weights.layers:
-        total += _layer_bytes(layer, config, batch, context, numerics)
-    return total
-
-
-def _layer_bytes(layer: LayerWeights, config: ModelConfig, batch: int, context: int, numerics: Numerics) -> int:
-    count, top_k = config.n_routed_experts, config.num_experts_per_tok
-    chosen = count * (1 - (1 - top_k / count) ** batch)
-    experts = nbytes(layer.moe.experts)
-    table = 0 if layer.moe.table is None else layer.moe.table.nbytes
-    entries = context // layer.ratio if layer.ratio else 0
-    attended = min(entries, config.index_topk) if layer.ratio == 4 else entries
-    keys = entries * INDEX_KEY[numerics.index_keys] if layer.ratio == 4 else 0
-    caches = batch * (RECORD * (min(context, config.sliding_window) + attended) + keys)
-    return nbytes(layer) - experts - table + int(experts / count * chosen) + caches
-
-
 def decode_rate(
     card: CardModel, config: ModelConfig, numerics: Numerics, split: Split, requests: int, context: int, drafts: int = 0
 ) -> Rate:
@@ -65,10 +44,11 @@ def decode_rate(
     of them right in the mean it makes 1 + n times as many in the same time.
     """
     weights, places = _weights(config, split, drafts > 0), requests * (1 + drafts)
-    moved = step_bytes(weights, config, places, context, numerics)
+    moved = step_bytes(weights, config, numerics, tokens=places, requests=requests, context=context).total()
     for module in weights.mtp:
         once = nbytes(module) - nbytes(module.layer) + nbytes(weights.head)
-        moved += drafts * (once + _layer_bytes(module.layer, config, requests, context, numerics))
+        own = layer_bytes(module.layer, config, numerics, tokens=requests, requests=requests, context=context)
+        moved += drafts * (once + own.total())
     layers = config.num_hidden_layers + drafts
     bound = moved / (card.gb_s * 1e9)
     launches = measured.LAUNCHES_A_LAYER * layers * measured.LAUNCH_SECONDS
@@ -82,8 +62,10 @@ def prefill_rate(
     """Steps of `chunk` tokens of one prompt of `context` tokens, at the mean of its positions."""
     weights, middle = _weights(config, split, False), max(1, context // 2)
     chunk = min(chunk, context)
-    # every token of a chunk finds the caches once, not each for itself
-    streamed = sum(_layer_bytes(layer, config, chunk, 0, numerics) for layer in weights.layers) / (card.gb_s * 1e9)
+    layers = [
+        layer_bytes(layer, config, numerics, tokens=chunk, requests=1, context=middle) for layer in weights.layers
+    ]
+    streamed = sum(layer.total() for layer in layers) / (card.gb_s * 1e9)
     fp8, bf16 = _flops(weights, config, split, middle)
     computed = chunk * (fp8 / (card.fp8_tflops or card.bf16_tflops) + bf16 / card.bf16_tflops) / 1e12
     predicted = max(streamed / measured.ROOF / measured.PREFILL_BYTES, computed / measured.PREFILL_FLOPS)

@@ -1,10 +1,9 @@
-"""Decode steps of a published model's width: milliseconds beside the bandwidth bound, where they go, and the memory."""
+"""Steps of a published model's width: milliseconds beside the bandwidth bound, where they go, and the memory."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -14,30 +13,45 @@ from wellhead.model.batch import Batch, Chunk
 from wellhead.model.config_file import load_config
 from wellhead.model.device_graphs import LADDER, DecodeStep, DecodeSteps
 from wellhead.model.device_model import DeviceModel
+from wellhead.model.device_step import StepInputs
 from wellhead.model.dummy import dummy_weights
 from wellhead.model.memory_plan import plan_memory
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
-from wellhead.model.prediction import step_bytes
 from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState, pages_for
+from wellhead.model.step_bytes import step_bytes
 from wellhead.model.working_memory import Steps
 from wellhead.testing.bench import needed_card
 from wellhead.testing.record import origin
+from wellhead.testing.step_profile import by_op, profile
 from wellhead.testing.timing import Roof
 
 POSITIONS = 128  # consecutive ones that a measurement runs through: every block of either ratio ends in its turn
-WARM_UPS = 4
+WARM_UPS, PREFILLS = 4, 10
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """All launches of one kernel in a step."""
+class Measured:
+    """A step that was measured: its record with the keys of benchmarks/results/step.jsonl, and what runs it again."""
 
-    name: str
-    launches: float
-    us: float
+    record: dict[str, Any]
+    bytes: Mapping[str, int]  # least bytes by op
+    run: Callable[[], None]
+
+    def profiled(self) -> dict[str, Any]:
+        """The record with each op's part: microseconds, launches, bytes and their share of the roof."""
+        ops = by_op(profile(self.run))
+        parts = {
+            op: {
+                "us": round(of.us, 1), "launches": round(of.launches, 1), "bytes": self.bytes.get(op, 0),
+                "share": round(self.bytes.get(op, 0) / of.us / 1e3 / self.record["roof_gb_s"], 3) if of.us else None,
+            }
+            for op, of in ops.items()
+        }  # fmt: skip
+        a_layer = sum(of.launches for of in ops.values()) / self.record["layers"]
+        return {**self.record, "launches_per_layer": round(a_layer, 1), "ops": parts}
 
 
 class StepBench:
@@ -79,37 +93,55 @@ class StepBench:
         planned = plan.weights.total + pages + self._slots * plan.state.slot + plan.workspace + plan.graphs
         return {"memory_gb": round((total - free) / 1e9, 2), "planned_gb": round((planned + plan.reserved) / 1e9, 2)}
 
-    def measure(self, steps: DecodeSteps, batch: int, roof: Roof, mode: str) -> tuple[dict[str, Any], list[Kernel]]:
-        """(record with the keys of benchmarks/results/step.jsonl, kernels by time): one token of each of `batch`
-        requests, at the last POSITIONS positions of the context in turn. ValueError where nothing is computed.
+    def decode(self, steps: DecodeSteps, batch: int, roof: Roof, mode: str) -> Measured:
+        """One token of each of `batch` requests, at the last POSITIONS positions of the context in turn. ValueError
+        where nothing is computed.
         """
         step, times = steps.of(batch), []
         generator = torch.Generator().manual_seed(batch)
         tokens = torch.randint(self.config.vocab_size, (POSITIONS, batch), generator=generator).tolist()
         for number in range(-WARM_UPS, POSITIONS):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             self._load(step, tokens[number], self.context - POSITIONS + max(number, 0))
-            begin.record()
-            step.run()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(begin.elapsed_time(end))
-        if not bool(step.logits[:batch].isfinite().all()):
-            raise ValueError("logits are not finite; a step that computes nothing has no speed")
+            times.append(_took(step.run))
+        _check(step.logits[:batch])
         distinct = len(step.workspace.ids[:batch].unique())
-        kernels = _profile(step)
-        took = fmean(times[WARM_UPS:])
-        moved = step_bytes(self.model.weights, self.config, batch, self.context, self.numerics)
-        bound, layers = moved / roof.best / 1e6, self.config.num_hidden_layers
+        measured = self._measured(times[WARM_UPS:], roof, mode, step.run, batch, batch, distinct)
+        return replace(measured, record=measured.record | self.memory())
+
+    def prefill(self, tokens: int, roof: Roof) -> Measured:
+        """The last `tokens` tokens of one request's context, computed together, launch by launch as an engine does."""
+        if not 2 <= tokens <= self.context:
+            raise ValueError(f"--prefill {tokens}: expected 2 tokens to the context's {self.context}")
+        ids = torch.randint(self.config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(tokens)).tolist()
+        chunk = Chunk(ids, self.context - tokens, range(self._width), 0, logits="last")
+        inputs = StepInputs.of(Batch.build([chunk], table_width=self._width), self.model.device, chunked=True)
+        ws = self.model.workspace(tokens, self.context, chunked=True)
+        logits: list[torch.Tensor] = []
+
+        def run() -> None:
+            logits[:] = [self.model.logits(self.model.forward(inputs, self.state, ws)[-1:], ws)]
+
+        times = [_took(run) for _ in range(WARM_UPS + PREFILLS)]
+        _check(logits[0])
+        return self._measured(times[WARM_UPS:], roof, "prefill", run, tokens, 1, len(ws.ids[:tokens].unique()))
+
+    def _measured(
+        self, times: Sequence[float], roof: Roof, mode: str, run: Callable[[], None], tokens: int, requests: int,
+        distinct: int,
+    ) -> Measured:  # fmt: skip
+        moved = step_bytes(
+            self.model.weights, self.config, self.numerics, tokens=tokens, requests=requests, context=self.context
+        )
+        took, bound = fmean(times), moved.total() / roof.best / 1e6
         record = {
-            "model": self.name, "layers": layers, "tp": self.split.world, "batch": batch, "context": self.context,
-            "mode": mode, "gpu": self.card.name, "ms_median": round(median(times[WARM_UPS:]), 4),
-            "ms_mean": round(took, 4), "bytes": moved, "roof_gb_s": round(roof.best, 1), "bound_ms": round(bound, 4),
-            "share": round(bound / took, 4), "distinct_experts": distinct,
-            "launches_per_layer": round(sum(kernel.launches for kernel in kernels) / layers, 1),
-            "tok_s": round(1e3 * batch / took, 2), **self.memory(), **origin(),
+            "model": self.name, "layers": self.config.num_hidden_layers, "tp": self.split.world, "batch": requests,
+            "tokens": tokens, "context": self.context, "mode": mode, "gpu": self.card.name,
+            "ms_median": round(median(times), 4), "ms_mean": round(took, 4), "bytes": moved.total(),
+            "roof_gb_s": round(roof.best, 1), "bound_ms": round(bound, 4), "share": round(bound / took, 4),
+            "distinct_experts": distinct, "tok_s": round(1e3 * tokens / took, 2),
+            **origin(),
         }  # fmt: skip
-        return record, kernels
+        return Measured(record, moved, run)
 
     def _load(self, step: DecodeStep, tokens: Sequence[int], position: int) -> None:
         width = self._width
@@ -130,15 +162,16 @@ def _fill(state: ModelState) -> None:
                 rings.normal_()
 
 
-def _profile(step: DecodeStep, runs: int = 3) -> list[Kernel]:
-    """Kernels of a step, the longest first; overlapping ones count their whole time each."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        for _ in range(runs):
-            step.run()
-        torch.cuda.synchronize()
-    found: dict[str, list[float]] = defaultdict(list)
-    for event in profiler.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            found[event.name].append(event.device_time)
-    kernels = [Kernel(name, len(took) / runs, sum(took) / runs) for name, took in found.items()]
-    return sorted(kernels, key=lambda kernel: -kernel.us)
+def _took(run: Callable[[], None]) -> float:
+    """Milliseconds of one run on the card."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end)
+
+
+def _check(logits: torch.Tensor) -> None:
+    if not bool(logits.isfinite().all()):
+        raise ValueError("logits are not finite; a step that computes nothing has no speed")

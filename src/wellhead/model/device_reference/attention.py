@@ -176,8 +176,11 @@ class TopK:
     k: int
     page: int
 
-    def run(self, logits: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, out: torch.Tensor) -> None:
+    def run(self, logits: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor | None, out: torch.Tensor) -> None:
         entries = topk.select(logits, lengths, self.k)
+        if table is None or not self.page:
+            out.copy_(entries)
+            return
         page = table.long().gather(1, entries.clamp_min(0) // self.page)
         out.copy_(torch.where((entries < 0) | (page < 0), -1, page * self.page + entries % self.page))
 

@@ -31,7 +31,7 @@ class Bf16Linear:
         return sum(self.parts)
 
     def run(self, x: torch.Tensor, weight: torch.Tensor, *out: torch.Tensor) -> None:
-        from wellhead.ops.bf16_linear.kernels import gemv_kernel, product_kernel
+        from wellhead.ops.bf16_linear.kernels import bf16_gemv_kernel, product_kernel
 
         tokens = x.shape[0]
         stride = row_stride("x", x, self.k, torch.bfloat16)
@@ -47,7 +47,7 @@ class Bf16Linear:
         ends = self.parts[0], sum(self.parts[:2]), self.n
         grid, given = -(-self.n // config.rows), {**constants(config), "num_warps": config.num_warps, **launch()}
         if config.gemv:
-            gemv_kernel[(grid,)](x, weight, *y, *ends, self.k, **given)
+            bf16_gemv_kernel[(grid,)](x, weight, *y, *ends, self.k, **given)
         else:
             product_kernel[(grid, -(-tokens // config.tokens))](x, weight, *y, tokens, *ends, self.k, stride, **given)
 

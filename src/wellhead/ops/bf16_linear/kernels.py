@@ -26,7 +26,7 @@ def _store(y0, y1, y2, token, row, values, used, N0, N1, N):
 
 
 @triton.jit
-def gemv_kernel(x, w, y0, y1, y2, N0, N1, N, K, BN: tl.constexpr, KC: tl.constexpr, PDL: tl.constexpr):
+def bf16_gemv_kernel(x, w, y0, y1, y2, N0, N1, N, K, BN: tl.constexpr, KC: tl.constexpr, PDL: tl.constexpr):
     """y fp32 or bf16 [1, ..] of one row x bf16 [K] and w bf16 [N, K]; one program per BN rows of w.
 
     On CUDA cores, KC inputs a step, the next weights on their way during each, the first before x exists.

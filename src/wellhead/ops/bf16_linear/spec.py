@@ -18,7 +18,7 @@ _MMA = dict.fromkeys(("sm80", "sm89", "sm120", "sm121"), f"m16n8k16.row.col.{_BF
 def builds() -> tuple[KernelBuild, ...]:
     from wellhead.ops.bf16_linear.api import constants
     from wellhead.ops.bf16_linear.configs import choose_config
-    from wellhead.ops.bf16_linear.kernels import gemv_kernel, product_kernel
+    from wellhead.ops.bf16_linear.kernels import bf16_gemv_kernel, product_kernel
 
     found = []
     sizes = dict.fromkeys(("N0", "N1", "N", "K"), "i32:16")
@@ -32,7 +32,7 @@ def builds() -> tuple[KernelBuild, ...]:
             signature = {"x": "*bf16", "w": "*bf16", "y0": "*fp32", "y1": "*fp32", "y2": f"*{kind}"}
             if config.gemv:
                 signature |= {**sizes, **dict.fromkeys(given, "constexpr")}
-                name, kernel, mma = f"gemv[{config.rows}x{config.inputs},{kind}]", gemv_kernel, {}
+                name, kernel, mma = f"gemv[{config.rows}x{config.inputs},{kind}]", bf16_gemv_kernel, {}
             else:
                 signature |= {"TOKENS": "i32", **sizes, "X_STRIDE": "i32:16", **dict.fromkeys(given, "constexpr")}
                 name, kernel, mma = f"product[{config.tokens}x{config.rows},{kind}]", product_kernel, _MMA

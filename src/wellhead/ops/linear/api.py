@@ -61,7 +61,7 @@ class BlockFp8Linear:
         shape = constants(config, x_scale is None)
         blocks = -(-self.n // config.rows)
         if config.gemv:
-            kernels.gemv_kernel[(blocks,)](*given, self.n, self.k, **shape, num_warps=config.num_warps, **launch())
+            kernels.fp8_gemv_kernel[(blocks,)](*given, self.n, self.k, **shape, num_warps=config.num_warps, **launch())
         else:
             kernels.few_kernel[(blocks, -(-tokens // config.tokens))](
                 *given, tokens, self.n, self.k, **shape, num_warps=config.num_warps, **launch()

@@ -1,7 +1,7 @@
 """Block-FP8 products for few tokens: y = sum over 128-blocks of (sum a w) s_a s_w, fp32 sums, one launch each.
 
-`gemv_kernel` multiplies one token on CUDA cores, a few weight rows a program, its first weights on their way before the
-activations exist. `few_kernel` gives up to 64 tokens to the tensor cores as their M side.
+`fp8_gemv_kernel` multiplies one token on CUDA cores, a few weight rows a program, its first weights on their way before
+the activations exist. `few_kernel` gives up to 64 tokens to the tensor cores as their M side.
 Both take E4M3 rows with their scales, or bf16 rows that they round on the way in (ROUND), bit for bit the same.
 """
 
@@ -28,7 +28,7 @@ def _activation(x, x_scale, token, used, at, K, M: tl.constexpr, KC: tl.constexp
 
 
 @triton.jit
-def gemv_kernel(
+def fp8_gemv_kernel(
     x, x_scale, w, w_scale, y,
     N, K,
     BN: tl.constexpr, KC: tl.constexpr, ROUND: tl.constexpr, PDL: tl.constexpr,

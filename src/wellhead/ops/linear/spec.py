@@ -38,7 +38,7 @@ def builds() -> tuple[KernelBuild, ...]:
                 given, signature = {**given, "x_scale": None}, {**signature, "x_scale": "constexpr"}
             tile = f"{config.tokens}x{config.rows}x{config.inputs}"
             name = f"{'gemv' if config.gemv else 'few'}[{tile},{'bf16' if rounds else 'e4m3'}]"
-            kernel = kernels.gemv_kernel if config.gemv else kernels.few_kernel
+            kernel = kernels.fp8_gemv_kernel if config.gemv else kernels.few_kernel
             found.append(KernelBuild(name, kernel, signature, given, config.num_warps, 3, {} if config.gemv else _MMA))
     return (*found, *large_builds())
 

@@ -70,7 +70,7 @@ class OutputProjection:
         given, tiles = constants(config, per_group, turns, rounds), self.n // config.rows
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **launch()}
         if config.gemv:
-            kernels.gemv_kernel[(tiles, self.groups)](
+            kernels.grouped_gemv_kernel[(tiles, self.groups)](
                 o, positions, freqs, codes, scale, z, tokens, self.n, **given, **options
             )  # fmt: skip
             return

@@ -1,7 +1,8 @@
 """Grouped output projection: heads turned back by their position, then a block-FP8 weight times bf16 rows.
 
-`gemv_kernel` multiplies on CUDA cores, a few weight rows a program: for one or two tokens. `tile_kernel` gives the
-weight, widened to bf16, to the tensor cores as their M side: for more. A head is 512 inputs, of which the last 64 turn.
+`grouped_gemv_kernel` multiplies on CUDA cores, a few weight rows a program: for one or two tokens. `tile_kernel` gives
+the weight, widened to bf16, to the tensor cores as their M side: for more. A head is 512 inputs, of which the last 64
+turn.
 """
 
 import triton
@@ -31,7 +32,7 @@ def _sums(weight, a, scale, BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["TOKENS"])
-def gemv_kernel(
+def grouped_gemv_kernel(
     o, positions, freqs, w, w_scale, z,
     TOKENS, N,
     M: tl.constexpr, P: tl.constexpr, BN: tl.constexpr, PDL: tl.constexpr,

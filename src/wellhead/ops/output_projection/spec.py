@@ -31,7 +31,7 @@ def builds() -> tuple[KernelBuild, ...]:
                     "z": "*u8" if rounds else "*bf16", **({} if config.gemv else {"z_scale": "*u8"}),
                     "TOKENS": "i32", "N": "i32:16", **dict.fromkeys(given, "constexpr"),
                 }  # fmt: skip
-                kernel = kernels.gemv_kernel if config.gemv else kernels.tile_kernel
+                kernel = kernels.grouped_gemv_kernel if config.gemv else kernels.tile_kernel
                 kind = "gemv" if config.gemv else "tile" if turns else "large"
                 name = f"{kind}[{config.tokens},heads={per_group}{',e4m3' if rounds else ''}]"
                 mma = {} if config.gemv else dict.fromkeys(("sm89", "sm120", "sm121"), "f32.bf16.bf16.f32")

@@ -1,0 +1,76 @@
+"""`wellhead bench step`: whole steps at a published model's width."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from typing import Any
+
+from wellhead.cli import options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("bench step: whole steps at a published model's width (--picture draws them)")
+    group.add_argument("--config", default="v4-flash", help="which published configuration (v4-flash)")
+    group.add_argument("--layers", type=int, default=4, help="how many of its first layers (4)")
+    group.add_argument("--batch", type=int, nargs="+", default=[1], help="decoding requests, one token each (1)")
+    group.add_argument(
+        "--prefill", type=int, nargs="+", default=[], metavar="T", help="prompt steps of T tokens as well"
+    )
+    group.add_argument("--context", type=int, default=4096, help="position of every request (4096)")
+    group.add_argument("--eager", action="store_true", help="launch by launch as well, after the CUDA graphs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Everything is measured before anything is profiled, which slows a process down."""
+    if args.picture and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--picture needs matplotlib; install it: pip install 'wellhead[bench]'")
+    from wellhead.testing.bench import needed_card
+    from wellhead.testing.bench_step import StepBench
+
+    needed_card()
+    from wellhead.model.parallel import ALONE, WHOLE
+    from wellhead.testing.record import append
+    from wellhead.testing.timing import roof
+
+    group, split = (ALONE, WHOLE) if args.group is None else (args.group, options.split(args))
+    measured = roof()
+    bench = StepBench(args.config, args.layers, args.batch, args.context, split=split, group=group, device=args.device)
+    ladders = {mode: bench.steps(captured=mode == "captured") for mode in ("captured", *["eager"] * args.eager)}
+    found = [bench.decode(steps, batch, measured, mode) for mode, steps in ladders.items() for batch in args.batch]
+    found += [bench.prefill(tokens, measured) for tokens in args.prefill]
+    records = [one.profiled() for one in found]
+    if group.rank:
+        return 0
+    for record in records:
+        tell(record)
+        append(args.jsonl, record)
+    if args.picture:
+        from wellhead.testing.step_picture import draw
+
+        draw(args.picture, records)
+        print(args.picture)
+    return 0
+
+
+def tell(record: dict[str, Any]) -> None:
+    """One measurement, for people."""
+    what = f"{record['tokens']} tokens" if record["mode"] == "prefill" else f"batch {record['batch']}"
+    print(
+        f"{record['model']}, {record['layers']} layers, tp {record['tp']}, {what}, "
+        f"context {record['context']}, {record['mode']}: {record['ms_mean']:.3f} ms "
+        f"(median {record['ms_median']:.3f}), bound {record['bound_ms']:.3f} ms ({record['share']:.1%}), "
+        f"{record['tok_s']:.1f} tokens/s, "
+        f"{record['launches_per_layer']} launches a layer, {record['distinct_experts']} distinct experts"
+        + (
+            f", {record['memory_gb']:.2f} GB in use ({record['planned_gb']:.2f} planned)"
+            if "memory_gb" in record
+            else ""
+        )
+    )
+    print(f"  {'op':<20} {'us':>9} {'launches':>9} {'MB':>9}  of the roof")
+    for op, of in record["ops"].items():
+        share = f"{of['share']:10.1%}" if of["bytes"] and of["share"] is not None else ""
+        print(f"  {op:<20} {of['us']:9.1f} {of['launches']:9.1f} {of['bytes'] / 1e6:9.1f} {share}")
+    sys.stdout.flush()

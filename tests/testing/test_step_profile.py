@@ -1,0 +1,70 @@
+"""What a step's launches are made of, and the picture of it, without a card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wellhead.model.config_file import load_config
+from wellhead.model.device_layout import DeviceLayout
+from wellhead.model.device_weights import nbytes
+from wellhead.model.numerics import Numerics
+from wellhead.model.published import first_layers, published_config
+from wellhead.model.split import Split
+from wellhead.model.step_bytes import EMBEDDING, op_of, step_bytes
+from wellhead.ops import registry
+from wellhead.testing import step_profile
+from wellhead.testing.step_picture import REST, _parts, draw
+from wellhead.testing.step_profile import OTHERS, SUMS, Launch, by_op
+
+CONFIG = load_config(first_layers(published_config("v4-flash"), 4))
+
+
+def test_every_kernel_belongs_to_one_op() -> None:
+    assert step_profile.op_of("gate_up_kernel") == "moe"
+    assert step_profile.op_of("fp8_gemv_kernel") == "linear" and step_profile.op_of("bf16_gemv_kernel") == "bf16_linear"
+    assert step_profile.op_of("ncclDevKernel_AllReduce_Sum_bf16_RING_LL") == SUMS
+    assert step_profile.op_of("void at::native::vectorized_elementwise_kernel") == OTHERS
+    assert set(step_profile._kernels().values()) == {spec.name for spec in registry.specs()}
+
+
+def test_parts_add_up_and_what_hides_behind_another_has_none() -> None:
+    run = [
+        Launch("project_kernel", 10.0, 20.0), Launch("route", 12.0, 15.0), Launch("fp8_gemv_kernel", 14.0, 32.0),
+        Launch("gate_up_kernel", 35.0, 41.0), Launch("fp8_gemv_kernel", 36.0, 40.0),
+    ]  # fmt: skip
+    found = by_op([run, run])
+    assert {op: (of.launches, of.us) for op, of in found.items()} == {
+        "linear": (2, 12.0), "hyper_connection": (1, 10.0), "moe": (1, 9.0), "routing": (1, 0.0)
+    }  # fmt: skip
+    assert list(found) == ["linear", "hyper_connection", "moe", "routing"]
+    assert sum(of.us for of in found.values()) == 41.0 - 10.0
+
+
+def test_bytes_by_op_are_all_bytes_once() -> None:
+    weights = DeviceLayout.of(CONFIG, Split(), "meta").allocate(False)
+    many = step_bytes(weights, CONFIG, Numerics.named("checkpoint"), tokens=10_000, requests=1, context=10_000)
+    tables = sum(layer.moe.table.nbytes for layer in weights.layers if layer.moe.table is not None)
+    read = sum(many.values()) - many[EMBEDDING] - many["indexer"]
+    caches = 584 * sum(10_000 + (10_000 // layer.ratio if layer.ratio else 0) for layer in weights.layers)
+    assert read - caches == pytest.approx(nbytes(weights.layers) + nbytes(weights.head) - tables, rel=1e-6)
+    assert {op for op in many if op != EMBEDDING} <= {spec.name for spec in registry.specs()}
+    assert op_of("3.moe.experts.s13") == "moe" and op_of("attention.wo_a.scale") == "output_projection"
+    one = step_bytes(weights, CONFIG, Numerics.named("checkpoint"), tokens=1, requests=1, context=10_000)
+    assert one["moe"] == pytest.approx(sum(nbytes(layer.moe.experts) for layer in weights.layers) * 6 / 256, rel=1e-6)
+
+
+def record(**own: object) -> dict[str, object]:
+    ops = {"moe": {"us": 600.0}, "linear": {"us": 395.0}, "rope": {"us": 5.0}}
+    base = {"model": "v4-flash", "layers": 4, "tp": 1, "batch": 1, "tokens": 1, "context": 4096, "mode": "captured"}
+    return base | {"gpu": "NVIDIA H100 80GB HBM3", "ms_mean": 1.0, "share": 0.5, "ops": ops} | own
+
+
+def test_the_picture_shows_shares_of_the_step(tmp_path: Path) -> None:
+    assert _parts(record()) == {"moe": 60.0, "linear": 39.5, REST: pytest.approx(0.5)}
+    path = tmp_path / "deep" / "step.png"
+    draw(path, [record(), record(mode="prefill", tokens=512), {"model": "an older line"}])
+    assert path.stat().st_size > 5000
+    with pytest.raises(ValueError, match="none of 1 records has its ops"):
+        draw(path, [{"model": "an older line"}])
