@@ -7,10 +7,13 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from tests.server.conftest import load
 
 from fakes import chromium
 from fakes.server import RunningServer
 from wellhead.server.app import PAGE
+
+ABSENT = "no Chromium here: install the package chromium to test the chat page"
 
 
 def test_the_page_asks_nobody_else(server: RunningServer) -> None:
@@ -25,7 +28,7 @@ def test_the_page_asks_nobody_else(server: RunningServer) -> None:
 def page(server: RunningServer) -> Iterator[chromium.Chromium]:
     program = chromium.find()
     if program is None:
-        pytest.skip("no Chromium here: install the package chromium to test the chat page")
+        pytest.skip(ABSENT)
     browser = chromium.Chromium(program, 360, 640)
     try:
         browser.open(server.url + "/")
@@ -45,6 +48,25 @@ def page(server: RunningServer) -> Iterator[chromium.Chromium]:
     finally:
         browser.close()
     server.idle()
+
+
+@pytest.mark.parametrize("credentials", ["me:s3cret@", ""])
+def test_the_key_is_the_password(credentials: str) -> None:
+    program = chromium.find()
+    if program is None:
+        pytest.skip(ABSENT)
+    running, browser = RunningServer(load, key="s3cret"), chromium.Chromium(program, 360, 640)
+    try:
+        browser.open(running.url.replace("//", "//me:s3cret@") + "/")
+        browser.open(running.url.replace("//", f"//{credentials}") + "/")
+        browser.wait("document.getElementById('model').textContent === 'tiny'")
+        browser.run("document.getElementById('temperature').value = 0")
+        say(browser, "What is the capital of France?")
+        browser.wait("!!document.querySelector('.assistant')?.dataset.done")
+        assert browser.run("document.querySelector('.assistant > .text').textContent") == "Paris"
+    finally:
+        browser.close()
+        running.close()
 
 
 def say(page: chromium.Chromium, text: str) -> None:
