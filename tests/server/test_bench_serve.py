@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from fakes.server import RunningServer
 from wellhead.cli import main
-from wellhead.testing.load import Answered, Load, plan
+from wellhead.testing.load import Answered, Load, plan, run
 from wellhead.testing.load_report import summary
 
 
@@ -50,6 +51,22 @@ def test_what_fails_is_said(server: RunningServer, capsys: pytest.CaptureFixture
     assert "is this an OpenAI endpoint?" in capsys.readouterr().err
     assert main("bench serve --rate 0".split()) == 2
     assert "rate is 0.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [b"data: {", b'data: {"usage": {}}', b'data: {"choices": 5}'])
+def test_an_endpoint_that_sends_something_else(line: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + line + b"\n\n")
+        writer.close()
+
+    async def both() -> list[Answered]:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            return await run(Load(requests=2, rate=math.inf), url, model="x")
+
+    answered = asyncio.run(both())
+    assert [one.error is not None for one in answered] == [True, True], answered
 
 
 def test_arrivals_are_poisson_and_repeatable() -> None:

@@ -71,4 +71,4 @@ def run(args: argparse.Namespace) -> int:
         append(args.each, line)
     if args.picture is not None:
         load_report.draw(args.picture, found, answered, f"{args.url}: {load.requests} requests, {load.rate:g} a second")
-    return 1 if errors else 0
+    return 1 if found["failed"] else 0
