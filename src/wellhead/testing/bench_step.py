@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
 import torch
-import triton
 
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.config_file import load_config
@@ -25,7 +23,8 @@ from wellhead.model.split import Split
 from wellhead.model.state import ModelState, pages_for
 from wellhead.model.step_bytes import step_bytes
 from wellhead.model.working_memory import Steps
-from wellhead.testing.bench import commit, needed_card
+from wellhead.testing.bench import needed_card
+from wellhead.testing.record import origin
 from wellhead.testing.step_profile import by_op, profile
 from wellhead.testing.timing import Roof
 
@@ -140,8 +139,7 @@ class StepBench:
             "ms_median": round(median(times), 4), "ms_mean": round(took, 4), "bytes": moved.total(),
             "roof_gb_s": round(roof.best, 1), "bound_ms": round(bound, 4), "share": round(bound / took, 4),
             "distinct_experts": distinct, "tok_s": round(1e3 * tokens / took, 2),
-            "torch": torch.__version__, "triton": triton.__version__, "commit": commit(),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            **origin(),
         }  # fmt: skip
         return Measured(record, moved, run)
 
