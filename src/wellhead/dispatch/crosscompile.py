@@ -100,11 +100,11 @@ def _current(target: Any) -> Iterator[None]:
     """What kernels ask `triton.language.target_info` of the target is answered for this one, not for the card here."""
     from triton.language import target_info
 
-    def current_target() -> Any:
+    def this_one() -> Any:
         return target
 
-    current_target.__triton_builtin__ = True  # type: ignore[attr-defined]  # not a part of a kernel's source
-    before, target_info.current_target = target_info.current_target, current_target
+    this_one.__triton_builtin__ = True  # type: ignore[attr-defined]  # not a part of a kernel's source
+    before, target_info.current_target = target_info.current_target, this_one
     try:
         yield
     finally:
