@@ -51,7 +51,12 @@ def test_bytes_by_op_are_all_bytes_once() -> None:
     assert read - caches == pytest.approx(nbytes(weights.layers) + nbytes(weights.head) - tables, rel=1e-6)
     assert {op for op in many if op != EMBEDDING} <= {spec.name for spec in registry.specs()}
     assert op_of("3.moe.experts.s13") == "moe" and op_of("attention.wo_a.scale") == "output_projection"
-    one = step_bytes(weights, CONFIG, Numerics.named("checkpoint"), tokens=1, requests=1, context=10_000)
+    one, four = (
+        step_bytes(weights, CONFIG, Numerics.named("checkpoint"), tokens=tokens, requests=1, context=10_000)
+        for tokens in (1, 4)
+    )
+    selecting = sum(layer.ratio == 4 for layer in weights.layers)
+    assert four["sparse_mla"] - one["sparse_mla"] == 584 * 3 * (len(weights.layers) + selecting * CONFIG.index_topk)
     assert one["moe"] == pytest.approx(sum(nbytes(layer.moe.experts) for layer in weights.layers) * 6 / 256, rel=1e-6)
 
 

@@ -24,8 +24,8 @@ def step_bytes(
     weights: ModelWeights, config: ModelConfig, numerics: Numerics, *, tokens: int, requests: int, context: int
 ) -> Counter[str]:
     """Of a step of `tokens` tokens of requests at `context` tokens each: every weight once, of the experts as many as
-    uniform draws choose, and each request's caches once; a decode, one token a request, reads the entries that its
-    indexer selects, a prefill all of them.
+    uniform draws choose, and each request's caches once: of the entries that an indexer selects among, as many as its
+    tokens select at most.
     """
     found = Counter({EMBEDDING: 2 * tokens * config.hidden_size})
     for path, tensor in leaves(weights.head, "head"):
@@ -46,9 +46,9 @@ def layer_bytes(
         if not path.endswith("moe.table"):
             found[op_of(path)] += int(tensor.nbytes * chosen) if ".experts." in path else tensor.nbytes
     entries = context // layer.ratio if layer.ratio else 0
-    selects = layer.ratio == 4 and tokens == requests
-    attended = min(entries, config.index_topk) if selects else entries
-    found["sparse_mla"] += requests * RECORD * (min(context, config.sliding_window + tokens // requests - 1) + attended)
+    each = tokens // requests
+    attended = min(entries, each * config.index_topk) if layer.ratio == 4 else entries
+    found["sparse_mla"] += requests * RECORD * (min(context, config.sliding_window + each - 1) + attended)
     if layer.ratio == 4:
         found["indexer"] += requests * entries * INDEX_KEY[numerics.index_keys]
     return found
