@@ -38,7 +38,11 @@ class Workspace:
         kv_store, compressor, indexer, topk = map(use, ("kv_store", "compressor", "indexer", "topk"))
         sparse_mla, output_projection, routing, moe = map(use, ("sparse_mla", "output_projection", "routing", "moe"))
         hyper_connection, addresses = use("hyper_connection"), use("addresses")
-        self.config, self.tokens, self.aside = config, tokens, Aside(torch.device(device))
+        self.config, self.tokens = config, tokens
+        # branches of a step: the compressor's rows (and index keys), records, index queries; routing; mixing weights
+        self.keys, self.records, self.queries, self.routing, self.weighing = (
+            Aside(torch.device(device)) for _ in range(5)
+        )
         self.mixing, self.indexing = hyper_connection, indexer
         world, eps, d, limit = split.world, config.rms_norm_eps, config.hidden_size, config.swiglu_limit
         heads, groups = config.num_attention_heads // world, config.o_groups // world

@@ -1,4 +1,5 @@
-"""Hyper-connections in two launches a site: a split-K projection of the streams, and a finish per token.
+"""Hyper-connections in three launches a site: a split-K projection of the streams, then per token their contraction
+and, beside it, the weights that mix them at the next site.
 
 The projection optionally writes the streams first (post + pre in one pass over them). Its sums are bf16 tensor-core
 products of the bf16 streams with fn split into three bf16 parts, f0 + f1 + f2 = fn to 2^-24 of its size: every
@@ -107,52 +108,77 @@ def pick(values, index, wanted):
     return tl.sum(tl.sum(tl.where(index == wanted, values, 0.0), 1), 0)
 
 
-@triton.jit(do_not_specialize=["iterations"])
-def finish_kernel(
-    streams_ptr, partial_ptr, base_ptr, scale_ptr, norm_ptr, out_ptr, codes_ptr, halves_ptr, code_scale_ptr,
-    post_ptr, comb_ptr, norm_eps, hc_eps, iterations,
-    D: tl.constexpr, M: tl.constexpr, NORM: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr,
-    COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
+@triton.jit
+def projections(
+    partial_ptr, token, index, norm_eps,
+    D: tl.constexpr, M: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One token: role 0 contracts its streams, norms and rounds, role 1 derives post and comb. Grid (tokens, roles).
-
-    The two roles need nothing of each other, so the 39 dependent Sinkhorn steps run beside the contraction.
-    A partial row is read as [8, 4]: row 0 is pre, row 1 is post, rows 2 to 5 are comb, then the sum of squares.
-    """
-    token = tl.program_id(0).to(tl.int64)
-    row, column = tl.arange(0, COLUMNS // 4), tl.arange(0, 4)
-    index = row[:, None] * 4 + column[None, :]
+    """fp32 [COLUMNS / 4, 4]: fn . x over the RMS of x. Row 0 is pre, row 1 is post, rows 2 to 5 are comb."""
     split = tl.arange(0, SPLITS_PADDED)
-    base = tl.load(base_ptr + index, mask=index < M, other=0.0)
-    after_producers(PDL)
     partial = tl.load(
         partial_ptr + (token * SPLITS + split[:, None, None]) * COLUMNS + index[None, :, :],
         mask=split[:, None, None] < SPLITS, other=0.0,
     )  # fmt: skip
     z = tl.sum(partial, 0)
-    z *= tl.rsqrt(pick(z, index, M) / (4 * D) + norm_eps)
-    if tl.program_id(1) == 0:
-        weight = tl.sigmoid(z * tl.load(scale_ptr) + base) + hc_eps
-        channel = tl.arange(0, BLOCK_D)
-        inside = channel < D
-        mixed = tl.zeros([BLOCK_D], tl.float32)
-        for j in tl.static_range(4):
-            x = tl.load(streams_ptr + (token * 4 + j) * D + channel, mask=inside, other=0.0)
-            mixed += pick(weight, index, j) * x.to(tl.float32)
-        u = mixed.to(tl.bfloat16)
-        if NORM:
-            wide = u.to(tl.float32)
-            wide *= tl.rsqrt(tl.sum(wide * wide, 0) / D + norm_eps)
-            u = (wide * tl.load(norm_ptr + channel, mask=inside, other=0.0).to(tl.float32)).to(tl.bfloat16)
-        tl.store(out_ptr + token * D + channel, u, mask=inside)
-        if codes_ptr is not None:
-            store_rounded(u.to(tl.float32), codes_ptr, halves_ptr, code_scale_ptr, token, D, BLOCK_D)
-    elif M > 4:  # the head has no second role
-        post = 2.0 * tl.sigmoid(z * tl.load(scale_ptr + 1) + base)
-        tl.store(post_ptr + token * 4 + index - 4, post, mask=(index >= 4) & (index < 8))
-        is_comb = (index >= 8) & (index < 24)
-        comb = sinkhorn(tl.where(is_comb, z * tl.load(scale_ptr + 2) + base, 0.0), is_comb, iterations, hc_eps)
-        tl.store(comb_ptr + token * 16 + index - 8, comb, mask=is_comb)
+    return z * tl.rsqrt(pick(z, index, M) / (4 * D) + norm_eps)
+
+
+@triton.jit
+def contract_kernel(
+    streams_ptr, partial_ptr, base_ptr, scale_ptr, norm_ptr, out_ptr, codes_ptr, halves_ptr, code_scale_ptr,
+    norm_eps, hc_eps,
+    D: tl.constexpr, M: tl.constexpr, NORM: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One token a program: its streams contracted by pre, normed and rounded."""
+    token = tl.program_id(0).to(tl.int64)
+    row, column = tl.arange(0, COLUMNS // 4), tl.arange(0, 4)
+    index = row[:, None] * 4 + column[None, :]
+    channel = tl.arange(0, BLOCK_D)
+    inside = channel < D
+    base = tl.load(base_ptr + index, mask=index < M, other=0.0)
+    scale = tl.load(scale_ptr)
+    after_producers(PDL)
+    x0 = tl.load(streams_ptr + token * 4 * D + channel, mask=inside, other=0.0)  # on their way while the weights form
+    x1 = tl.load(streams_ptr + (token * 4 + 1) * D + channel, mask=inside, other=0.0)
+    x2 = tl.load(streams_ptr + (token * 4 + 2) * D + channel, mask=inside, other=0.0)
+    x3 = tl.load(streams_ptr + (token * 4 + 3) * D + channel, mask=inside, other=0.0)
+    z = projections(partial_ptr, token, index, norm_eps, D, M, SPLITS, SPLITS_PADDED, COLUMNS)
+    weight = tl.sigmoid(z * scale + base) + hc_eps
+    mixed = tl.zeros([BLOCK_D], tl.float32)
+    mixed += pick(weight, index, 0) * x0.to(tl.float32)
+    mixed += pick(weight, index, 1) * x1.to(tl.float32)
+    mixed += pick(weight, index, 2) * x2.to(tl.float32)
+    mixed += pick(weight, index, 3) * x3.to(tl.float32)
+    u = mixed.to(tl.bfloat16)
+    if NORM:
+        wide = u.to(tl.float32)
+        wide *= tl.rsqrt(tl.sum(wide * wide, 0) / D + norm_eps)
+        u = (wide * tl.load(norm_ptr + channel, mask=inside, other=0.0).to(tl.float32)).to(tl.bfloat16)
+    tl.store(out_ptr + token * D + channel, u, mask=inside)
+    if codes_ptr is not None:
+        store_rounded(u.to(tl.float32), codes_ptr, halves_ptr, code_scale_ptr, token, D, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=["iterations"])
+def mixing_kernel(
+    partial_ptr, base_ptr, scale_ptr, post_ptr, comb_ptr, norm_eps, hc_eps, iterations,
+    D: tl.constexpr, M: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr, COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """One token a program of one warp: post and comb, 39 dependent Sinkhorn steps that the contraction need not see."""
+    token = tl.program_id(0).to(tl.int64)
+    row, column = tl.arange(0, COLUMNS // 4), tl.arange(0, 4)
+    index = row[:, None] * 4 + column[None, :]
+    base = tl.load(base_ptr + index, mask=index < M, other=0.0)
+    post_scale, comb_scale = tl.load(scale_ptr + 1), tl.load(scale_ptr + 2)
+    after_producers(PDL)
+    z = projections(partial_ptr, token, index, norm_eps, D, M, SPLITS, SPLITS_PADDED, COLUMNS)
+    post = 2.0 * tl.sigmoid(z * post_scale + base)
+    tl.store(post_ptr + token * 4 + index - 4, post, mask=(index >= 4) & (index < 8))
+    is_comb = (index >= 8) & (index < 24)
+    comb = sinkhorn(tl.where(is_comb, z * comb_scale + base, 0.0), is_comb, iterations, hc_eps)
+    tl.store(comb_ptr + token * 16 + index - 8, comb, mask=is_comb)
 
 
 @triton.jit(do_not_specialize=["tokens"])

@@ -26,10 +26,12 @@ def choose_config(tokens: int, n: int, k: int, *, rounds: bool = False) -> Confi
     padded = min(64, 1 << max(0, tokens - 1).bit_length())
     many = n >= 16384
     if padded == 1 and not many:
-        if k % 2048 == 0:
+        if k % 2048 == 0 and (k >= 8192 or n <= 2048):
             return Config(True, 1, 4, 2048, 4, 1)
+        if k % 1024 == 0 and k >= 2048:
+            return Config(True, 1, 4, 1024, 2, 1)
         inputs = next(step for step in (512, 256, 128) if k % step == 0)
-        return Config(True, 1, 4, inputs, 2, 1)
+        return Config(True, 1, 4, inputs, 1, 1)
     if padded == 64:
         if many:
             return Config(False, 64, 64, 128, 4, 3) if rounds else Config(False, 64, 64, 128, 8, 4)

@@ -11,6 +11,8 @@ import triton.language as tl
 from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import e4m3, power_of_two, round_rows
 
+NEAR = tl.constexpr(16)  # neighbouring weights that one thread has of a row: it adds their products up by itself
+
 
 @triton.jit
 def _activation(x, x_scale, token, used, at, K, M: tl.constexpr, KC: tl.constexpr, ROUND: tl.constexpr):
@@ -44,13 +46,14 @@ def fp8_gemv_kernel(
     scale_row = w_scale + (tl.program_id(0) * BN // 128).to(tl.int64) * (K // 128)
     tile = tl.load(weights, mask=inside, other=0)
     after_producers(PDL)
-    acc = tl.zeros((BN, KC), dtype=tl.float32)
+    acc = tl.zeros((BN, KC // NEAR), dtype=tl.float32)
     for at in range(0, K, KC):
         following = tl.load(weights + at + KC, mask=inside & (at + KC < K), other=0)
         codes, scale = _activation(x, x_scale, one, one == 0, at, K, 1, KC, ROUND)
         scale = scale * power_of_two(tl.load(scale_row + at // 128 + block))[None, :]
         a = tl.reshape(tl.reshape(codes.to(tl.float32), (1, KC // 128, 128)) * scale[:, :, None], (1, KC))
-        acc += e4m3(tile).to(tl.float32) * a
+        products = e4m3(tile).to(tl.float32) * a
+        acc += tl.sum(tl.reshape(products, (BN, KC // NEAR, NEAR)), axis=2)
         tile = following
     tl.store(y + rows, tl.sum(acc, axis=1).to(tl.bfloat16), mask=rows < N)
 
