@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +32,7 @@ class HyperConnection:
     @staticmethod
     def pre(
         plan: Constants, streams: torch.Tensor, site: Site, out: torch.Tensor, post_out: torch.Tensor,
-        comb_out: torch.Tensor, rounded: Rounded | None = None, beside: Beside = nullcontext,
+        comb_out: torch.Tensor, rounded: Rounded | None = None, beside: Beside | None = None,
     ) -> None:  # fmt: skip
         u, post, comb = reference.pre(
             streams, site.fn, site.base, site.scale,
@@ -53,7 +52,7 @@ class HyperConnection:
     def post_pre(
         cls, plan: Constants, y: torch.Tensor, streams: torch.Tensor, post_weight: torch.Tensor, comb: torch.Tensor,
         site: Site, streams_out: torch.Tensor, out: torch.Tensor, post_out: torch.Tensor, comb_out: torch.Tensor,
-        rounded: Rounded | None = None, beside: Beside = nullcontext,
+        rounded: Rounded | None = None, beside: Beside | None = None,
     ) -> None:  # fmt: skip
         cls.post(y, streams, post_weight, comb, streams_out)
         cls.pre(plan, streams_out, site, out, post_out, comb_out, rounded)

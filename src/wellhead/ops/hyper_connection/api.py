@@ -7,7 +7,7 @@ after `plan`; zero tokens launch nothing. Rows of a buffer past `tokens` are nei
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -71,13 +71,13 @@ def plan(
 
 def pre(
     plan: Plan, streams: torch.Tensor, site: Site, out: torch.Tensor, post_out: torch.Tensor, comb_out: torch.Tensor,
-    rounded: Rounded | None = None, beside: Beside = nullcontext,
+    rounded: Rounded | None = None, beside: Beside | None = None,
 ) -> None:  # fmt: skip
     """streams bf16 [T, 4, d] -> out bf16 [T, d] (normed with a weight), post fp32 [T, 4], comb fp32 [T, 4, 4].
 
     out is sum_j pre_j X_j summed in fp32 and rounded to bf16; the norm is taken of the rounded values and rounded
     once more. `rounded` receives what norm_quant makes of that row without a weight. post and comb are launched in
-    beside(), where they have until the next site's post.
+    beside(), where they have until the next site's post; without it they come with out, in two launches for all.
     """
     tokens = _tokens(plan, streams)
     _check(plan, tokens, site, PRE_ROWS, ("out", out, torch.bfloat16, (plan.d,)))
@@ -99,9 +99,9 @@ def post_pre(
     post_out: torch.Tensor,
     comb_out: torch.Tensor,
     rounded: Rounded | None = None,
-    beside: Beside = nullcontext,
+    beside: Beside | None = None,
 ) -> None:
-    """`post` into streams_out, then `pre` of those streams at `site`, in three launches.
+    """`post` into streams_out, then `pre` of those streams at `site`.
 
     The streams have the bits that `post` gives; the rest is that of `pre` up to the order of one fp32 sum.
 
@@ -171,7 +171,7 @@ def _finish(
     post_out: torch.Tensor | None,
     comb_out: torch.Tensor | None,
     rounded: Rounded | None = None,
-    beside: Beside = nullcontext,
+    beside: Beside | None = None,
 ) -> None:
     codes = halves = scale = None
     if rounded is not None:
@@ -180,17 +180,22 @@ def _finish(
             if tensor is not None:
                 _check_tensor(name, tensor, torch.float8_e4m3fn, (tokens, plan.d))
         _check_tensor("rounded.scale", scale, torch.uint8, (tokens, plan.d // 128))
-    if post_out is not None:
+    contracted = (streams, plan.partial, site.base, site.scale, site.norm_weight, out, codes, halves, scale)
+    options = {
+        **configs.contract_constants(plan.d, m, site.norm_weight is not None),
+        "num_warps": configs.contract_warps(plan.d), "num_stages": 2, **launch(),
+    }  # fmt: skip
+    eps = (plan.norm_eps, plan.hc_eps)
+    if post_out is not None and beside is None:
+        kernels.finish_kernel[(tokens, 2)](*contracted, post_out, comb_out, *eps, plan.iterations, **options)
+        return
+    if post_out is not None and beside is not None:
         with beside():
             kernels.mixing_kernel[(tokens,)](
-                plan.partial, site.base, site.scale, post_out, comb_out, plan.norm_eps, plan.hc_eps, plan.iterations,
+                plan.partial, site.base, site.scale, post_out, comb_out, *eps, plan.iterations,
                 **configs.mixing_constants(plan.d, m), num_warps=1, num_stages=2, **launch(),
             )  # fmt: skip
-    kernels.contract_kernel[(tokens,)](
-        streams, plan.partial, site.base, site.scale, site.norm_weight, out, codes, halves, scale,
-        plan.norm_eps, plan.hc_eps, **configs.contract_constants(plan.d, m, site.norm_weight is not None),
-        num_warps=configs.contract_warps(plan.d), num_stages=2, **launch(),
-    )  # fmt: skip
+    kernels.contract_kernel[(tokens,)](*contracted, *eps, **options)
 
 
 def _tokens(plan: Plan, streams: torch.Tensor) -> int:

@@ -52,6 +52,10 @@ def _builds(d: int) -> Iterator[KernelBuild]:
             else:
                 constants = {**constants, pointer: None}
         yield _build(f"{name}[d={d}]", kernels.contract_kernel, kinds, constants, configs.contract_warps(d), 2, {})
+        if m == PRE_ROWS:
+            both = kinds | {"post_ptr": "*fp32", "comb_ptr": "*fp32", "iterations": "i32"}
+            title = f"{name.replace('contract', 'finish')}[d={d}]"
+            yield _build(title, kernels.finish_kernel, both, constants, configs.contract_warps(d), 2, {})
     kinds = dict.fromkeys(("partial_ptr", "base_ptr", "scale_ptr", "post_ptr", "comb_ptr"), "*fp32")
     kinds |= {"norm_eps": "fp32", "hc_eps": "fp32", "iterations": "i32"}
     yield _build(f"mixing[d={d}]", kernels.mixing_kernel, kinds, configs.mixing_constants(d, PRE_ROWS), 1, 2, {})
