@@ -62,16 +62,30 @@ def attention(
 
     o, z, z_codes, z_scale = ws.o[:t], ws.z[:t], ws.z_codes[:t], ws.z_scale[:t]
     window = Pool(state.window, records_per_page(0), step.window_slots, step.window_length)
-    ws.attend[ratio].run(q, window, selected, weights.sink, o)
+    attend, turned = ws.attend[ratio], not ws.projection.turns(t)
+    attend.run(q, window, selected, weights.sink, o, *((positions, freqs) if turned and attend.turns else ()))
+    if turned and not attend.turns:
+        ws.turn_back.run(o, positions, freqs, o)
+    projected = (o, *((None, None) if turned else (positions, freqs)), weights.wo_a.weight, weights.wo_a.scale)
     if t <= FEW:
-        ws.projection.run(o, positions, freqs, weights.wo_a.weight, weights.wo_a.scale, z)
+        ws.projection.run(*projected, z)
         ws.round_z.run(z, None, z_codes, z_scale)
     else:
-        ws.turn_back.run(o, positions, freqs, o)
-        ws.projection.run(o, None, None, weights.wo_a.weight, weights.wo_a.scale, z_codes, z_scale)
+        ws.projection.run(*projected, z_codes, z_scale)
     y = ws.y[:t]
     ws.wo_b.run(z_codes, z_scale, weights.wo_b.weight, weights.wo_b.scale, y)
     return y
+
+
+def first_of_attention(weights: AttentionWeights) -> list[torch.Tensor]:
+    """What the attention input meets first, in that order."""
+    side = [] if weights.side is None else [weights.side]
+    return [weights.wq_a_kv.weight, *side, weights.wq_b.weight]
+
+
+def first_of_experts(weights: MoeWeights) -> list[torch.Tensor]:
+    """What the experts' input meets before it is known which of them are chosen."""
+    return [weights.gate, weights.shared_w13.weight, weights.shared_w2.weight]
 
 
 def _compress(
