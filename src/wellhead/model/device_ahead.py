@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from wellhead.dispatch.capability import l2_bytes
 from wellhead.model.device_aside import Aside
 
 MOST_TOKENS = 4  # larger steps leave memory little to do: eight requests gained nothing (docs/log.md)
@@ -18,7 +19,7 @@ class Ahead:
 
     def __init__(self, device: torch.device, tokens: int):
         on = device.type == "cuda" and tokens <= MOST_TOKENS
-        self._budget = torch.cuda.get_device_properties(device).L2_cache_size // 2 if on else 0
+        self._budget = l2_bytes(device) // 2 if on else 0
         self._aside = Aside(device)
 
     def __call__(self, *weights: torch.Tensor) -> None:
