@@ -58,7 +58,7 @@ def test_column(version: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def jit_functions(folder: Path) -> Iterator[tuple[str, set[str]]]:
-    """("module:name", what it calls or hands on, in the same form) of every @triton.jit function below a folder of src."""
+    """("module:name", what it calls or hands on, likewise) of every @triton.jit function below a folder of src."""
     for path in sorted(folder.rglob("*.py")):
         module = ".".join(path.relative_to(folder.parents[1]).with_suffix("").parts)
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
