@@ -159,7 +159,7 @@ SPEC = OpSpec(
     name="hyper_connection",
     summary="mixing of the residual streams",
     impls=(
-        Impl("triton", needs=("kernels",), shared_bytes=74240, builds=builds, supports=supports, prepare=prepare),
+        Impl("triton", needs=("kernels",), shared_bytes=75392, builds=builds, supports=supports, prepare=prepare),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(t, d) for d in (4096, 7168) for t in (1, 4, 16, 64, 256, 4096)) + (_case(3, 256),),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FEW_TOKENS = 64  # up to here tiles are too narrow to round z, whose scales are of 128 channels
+FEW_TOKENS = 256  # beyond, a program's tile has the 128 channels of a scale of z
+TILE = 64  # tokens of a program at most, up to there
 GEMV_TOKENS = 2  # every few weight rows read all tokens' activations again: beyond this L2 is the limit, not the memory
 
 
@@ -27,5 +28,5 @@ def choose_config(tokens: int) -> Config:
     if padded <= 16:
         return Config(False, 16, 32, 2, 6)
     if padded <= FEW_TOKENS:
-        return Config(False, padded, 64, 4, 5 if padded == 32 else 4)
-    return Config(False, 64, 128, 8, 4) if padded <= 256 else Config(False, 128, 128, 8, 3)
+        return Config(False, min(TILE, padded), 64, 4, 5 if padded == 32 else 4)
+    return Config(False, 128, 128, 8, 3)
