@@ -112,6 +112,14 @@ def test_a_row_does_not_depend_on_its_neighbours_or_on_the_split() -> None:
         assert torch.equal(found(logits[i : i + 1], lengths[i : i + 1], None, 200)[0], together[i])
 
 
+def test_a_row_that_is_written_in_two_blocks() -> None:
+    logits = torch.randn(2, 6000, generator=generator()).round(decimals=2)
+    lengths = torch.tensor([6000, 4097], dtype=torch.int32)
+    table = torch.randperm(94 * 2, generator=generator(3)).int().reshape(2, 94)
+    table[0, 70] = -1
+    assert torch.equal(found(logits, lengths, table, 512), expected(logits, lengths, table, 512))
+
+
 def test_a_long_row() -> None:
     """262,144 entries, a million tokens of context."""
     logits = torch.randn(1, 262144, generator=generator()).half().float()

@@ -100,7 +100,7 @@ SPEC = OpSpec(
     name="topk",
     summary="the k best entries of each query, as cache slots",
     impls=(
-        Impl("triton", needs=("kernels",), shared_bytes=8192, builds=builds, supports=supports, prepare=prepare),
+        Impl("triton", needs=("kernels",), shared_bytes=32768, builds=builds, supports=supports, prepare=prepare),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=(
