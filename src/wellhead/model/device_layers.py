@@ -22,6 +22,7 @@ from wellhead.model.device_weights import (
 )
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.state import LayerState, records_per_page
+from wellhead.ops.addends import Addends
 from wellhead.ops.addresses.reference import Entries
 from wellhead.ops.hyper_connection.api import Site
 from wellhead.ops.indexer.api import Query
@@ -63,11 +64,11 @@ def attention(
 
     o, z, z_codes, z_scale = ws.o[:t], ws.z[:t], ws.z_codes[:t], ws.z_scale[:t]
     window = Pool(state.window, records_per_page(0), step.window_slots, step.window_length)
-    attend, turned = ws.attend[ratio], not ws.projection.turns(t)
-    attend.run(q, window, selected, weights.sink, o, *((positions, freqs) if turned and attend.turns else ()))
-    if turned and not attend.turns:
+    attend = ws.attend[ratio]
+    attend.run(q, window, selected, weights.sink, o, *((positions, freqs) if attend.turns else ()))
+    if not attend.turns:
         ws.turn_back.run(o, positions, freqs, o)
-    projected = (o, *((None, None) if turned else (positions, freqs)), weights.wo_a.weight, weights.wo_a.scale)
+    projected = (o, weights.wo_a.weight, weights.wo_a.scale)
     if t <= FEW_TOKENS:
         ws.projection.run(*projected, z)
         ws.round_z.run(z, None, z_codes, z_scale)
@@ -166,11 +167,11 @@ def _select(ws: Workspace, step: DeviceStep, places: Entries, state: LayerState)
     return selected
 
 
-def experts(weights: MoeWeights, u: torch.Tensor, ws: Workspace, step: DeviceStep) -> torch.Tensor:
-    """u bf16 [T, d], normed, and `ws.rounded` -> bf16 [T, d]: this rank's chosen experts and part of the shared one."""
+def experts(weights: MoeWeights, u: torch.Tensor, ws: Workspace, step: DeviceStep) -> Addends:
+    """u bf16 [T, d], normed, and `ws.rounded` -> this rank's chosen experts and part of the shared one."""
     t = step.tokens
     codes, scale = ws.codes[:t], ws.scale[:t]
-    ids, chosen_weights, shared, y = ws.ids[:t], ws.weights[:t], ws.shared[:t], ws.y[:t]
+    ids, chosen_weights, shared = ws.ids[:t], ws.weights[:t], ws.shared[:t]
     owners = step.inputs.state_slots  # padding reads no expert
     with ws.routing():
         if weights.table is not None:
@@ -181,10 +182,12 @@ def experts(weights: MoeWeights, u: torch.Tensor, ws: Workspace, step: DeviceSte
             ws.router.choose(u, weights.gate, weights.bias, ids, chosen_weights, owners, ws.lists)
     gate_up, hidden, hidden_scale = ws.shared_gate_up[:t], ws.shared_codes[:t], ws.shared_scale[:t]
     ws.shared_w13.run(codes, scale, weights.shared_w13.weight, weights.shared_w13.scale, gate_up)
-    ws.shared_middle.run(gate_up, hidden, hidden_scale)
-    ws.shared_w2.run(hidden, hidden_scale, weights.shared_w2.weight, weights.shared_w2.scale, shared)
+    with ws.sharing():  # the chosen experts wait for the choice alone
+        ws.shared_middle.run(gate_up, hidden, hidden_scale)
+        ws.shared_w2.run(hidden, hidden_scale, weights.shared_w2.weight, weights.shared_w2.scale, shared)
     ws.routing.join()
     ws.weighing.join()
     packed = PackedWeights(weights.experts.w13, weights.experts.s13, weights.experts.w2, weights.experts.s2)
-    ws.experts.run(*ws.expert_rows(u), ids, chosen_weights, ws.lists, packed, shared, y)
-    return y
+    found: Addends = ws.experts.run(*ws.expert_rows(u), ids, chosen_weights, ws.lists, packed, shared)
+    ws.sharing.join()
+    return found

@@ -13,7 +13,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from wellhead.ops.addend_kernels import added_up
 from wellhead.ops.dependent_launch import after_producers
+from wellhead.ops.device_formats import settled
 from wellhead.ops.norm_quant.kernels import store_rounded
 
 
@@ -41,14 +43,16 @@ def fn_parts(fn_ptr, column, channel, D: tl.constexpr, M: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tokens", "tiles"])
 def project_kernel(
-    streams_ptr, y_ptr, post_ptr, comb_ptr, out_ptr, fn_ptr, partial_ptr, tokens, tiles,
-    D: tl.constexpr, M: tl.constexpr, POST: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr, PDL: tl.constexpr,
+    streams_ptr, y_ptr, ids_ptr, last_ptr, first, count, post_ptr, comb_ptr, out_ptr, fn_ptr, partial_ptr,
+    tokens, tiles,
+    D: tl.constexpr, M: tl.constexpr, POST: tl.constexpr, PLACES: tl.constexpr, TILE: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """partial[t, split] = (fn . x, sum x^2) over channels [split*BLOCK, (split+1)*BLOCK) of all four streams.
 
     Grid (ceil(tokens / (TILE*tiles)), D / BLOCK). With POST the streams are mixed with y, rounded to bf16 and
-    stored first; out may be the streams themselves, since a program reads a channel before it writes it.
+    stored first; out may be the streams themselves, since a program reads a channel before it writes it. With PLACES
+    y is `ops.addends` of so many rows a token.
     """
     split = tl.program_id(1)
     channel = split * BLOCK + tl.arange(0, BLOCK)
@@ -65,7 +69,12 @@ def project_kernel(
         valid = rows < tokens
         offset = rows[:, None] * (4 * D) + channel[None, :]
         if POST:
-            y = tl.load(y_ptr + rows[:, None] * D + channel[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
+            if PLACES > 0:
+                inside = channel < D
+                y = added_up(y_ptr, ids_ptr, last_ptr, rows, valid, channel, inside, D, first, count, PLACES)
+            else:
+                y = tl.load(y_ptr + rows[:, None] * D + channel[None, :], mask=valid[:, None], other=0.0)
+            y = y.to(tl.float32)
             x0 = tl.load(streams_ptr + offset, mask=valid[:, None], other=0.0).to(tl.float32)
             x1 = tl.load(streams_ptr + offset + D, mask=valid[:, None], other=0.0).to(tl.float32)
             x2 = tl.load(streams_ptr + offset + 2 * D, mask=valid[:, None], other=0.0).to(tl.float32)
@@ -74,13 +83,12 @@ def project_kernel(
         squares = tl.zeros([TILE, BLOCK], tl.float32)
         for k in tl.static_range(4):
             if POST:
-                x = mixed_stream(y, x0, x1, x2, x3, post_ptr, comb_ptr, rows, valid, k).to(tl.bfloat16)
+                x = settled(mixed_stream(y, x0, x1, x2, x3, post_ptr, comb_ptr, rows, valid, k).to(tl.bfloat16))
                 tl.store(out_ptr + offset + k * D, x, mask=valid[:, None])
             else:
                 x = tl.load(streams_ptr + offset + k * D, mask=valid[:, None], other=0.0)
-            total = tl.dot(x, parts[k][2], total)
-            total = tl.dot(x, parts[k][1], total)
-            total = tl.dot(x, parts[k][0], total)
+            mine = tl.dot(x, parts[k][1], tl.dot(x, parts[k][2]))
+            total += tl.dot(x, parts[k][0], mine)  # a chain of products for each stream: four run beside each other
             squares += x.to(tl.float32) * x.to(tl.float32)
         total = tl.where(column[None, :] == M, tl.sum(squares, 1)[:, None], total)
         where = (rows[:, None] * (D // BLOCK) + split) * COLUMNS + column[None, :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FEW_TOKENS = 64  # up to here heads are turned on the way in; beyond, a launch of its own is cheaper than turning again
+FEW_TOKENS = 64  # up to here tiles are too narrow to round z, whose scales are of 128 channels
 GEMV_TOKENS = 2  # every few weight rows read all tokens' activations again: beyond this L2 is the limit, not the memory
 
 
@@ -25,7 +25,7 @@ def choose_config(tokens: int) -> Config:
     if padded <= GEMV_TOKENS:
         return Config(True, padded, 4, 8, 1)
     if padded <= 16:
-        return Config(False, 16, 32, 4, 6)
+        return Config(False, 16, 32, 2, 6)
     if padded <= FEW_TOKENS:
         return Config(False, padded, 64, 4, 5 if padded == 32 else 4)
     return Config(False, 64, 128, 8, 4) if padded <= 256 else Config(False, 128, 128, 8, 3)

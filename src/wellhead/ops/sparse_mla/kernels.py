@@ -11,22 +11,11 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
-from wellhead.ops.device_formats import INTERPRETED, e4m3, power_of_two
+from wellhead.ops.device_formats import e4m3, power_of_two, settled
 from wellhead.ops.rope.kernels import PAIRS, cos_sin
 
 DIM = tl.constexpr(512)
 QUARTER = tl.constexpr(128)  # a tile is unpacked, and the sums are kept, a quarter at a time: fewer live registers
-
-
-@triton.jit
-def _settled(x):
-    """x bf16. What unpacks it stays above, once: the compiler would move it behind the change of layout of each dot.
-
-    It would also see the bytes that x came from and lay the operands out for bytes, which ldmatrix cannot read.
-    """
-    if INTERPRETED:
-        return x
-    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.bfloat16, is_pure=False, pack=2)
 
 
 @triton.jit
@@ -41,7 +30,7 @@ def _quarter(cache, data, scales, known, START: tl.constexpr, BT: tl.constexpr):
     if START == 384:  # the last 64 dims are rotary, stored as bf16
         pointer = (cache + data + 448).to(tl.pointer_type(tl.bfloat16))[:, None] + (column - 64)
         nope = tl.where(column < 64, nope, tl.load(pointer, mask=known & (column >= 64), other=0.0))
-    return _settled(nope)
+    return settled(nope)
 
 
 @triton.jit
@@ -152,13 +141,17 @@ def attend_kernel(
 
 
 @triton.jit
-def _turned_back(row, positions, freqs, token):
-    """bf16 [512]: the last 64 dims of a bf16 row turned back by the token's position, pair by pair."""
-    pair: tl.constexpr = DIM // 2
-    turning = tl.arange(0, pair) - (pair - PAIRS)
-    freq = tl.load(freqs + turning, mask=turning >= 0, other=0.0)  # the others turn by nothing
-    cos, sin = cos_sin(tl.load(positions + token).to(tl.float32) * freq)
-    a, b = tl.split(tl.reshape(row.to(tl.float32), (pair, 2)))
+def _angles_of_row(positions, freqs, token):
+    """fp32 (cos, sin) [256] of the pairs of a row of 512; all but the last 32 turn by nothing."""
+    turning = tl.arange(0, DIM // 2) - (DIM // 2 - PAIRS)
+    freq = tl.load(freqs + turning, mask=turning >= 0, other=0.0)
+    return cos_sin(tl.load(positions + token).to(tl.float32) * freq)
+
+
+@triton.jit
+def _turned_back(row, cos, sin):
+    """bf16 [512]: a bf16 row turned back, pair by pair."""
+    a, b = tl.split(tl.reshape(row.to(tl.float32), (DIM // 2, 2)))
     return tl.reshape(tl.join(a * cos + b * sin, b * cos - a * sin), (DIM,)).to(tl.bfloat16)
 
 
@@ -172,6 +165,8 @@ def merge_kernel(part, part_stat, sink, out, positions, freqs, HEADS, SPLITS: tl
     split = tl.arange(0, SPLITS)
     row = (token * SPLITS + split) * HEADS + head
     bias = tl.load(sink + head)
+    if positions is not None:
+        cos, sin = _angles_of_row(positions, freqs, token)  # a step's inputs: older than the kernel in front
     after_producers(PDL)
     peaks = tl.load(part_stat + row * 2)
     highest = tl.max(peaks, axis=0)
@@ -181,5 +176,5 @@ def merge_kernel(part, part_stat, sink, out, positions, freqs, HEADS, SPLITS: tl
     parts = tl.load(part + row[:, None] * DIM + column[None, :])
     merged = (tl.sum(parts * fade[:, None], axis=0) / weight).to(tl.bfloat16)
     if positions is not None:
-        merged = _turned_back(merged, positions, freqs, token)
+        merged = _turned_back(merged, cos, sin)
     tl.store(out + (token * HEADS + head) * DIM + column, merged)
