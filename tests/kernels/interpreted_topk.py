@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -28,15 +30,16 @@ def expected(logits: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor | 
 
 def found(
     logits: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor | None, k: int,
-    config: Config | None = None, dtype: torch.dtype = torch.int64, runs: int = 1,
+    config: Config | None = None, dtype: torch.dtype = torch.int64, runs: int = 1, region: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    plan = api.plan(logits.shape[0], logits.shape[1], k, page=0 if table is None else 64, device=DEVICE)
+    """What a plan writes; `region`: how many entries a part may list, if not the plan's own number."""
+    (rows, columns), page = logits.shape, 0 if table is None else 64
+    plan = api.plan(rows, columns, k, page=page, device=DEVICE)
     if config is not None:
-        rows, splits = logits.shape[0], config.splits
-        counts = torch.empty(2, rows, splits, 256, dtype=torch.int32, device=DEVICE)
-        above = torch.empty(rows, 4, splits, dtype=torch.int32, device=DEVICE)
-        plan = api.TopK(rows, plan.columns, k, plan.page, config, counts, plan.state, above)
-    for workspace in (plan.counts, plan.state, plan.above):
+        plan = api.planned(rows, columns, k, page, config, DEVICE)
+    if region is not None:
+        plan = replace(plan, listed=plan.listed[..., :region].contiguous())
+    for workspace in (plan.bounds, plan.counts, plan.listed):
         workspace.fill_(-77777)  # a plan's memory holds anything
     out = torch.full((logits.shape[0], k), -99, dtype=dtype, device=DEVICE)
     given = None if table is None else table.to(DEVICE)
@@ -47,7 +50,7 @@ def found(
 
 def contents() -> dict[str, torch.Tensor]:
     columns = 700
-    random = torch.randn(columns, generator=generator())
+    random, places = torch.randn(columns, generator=generator()), torch.arange(columns)
     return {
         "random": random,
         "all equal": torch.ones(columns),
@@ -59,10 +62,22 @@ def contents() -> dict[str, torch.Tensor]:
         "nan": torch.where(random > 1.5, torch.nan, random),
         "denormal": random * 1e-39,
         "descending": -torch.arange(columns).float(),
+        "large in one part": random + 9 * ((places >= 350) & (places < 500)),
+        "large in one share": random + 9 * (places // 32 % 4 == 1),
+        "equal in one part": torch.where(places // 150 == 2, 5.0, random),
+        "near each other": 1000 + random * 0.01,
+        "highest keys": torch.where(random > 0, torch.nan, torch.inf),
     }
 
 
-@pytest.mark.parametrize("config", [Config(0, 1024, 4), Config(4, 64, 4)], ids=["one", "split"])
+CUTS = {
+    "one": Config(0, 1024, 4),
+    "split": Config(4, 256, 4, 256, 4),
+    "narrow": Config(2, 64, 4, 64, 4),  # shares begin with a block; ties do not fit into registers
+}
+
+
+@pytest.mark.parametrize("config", CUTS.values(), ids=CUTS)
 @pytest.mark.parametrize("name", contents())
 def test_every_kind_of_row(name: str, config: Config) -> None:
     row = contents()[name]
@@ -73,11 +88,11 @@ def test_every_kind_of_row(name: str, config: Config) -> None:
     assert torch.equal(found(logits, lengths, None, 64, config), expected(logits, lengths, None, 64))
 
 
-@pytest.mark.parametrize("splits", [0, 1])
+@pytest.mark.parametrize("splits", [0, 2])
 def test_lengths_around_k_and_outside_the_row(splits: int) -> None:
     lengths = torch.tensor([0, 1, 63, 64, 65, -3, -(2**31), 2**31 - 1], dtype=torch.int32)
     logits = torch.randn(8, 130, generator=generator())
-    out = found(logits, lengths, None, 64, Config(splits, 64 if splits else 256, 4), runs=2)
+    out = found(logits, lengths, None, 64, Config(splits, 64 if splits else 256, 4, 64, 4), runs=2)
     assert torch.equal(out, expected(logits, lengths, None, 64))
 
 
@@ -93,23 +108,73 @@ def test_slots_through_a_page_table(k: int, splits: int) -> None:
     assert torch.equal(found(logits, lengths, table, k, config), expected(logits, lengths, table, k))
 
 
-def test_narrow_output_strided_rows_and_a_table_row_for_all() -> None:
+@pytest.mark.parametrize("config", [None, Config(4, 256, 4, 256, 4)], ids=["one", "split"])
+def test_narrow_output_strided_rows_and_a_table_row_for_all(config: Config | None) -> None:
     wide = torch.randn(4, 1000, generator=generator())
     logits = wide[::2, 100:740]
     table = torch.randperm(10, generator=generator(2)).int().expand(2, -1)
     lengths = torch.tensor([640, 600], dtype=torch.int32)
-    out = found(logits, lengths, table, 96, dtype=torch.int32)
+    out = found(logits, lengths, table, 96, config, dtype=torch.int32)
     assert out.dtype == torch.int32 and torch.equal(out.long(), expected(logits, lengths, table, 96))
+
+
+@pytest.mark.parametrize("listed", [150, 149])
+def test_a_part_that_lists_as_much_as_fits_and_more(listed: int) -> None:
+    """150 equal entries in one part: all reach the bound."""
+    logits = torch.randn(1, 1024, generator=generator())
+    logits[0, 300:450] = 5.0
+    lengths = torch.tensor([1024], dtype=torch.int32)
+    config = Config(4, 256, 4, 256, 4)
+    assert torch.equal(found(logits, lengths, None, 64, config, region=listed)[0], torch.arange(300, 364))
+    logits[0, 310], logits[0, 900] = 1.0, 6.0
+    out = found(logits, lengths, None, 64, config, region=listed)
+    assert torch.equal(out, expected(logits, lengths, None, 64)) and out[0, -1] == 900
+
+
+@pytest.mark.parametrize("block", [64, 128, 256])
+def test_more_wanted_than_a_program_holds(block: int) -> None:
+    logits = torch.randn(2, 640, generator=generator(block))
+    lengths = torch.tensor([640, 257], dtype=torch.int32)
+    config = Config(2, 256, 4, block, 4)
+    assert torch.equal(found(logits, lengths, None, 256, config), expected(logits, lengths, None, 256))
+
+
+def test_shares_of_any_length() -> None:
+    """Shares end within a chunk, at one, or are empty."""
+    lengths = torch.tensor([39, 40, 41, 63, 64, 65, 97, 127, 128, 129, 130, 160, 223, 256, 257, 299], dtype=torch.int32)
+    logits = torch.randn(1, 300, generator=generator()).round(decimals=1).expand(len(lengths), -1)
+    config = Config(4, 64, 4, 64, 4)
+    assert torch.equal(found(logits, lengths, None, 40, config), expected(logits, lengths, None, 40))
+
+
+def test_a_long_row_launches_what_it_says() -> None:
+    """16 programs a row up to 131,072 columns, 32 beyond; what they may list is no more than the logits."""
+    for columns, k, splits, block in (
+        (8192, 512, 0, 8192), (8193, 512, 16, 1024), (32768, 512, 16, 2048), (131072, 1024, 16, 8192),
+        (262144, 1024, 32, 8192), (1 << 22, 1024, 32, 8192),
+    ):  # fmt: skip
+        plan = api.plan(2, columns, k, device="meta")
+        assert (plan.config.splits, plan.config.block) == (splits, block)
+        assert plan.listed.numel() <= 2 * (columns + 33 * splits)
+        assert not splits or plan.listed.shape[2] >= min(2 * k, columns // splits)
 
 
 def test_a_row_does_not_depend_on_its_neighbours_or_on_the_split() -> None:
     logits = torch.randn(5, 1500, generator=generator()).bfloat16().float()  # many ties
     lengths = torch.tensor([1500, 10, 1400, 0, 700], dtype=torch.int32)
     together = found(logits, lengths, None, 200)
-    for splits in (1, 8):
-        assert torch.equal(found(logits, lengths, None, 200, Config(splits, 128, 4)), together)
+    for splits in (2, 8):
+        assert torch.equal(found(logits, lengths, None, 200, Config(splits, 128, 4, 256, 4)), together)
     for i in range(5):
         assert torch.equal(found(logits[i : i + 1], lengths[i : i + 1], None, 200)[0], together[i])
+
+
+def test_a_row_that_is_written_in_two_blocks() -> None:
+    logits = torch.randn(2, 6000, generator=generator()).round(decimals=2)
+    lengths = torch.tensor([6000, 4097], dtype=torch.int32)
+    table = torch.randperm(94 * 2, generator=generator(3)).int().reshape(2, 94)
+    table[0, 70] = -1
+    assert torch.equal(found(logits, lengths, table, 512), expected(logits, lengths, table, 512))
 
 
 def test_a_long_row() -> None:

@@ -32,7 +32,7 @@ SMALL: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     "kv_store": partial(kv_store, 3, 5, 64),
     "compressor": partial(compressor, 3, 4, 512, 64),
     "indexer": partial(indexer, "fp8", 3, 2, 8, 256),
-    "topk": partial(topk, 3, 4096, 64),
+    "topk": partial(topk, 3, 9216, 64),
     "sparse_mla": partial(sparse_mla, 3, 16, 64, 64),
     "output_projection": partial(output_projection, 3, 4, 2, 128),
     "routing": partial(routing, 3, 256, 16, 2),

@@ -9,10 +9,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wellhead.ops.topk.kernels import digit_of, ordered_key, part_of_row
+from wellhead.ops.topk.kernels import digit_of, ordered_key
 
 PASSES = 8
 STEP = tl.constexpr(18)  # int64 a phase of a row: (prefix, wanted) after each of the passes
+
+
+@triton.jit
+def part_of_row(length, BLOCK: tl.constexpr, SPLITS: tl.constexpr, split):
+    """[start, end) of a split: whole blocks, as even as they come, so that short rows are shared too."""
+    blocks = tl.cdiv(tl.cdiv(length, BLOCK), SPLITS)
+    start = tl.minimum(split * blocks * BLOCK, length)
+    return start, tl.minimum(start + blocks * BLOCK, length)
 
 
 @triton.jit

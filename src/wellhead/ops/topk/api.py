@@ -8,7 +8,7 @@ import torch
 
 from wellhead.ops.checks import expect_rows
 from wellhead.ops.overlap import launch
-from wellhead.ops.topk.configs import Config, choose_config
+from wellhead.ops.topk.configs import Config, choose_config, region
 
 PAGE = 64  # entries of one index page
 FILL = 128  # slots that a step fills with -1
@@ -25,7 +25,7 @@ class TopK:
     run(logits fp32 [rows, columns], lengths int32 [rows], table int32 [rows, pages], out int64 or int32 [rows, k]):
     rows may be strided, their entries not; lengths are clamped to [0, columns] and entries past them never matter,
     whatever they hold. Exact: bits are a function of the row alone, not of its neighbours or of the card. Does not
-    allocate, synchronise or read a value of the device; one launch up to configs.SHORT columns, else five. out int32
+    allocate, synchronise or read a value of the device; one launch up to configs.SHORT columns, else three. out int32
     needs slots below 2^31.
     """
 
@@ -34,9 +34,9 @@ class TopK:
     k: int
     page: int
     config: Config
-    counts: torch.Tensor  # int32 [2, rows, splits, 256]
-    state: torch.Tensor  # int32 [2, rows, 5]: key prefix and entries wanted, after each pass
-    above: torch.Tensor  # int32 [rows, 4, splits]
+    bounds: torch.Tensor  # int32 [rows, splits]
+    counts: torch.Tensor  # int32 [rows, splits]
+    listed: torch.Tensor  # int32 [rows, splits, region]
 
     def __post_init__(self) -> None:
         if not self.config.splits and self.config.block < self.columns:
@@ -44,8 +44,6 @@ class TopK:
 
     def run(self, logits: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor | None, out: torch.Tensor) -> None:
         """Write `out`. ValueError if a tensor is not what was planned."""
-        from wellhead.ops.topk.kernels import choose_row, launch_passes
-
         rows = logits.shape[0]
         expect_rows("logits", logits, (rows, self.columns), torch.float32)
         if rows > self.rows:
@@ -58,18 +56,26 @@ class TopK:
             expect_rows("table", table, (rows, table.shape[-1]), torch.int32)
             if table.shape[1] * self.page < self.columns:
                 raise ValueError(f"table has {table.shape[1]} pages of {self.page}; {self.columns} columns need more")
-        if not self.config.splits:
-            if rows:
-                paged = table if table is not None and self.page else lengths
-                choose_row[(rows,)](
-                    logits, logits.stride(0), lengths, paged, paged.stride(0), out, out.stride(0), self.columns, self.k,
-                    BLOCK=self.config.block, PAGE=self.page, FILL=FILL, num_warps=self.config.num_warps, **launch(),
-                )  # fmt: skip
+        if rows:
+            self._launch(logits, lengths, table if table is not None and self.page else lengths, out)
+
+    def _launch(self, logits: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, out: torch.Tensor) -> None:
+        from wellhead.ops.topk.kernels import choose_row
+        from wellhead.ops.topk.long_kernels import bound_share, choose_long, list_part
+
+        rows, cut, width = logits.shape[0], self.config, self.listed.shape[-1]
+        row, written = (logits, logits.stride(0), lengths), (table, table.stride(0), out, out.stride(0))
+        last = {"PAGE": self.page, "FILL": FILL, **launch()}
+        if not cut.splits:
+            choose_row[(rows,)](*row, *written, self.columns, self.k, BLOCK=cut.block, num_warps=cut.num_warps, **last)
             return
-        launch_passes(
-            logits, lengths, table, out, self.counts, self.state[0], self.state[1], self.above,
-            k=self.k, page=self.page, fill=FILL, splits=self.config.splits, block=self.config.block,
-            num_warps=self.config.num_warps, **launch(),
+        shared = {"SPLITS": cut.splits, "BLOCK": cut.block, "num_warps": cut.num_warps, **launch()}
+        grid = (cut.splits, rows)
+        bound_share[grid](*row, self.bounds, self.columns, self.k, **shared)
+        list_part[grid](*row, self.bounds, self.counts, self.listed, self.columns, self.k, width, **shared)
+        choose_long[(rows,)](
+            *row, self.bounds, self.counts, self.listed, *written, self.columns, self.k, width,
+            SPLITS=cut.splits, BLOCK=cut.last_block, num_warps=cut.last_warps, **last,
         )  # fmt: skip
 
 
@@ -87,14 +93,23 @@ def supports(rows: int, columns: int, k: int, page: int = PAGE) -> str | None:
 
 
 def plan(rows: int, columns: int, k: int, *, page: int = PAGE, device: torch.device | str) -> TopK:
-    """Allocate for at most `rows` rows of `columns` logits: 2 KiB a row and split. ValueError names the limits."""
+    """Allocate for at most `rows` rows of `columns` logits. ValueError names the limits.
+
+    Nothing up to configs.SHORT columns; beyond, 4 bytes for each entry of a row that may be listed (`configs.region`):
+    at most as much as the logits, at k = 512 64 KiB a row, 128 KiB from configs.WIDE columns on.
+    """
     why = supports(rows, columns, k, page)
     if why is not None:
         raise ValueError(f"top-k cannot be planned: {why}")
-    config = choose_config(rows, columns)
+    return planned(rows, columns, k, page, choose_config(columns), device)
+
+
+def planned(rows: int, columns: int, k: int, page: int, config: Config, device: torch.device | str) -> TopK:
+    """`plan` with a config of the caller's."""
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.int32, device=device)
 
-    counts, above = empty(2, rows, config.splits, 256), empty(rows, 4, config.splits)
-    return TopK(rows, columns, k, page, config, counts, empty(2, rows, 5), above)
+    bounds, counts = empty(rows, config.splits), empty(rows, config.splits)
+    listed = empty(rows, config.splits, region(config, columns, k))
+    return TopK(rows, columns, k, page, config, bounds, counts, listed)

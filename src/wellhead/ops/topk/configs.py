@@ -1,30 +1,37 @@
-"""How a row is cut among programs: a pure function of the shape."""
+"""How a row is cut among programs: a pure function of its width."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-BLOCK = 2048  # entries that a program looks at together
-SPLITS = (32, 8, 1)  # every one is compiled; more histograms of a row would cost more to read than they save
-PROGRAMS = 512  # about as many as fill the largest card
-SHORT = 8192  # columns up to which a program takes a row alone: on an H100 7.8 us for 1,024, 13 for 4,096
+SHORT = 8192  # columns up to which a program takes a row alone, and the most that one looks at together
+LISTED = 2048  # listed entries that the last program takes into registers: about 1.5 k are expected
+WIDE = 131072  # columns from which 32 programs share a row
 
 
 @dataclass(frozen=True)
 class Config:
-    """`splits` programs share a row, 0 for one program and one launch; the set they choose does not depend on it."""
+    """`splits` programs share a row, 0 for one program and one launch; the set they choose does not depend on it.
+
+    block: entries that a program looks at together; num_warps its warps; last_ the same of the last launch.
+    """
 
     splits: int
-    block: int = BLOCK
-    num_warps: int = 8
+    block: int
+    num_warps: int
+    last_block: int = LISTED
+    last_warps: int = 8
 
 
-def choose_config(rows: int, columns: int) -> Config:
-    """The most splits that need no more than PROGRAMS programs and leave each a block of a full row, else one."""
-    if columns <= SHORT:
-        block = max(256, 1 << (columns - 1).bit_length())
-        return Config(0, block, max(4, block // 512))
-    for splits in SPLITS:
-        if splits * max(rows, 1) <= PROGRAMS and splits * BLOCK <= columns:
-            return Config(splits)
-    return Config(SPLITS[-1])
+def choose_config(columns: int) -> Config:
+    """One program up to SHORT columns; else splits whose share is a block, or begins with one."""
+    splits = 0 if columns <= SHORT else 16 if columns <= WIDE else 32
+    share = -(-columns // max(splits, 1))
+    block = min(max(256, 1 << (share - 1).bit_length()), SHORT)
+    return Config(splits, block, min(max(4, block // 256), 16))
+
+
+def region(config: Config, columns: int, k: int) -> int:
+    """Entries that each part of a row may list: all of it, or the k best and as many more."""
+    share = -(-columns // max(config.splits, 1)) + 32  # parts are whole chunks of 32
+    return min(share, max(1024, 2 << (k - 1).bit_length()))

@@ -8,40 +8,44 @@ from typing import Any
 
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
 
-_STATE = {"counts_in_ptr": "*i32", "prefix_ptr": "*i32", "wanted_ptr": "*i32", "above_ptr": "*i32"}
+_WIDTHS = (128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144)
 
 
 def builds() -> tuple[KernelBuild, ...]:
-    """Every pass at every number of splits."""
+    """Every cut of a row."""
     from wellhead.ops.topk.api import FILL
-    from wellhead.ops.topk.configs import BLOCK, SPLITS, Config, choose_config
-    from wellhead.ops.topk.kernels import PASSES, choose_row, count_digits, write_chosen
+    from wellhead.ops.topk.configs import choose_config
+    from wellhead.ops.topk.kernels import choose_row
+    from wellhead.ops.topk.long_kernels import bound_share, choose_long, list_part
 
-    row = {"logits_ptr": "*fp32", "logits_stride": "i32", "lengths_ptr": "*i32"}
-    warps = Config(1).num_warps
+    # rows of whole pages, so that four logits are one load
+    row = {"logits_ptr": "*fp32", "logits_stride": "i32:16", "lengths_ptr": "*i32"}
+    state = {"bounds_ptr": "*i32", "counts_ptr": "*i32", "listed_ptr": "*i32"}
+    sizes = {"columns": "i32:16", "k": "i32:16", "region": "i32"}
     found = []
-    for short in {choose_config(1, columns): None for columns in (128, 512, 1024, 2048, 4096, 8192)}:
-        for page, out in ((64, "*i64"), (64, "*i32"), (0, "*i64")):
-            given = {"BLOCK": short.block, "PAGE": page, "FILL": FILL, "PDL": False}
-            table = {"table_ptr": "*i32", "table_stride": "i32", "out_ptr": out, "out_stride": "i32"}
-            signature = {**row, **table, "columns": "i32", "k": "i32", **dict.fromkeys(given, "constexpr")}
-            name = f"choose_row[page={page},out={out[1:]},block={short.block}]"
-            found.append(KernelBuild(name, choose_row, signature, given, short.num_warps))
-    for splits in SPLITS:
-        constants = {"SPLITS": splits, "BLOCK": BLOCK}
-        for number in range(PASSES.value):
-            given = {"PASS": number, "PDL": False, **constants}
-            signature = {**row, **_STATE, "counts_ptr": "*i32", "columns": "i32", "k": "i32"}
-            signature.update(dict.fromkeys(given, "constexpr"))
-            found.append(
-                KernelBuild(f"count_digits[pass={number},splits={splits}]", count_digits, signature, given, warps)
-            )
-        for page, out in ((64, "*i64"), (64, "*i32"), (0, "*i64")):
-            given = {**constants, "PAGE": page, "FILL": FILL, "PDL": False}
-            table = {"table_ptr": "*i32", "table_stride": "i32", "out_ptr": out, "out_stride": "i32"}
-            signature = {**row, **_STATE, **table, "columns": "i32", "k": "i32", **dict.fromkeys(given, "constexpr")}
-            name = f"write_chosen[page={page},out={out[1:]},splits={splits}]"
-            found.append(KernelBuild(name, write_chosen, signature, given, warps))
+
+    def build(name: str, kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any], warps: int) -> None:
+        known = {key: kind for key, kind in signature.items() if key in kernel.arg_names}
+        constants = {**constants, "PDL": False}
+        known.update(dict.fromkeys(constants, "constexpr"))
+        found.append(KernelBuild(name, kernel, known, constants, warps))
+
+    cuts = tuple({choose_config(columns): None for columns in _WIDTHS})
+    for cut in (cut for cut in cuts if cut.splits):
+        name, shared = f"splits={cut.splits},block={cut.block}", {"SPLITS": cut.splits, "BLOCK": cut.block}
+        build(f"bound_share[{name}]", bound_share, {**row, **state, **sizes}, shared, cut.num_warps)
+        build(f"list_part[{name}]", list_part, {**row, **state, **sizes}, shared, cut.num_warps)
+    for page, out in ((64, "*i64"), (64, "*i32"), (0, "*i64")):
+        written = {"table_ptr": "*i32", "table_stride": "i32", "out_ptr": out, "out_stride": "i32:16"}
+        signature, kind = {**row, **state, **written, **sizes}, f"page={page},out={out[1:]}"
+        given = {"PAGE": page, "FILL": FILL}
+        for cut in (cut for cut in cuts if not cut.splits):
+            name = f"choose_row[{kind},block={cut.block}]"
+            build(name, choose_row, signature, {**given, "BLOCK": cut.block}, cut.num_warps)
+        for cut in {cut.splits: cut for cut in cuts if cut.splits}.values():
+            split = {"SPLITS": cut.splits, "BLOCK": cut.last_block}
+            name = f"choose_long[{kind},splits={cut.splits}]"
+            build(name, choose_long, signature, {**given, **split}, cut.last_warps)
     return tuple(found)
 
 
@@ -92,7 +96,7 @@ def prepare_reference(inputs: Mapping[str, Any]) -> Callable[[], Any]:
 
 def case(rows: int, columns: int, k: int) -> Case:
     sizes = {"rows": rows, "columns": columns, "k": k}
-    moved = rows * (columns * 4 + k * 8)  # each logit once from memory; the later passes find it in the L2
+    moved = rows * (columns * 4 + k * 8)  # each logit once from memory; the second reading finds it in the L2
     return Case(f"k={k} of {columns}, {rows} rows", sizes, partial(make, rows, columns, k), moved)
 
 
@@ -100,7 +104,7 @@ SPEC = OpSpec(
     name="topk",
     summary="the k best entries of each query, as cache slots",
     impls=(
-        Impl("triton", needs=("kernels",), shared_bytes=8192, builds=builds, supports=supports, prepare=prepare),
+        Impl("triton", needs=("kernels",), shared_bytes=32768, builds=builds, supports=supports, prepare=prepare),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=(
