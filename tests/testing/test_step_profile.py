@@ -25,6 +25,7 @@ def test_every_kernel_belongs_to_one_op() -> None:
     assert step_profile.op_of("gate_up_kernel") == "moe"
     assert step_profile.op_of("fp8_gemv_kernel") == "linear" and step_profile.op_of("bf16_gemv_kernel") == "bf16_linear"
     assert step_profile.op_of("ncclDevKernel_AllReduce_Sum_bf16_RING_LL") == SUMS
+    assert step_profile.op_of("peer_sum_kernel") == SUMS
     assert step_profile.op_of("void at::native::vectorized_elementwise_kernel") == OTHERS
     assert set(step_profile._kernels().values()) == {spec.name for spec in registry.specs()}
 

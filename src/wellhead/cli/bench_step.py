@@ -71,6 +71,9 @@ def tell(record: dict[str, Any]) -> None:
             else ""
         )
     )
+    if "sums" in record:
+        times = (f"{way} {record['sum_8k_us'][way]} and {us} us" for way, us in record["sum_64k_us"].items())
+        print(f"  sums over ranks: {record['sums']}; of 8 and 64 KB: {', '.join(times)}")
     print(f"  {'op':<20} {'us':>9} {'launches':>9} {'MB':>9}  of the roof")
     for op, of in record["ops"].items():
         share = f"{of['share']:10.1%}" if of["bytes"] and of["share"] is not None else ""

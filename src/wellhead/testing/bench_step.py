@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
@@ -25,12 +26,14 @@ from wellhead.model.split import Split
 from wellhead.model.state import ModelState, pages_for
 from wellhead.model.step_bytes import step_bytes
 from wellhead.model.working_memory import Steps
+from wellhead.testing import timing
 from wellhead.testing.bench import commit, needed_card
 from wellhead.testing.step_profile import by_op, profile
 from wellhead.testing.timing import Roof
 
 POSITIONS = 128  # consecutive ones that a measurement runs through: every block of either ratio ends in its turn
 WARM_UPS, PREFILLS = 4, 10
+CHAIN = 50  # sums over ranks in one graph
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class StepBench:
         self.numerics, self._width = Numerics.named("checkpoint"), pages_for(context)
         weights = dummy_weights(self.config, split, device)
         self.model = DeviceModel(weights, self.config, self.numerics, reduce=group.reduce, gather=group.gather)
+        self._group = group
         self._slots = max(batches)
         self.state = self.model.allocate(self._slots * self._width, self._slots)
         _fill(self.state)
@@ -107,7 +111,12 @@ class StepBench:
         _check(step.logits[:batch])
         distinct = len(step.workspace.ids[:batch].unique())
         measured = self._measured(times[WARM_UPS:], roof, mode, step.run, batch, batch, distinct)
-        return replace(measured, record=measured.record | self.memory())
+        return replace(measured, record=measured.record | self.memory() | self.sums)
+
+    @functools.cached_property
+    def sums(self) -> dict[str, Any]:
+        """With several ranks `sum_times`."""
+        return {} if self._group.world == 1 else sum_times(self._group, self.model.device)
 
     def prefill(self, tokens: int, roof: Roof) -> Measured:
         """The last `tokens` tokens of one request's context, computed together, launch by launch as an engine does."""
@@ -151,6 +160,21 @@ class StepBench:
             Chunk([token], position, range(row * width, (row + 1) * width), row) for row, token in enumerate(tokens)
         ]
         step.load(Batch.build(chunks, pad_to=step.size, table_width=width))
+
+
+def sum_times(group: Group, device: torch.device) -> dict[str, Any]:
+    """`sums`: the way that steps take; by way, microseconds of a sum in a captured chain of CHAIN over different bf16
+    tensors of 8 and 64 KB, the median over replays. Every rank calls this.
+    """
+    found: dict[str, Any] = {"sums": group.sums[0]}
+    for key, size in (("sum_8k_us", 8 << 10), ("sum_64k_us", 64 << 10)):
+        parts = [torch.randn(size // 2, device=device).bfloat16() for _ in range(CHAIN)]
+        found[key] = {}
+        for way in group.ways:
+            group.barrier()
+            runs = [functools.partial(group.reduce, part, way) for part in parts]
+            found[key][way] = round(timing.times(runs).median, 2)
+    return found
 
 
 def _fill(state: ModelState) -> None:
