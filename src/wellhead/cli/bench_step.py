@@ -15,7 +15,9 @@ from wellhead.cli import options
 def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("bench step: whole steps at a published model's width (--picture draws them)")
     group.add_argument("--config", default="v4-flash", help="which published configuration (v4-flash)")
-    group.add_argument("--layers", type=int, default=4, help="how many of its first layers (4)")
+    group.add_argument(
+        "--layers", type=_layers, default=4, metavar="N|fit", help="its first N layers, or as many as fit the card (4)"
+    )
     group.add_argument("--batch", type=int, nargs="+", default=[1], help="decoding requests, one token each (1)")
     group.add_argument(
         "--prefill", type=int, nargs="+", default=[], metavar="T", help="prompt steps of T tokens as well"
@@ -24,20 +26,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eager", action="store_true", help="launch by launch as well, after the CUDA graphs")
 
 
+def _layers(word: str) -> int | None:
+    """None is "fit"; ValueError for what is no number."""
+    return None if word == "fit" else int(word)
+
+
 def run(args: argparse.Namespace) -> int:
     """Everything is measured before anything is profiled, which slows a process down."""
     if args.picture and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--picture needs matplotlib; install it: pip install 'wellhead[bench]'")
     from wellhead.testing.bench import needed_card
-    from wellhead.testing.bench_step import StepBench
+    from wellhead.testing.bench_step import StepBench, fitting_layers
 
     needed_card()
+    import torch
+
+    from wellhead.dispatch.capability import here
     from wellhead.model.parallel import ALONE, WHOLE
     from wellhead.testing.timing import roof
 
     group, split = (ALONE, WHOLE) if args.group is None else (args.group, options.split(args))
     measured = roof()
-    bench = StepBench(args.config, args.layers, args.batch, args.context, split=split, group=group, device=args.device)
+    layers = args.layers
+    if layers is None:
+        total = torch.cuda.mem_get_info(args.device)[1]
+        layers = fitting_layers(args.config, split, total, args.batch, args.context, here())
+    bench = StepBench(args.config, layers, args.batch, args.context, split=split, group=group, device=args.device)
     ladders = {mode: bench.steps(captured=mode == "captured") for mode in ("captured", *["eager"] * args.eager)}
     found = [bench.decode(steps, batch, measured, mode) for mode, steps in ladders.items() for batch in args.batch]
     found += [bench.prefill(tokens, measured) for tokens in args.prefill]

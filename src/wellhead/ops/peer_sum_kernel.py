@@ -12,9 +12,7 @@ import triton.language as tl
 from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import INTERPRETED
 
-_PUSH = tl.constexpr(
-    "{ .reg .pred p; setp.ne.u32 p, $3, 0; @p st.relaxed.sys.global.b64 [$1], $2; mov.u32 $0, 0; }"
-)
+_PUSH = tl.constexpr("{ .reg .pred p; setp.ne.u32 p, $3, 0; @p st.relaxed.sys.global.b64 [$1], $2; mov.u32 $0, 0; }")
 
 
 @triton.jit

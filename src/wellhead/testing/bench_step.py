@@ -12,7 +12,10 @@ from typing import Any
 import torch
 import triton
 
+from wellhead.dispatch.features import Features
 from wellhead.model.batch import Batch, Chunk
+from wellhead.model.choices import Choices, choose_ops
+from wellhead.model.config import ModelConfig
 from wellhead.model.config_file import load_config
 from wellhead.model.device_graphs import LADDER, DecodeStep, DecodeSteps
 from wellhead.model.device_model import DeviceModel
@@ -33,6 +36,7 @@ from wellhead.testing.timing import Roof
 
 POSITIONS = 128  # consecutive ones that a measurement runs through: every block of either ratio ends in its turn
 WARM_UPS, PREFILLS = 4, 10
+FILLED = 0.97  # of a card's memory, by the planner; drawing weights takes a little more for a moment
 CHAIN = 50  # sums over ranks in one graph
 
 
@@ -80,7 +84,7 @@ class StepBench:
         self._slots = max(batches)
         self.state = self.model.allocate(self._slots * self._width, self._slots)
         _fill(self.state)
-        self._sizes = sorted({*batches, *(size for size in LADDER if size < self._slots)})
+        self._sizes = ladder(batches)
 
     def steps(self, *, captured: bool) -> DecodeSteps:
         """The whole ladder up to the largest batch."""
@@ -90,13 +94,8 @@ class StepBench:
         """GB of this rank's card in use now, by whomever, and what the planner says of it."""
         torch.cuda.synchronize()
         free, total = torch.cuda.mem_get_info(self.model.device)
-        steps = Steps(0, tuple(self._sizes), self.context)
-        plan = plan_memory(
-            self.config, self.numerics, self.split, total, steps, self.model.choices, slots=self._slots
-        )
-        pages = self._slots * self._width * plan.state.page
-        planned = plan.weights.total + pages + self._slots * plan.state.slot + plan.workspace + plan.graphs
-        return {"memory_gb": round((total - free) / 1e9, 2), "planned_gb": round((planned + plan.reserved) / 1e9, 2)}
+        planned = needed_bytes(self.config, self.split, self.model.choices, self._sizes, self.context)
+        return {"memory_gb": round((total - free) / 1e9, 2), "planned_gb": round(planned / 1e9, 2)}
 
     def decode(self, steps: DecodeSteps, batch: int, roof: Roof, mode: str) -> Measured:
         """One token of each of `batch` requests, at the last POSITIONS positions of the context in turn. ValueError
@@ -160,6 +159,37 @@ class StepBench:
             Chunk([token], position, range(row * width, (row + 1) * width), row) for row, token in enumerate(tokens)
         ]
         step.load(Batch.build(chunks, pad_to=step.size, table_width=width))
+
+
+def ladder(batches: Sequence[int]) -> list[int]:
+    """The sizes that are measured, and those that an engine would capture below the largest."""
+    return sorted({*batches, *(size for size in LADDER if size < max(batches))})
+
+
+def needed_bytes(config: ModelConfig, split: Split, choices: Choices, sizes: Sequence[int], context: int) -> int:
+    """What the planner says that decodes of these sizes take of one rank's memory, full caches included."""
+    slots, steps = max(sizes), Steps(0, tuple(sizes), context)
+    plan = plan_memory(config, Numerics.named("checkpoint"), split, 0, steps, choices, slots=slots)
+    caches = slots * (pages_for(context) * plan.state.page + plan.state.slot)
+    return plan.weights.total + caches + plan.workspace + plan.graphs + plan.reserved
+
+
+def fitting_layers(
+    name: str, split: Split, available: int, batches: Sequence[int], context: int, features: Features
+) -> int:
+    """The most first layers of a published model that FILLED of `available` bytes hold with these decodes; ValueError
+    where not one does.
+    """
+    raw = published_config(name)
+    low, high = 0, int(raw["num_hidden_layers"])
+    while low < high:
+        middle = (low + high + 1) // 2
+        config = load_config(first_layers(raw, middle))
+        needed = needed_bytes(config, split, choose_ops(config, split, features), ladder(batches), context)
+        low, high = (middle, high) if needed <= FILLED * available else (low, middle - 1)
+    if not low:
+        raise ValueError(f"not one layer of {name} fits {available / 1e9:.1f} GB over {split.world} ranks; use more")
+    return low
 
 
 def sum_times(group: Group, device: torch.device) -> dict[str, Any]:
