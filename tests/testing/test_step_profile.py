@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
 from wellhead.model.step_bytes import EMBEDDING, op_of, step_bytes
 from wellhead.ops import registry
-from wellhead.testing import step_profile
+from wellhead.testing import scaling_picture, step_profile
 from wellhead.testing.step_picture import REST, _parts, draw
 from wellhead.testing.step_profile import OTHERS, SUMS, Launch, by_op
 
@@ -69,3 +70,23 @@ def test_the_picture_shows_shares_of_the_step(tmp_path: Path) -> None:
     assert path.stat().st_size > 5000
     with pytest.raises(ValueError, match="none of 1 records has its ops"):
         draw(path, [{"model": "an older line"}])
+
+
+def test_scaling_is_drawn_over_the_ranks(tmp_path: Path) -> None:
+    records = [
+        record(layers=43, tp=2, ms_mean=8.0), record(layers=43, tp=2, ms_mean=7.0, share=0.2),
+        record(layers=12, tp=2, ms_mean=2.0), record(layers=16, tp=1, ms_mean=4.0), record(tp=4, mode="eager"),
+        record(model="v4-pro", layers=61, tp=8, ms_mean=16.0, batch=64),
+    ]  # fmt: skip
+    found = scaling_picture.lines_of(records)
+    assert list(found) == [("v4-flash", 1), ("v4-pro", 64)]
+    one, two = found["v4-flash", 1]
+    assert (one.tp, one.ms, one.scaled) == (1, 4.0 * 43 / 16, True)
+    assert (two.tp, two.ms, two.share, two.scaled) == (2, 7.0, 0.2, False)
+    assert found["v4-pro", 64][0].tok_s == 64 / 16e-3
+    path, lines = tmp_path / "scaling.png", tmp_path / "step.jsonl"
+    lines.write_text("".join(json.dumps(each) + "\n" for each in records))
+    scaling_picture.main([str(lines), str(path)])
+    assert path.stat().st_size > 5000
+    with pytest.raises(ValueError, match="none of 1 records is a captured decode"):
+        scaling_picture.draw(path, records[4:5])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
@@ -78,7 +79,10 @@ class StepBench:
                 f"context is {context}, expected {POSITIONS + 1} to {self.config.max_position_embeddings} tokens"
             )
         self.numerics, self._width = Numerics.named("checkpoint"), pages_for(context)
+        began = time.perf_counter()
         weights = dummy_weights(self.config, split, device)
+        torch.cuda.synchronize()
+        self._filled = round(time.perf_counter() - began, 1)
         self.model = DeviceModel(weights, self.config, self.numerics, reduce=group.reduce, gather=group.gather)
         self._group = group
         self._slots = max(batches)
@@ -148,6 +152,7 @@ class StepBench:
             "ms_median": round(median(times), 4), "ms_mean": round(took, 4), "bytes": moved.total(),
             "roof_gb_s": round(roof.best, 1), "bound_ms": round(bound, 4), "share": round(bound / took, 4),
             "distinct_experts": distinct, "tok_s": round(1e3 * tokens / took, 2),
+            "fill_s": self._filled, "weights_gb": round(self.model.weights.nbytes / 1e9, 2),
             "torch": torch.__version__, "triton": triton.__version__, "commit": commit(),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         }  # fmt: skip
