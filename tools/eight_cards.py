@@ -27,11 +27,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 WORLDS = (2, 4, 8)
 FLASH_GB, SPARE_GB = 160, 20  # on disk; left free
-DIVIDES = {
-    "hidden_size": 1024, "num_hidden_layers": 6, "compress_ratios": [0, 0, 4, 128, 4, 128, 0], "q_lora_rank": 512,
-    "num_attention_heads": 16, "o_groups": 8, "moe_intermediate_size": 2048, "n_routed_experts": 16, "vocab_size": 3072,
-}  # fmt: skip
-"""What the embedded checkpoint's configuration becomes so that 2, 4 and 8 ranks divide it in either way."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +66,12 @@ def stages(
         ranks = ("--tp", world, *way) if world > 1 else ()
         return Stage(name, (python(*words, *ranks, "--jsonl", out / "step.jsonl"),), limit)
 
-    most, divides, files = worlds[-1], scratch / "divides", scratch / "v4-flash"
-    config, tokenizer = scratch / "divides.json", ROOT / "src/wellhead/data/tiny"
+    most, divides, files = worlds[-1], scratch / "tiny-widened", scratch / "v4-flash"
     found = []
     if sums != "nccl" and device == "cuda":
         tests = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/kernels/test_sums_on_cards.py")
         found.append(Stage("sums", (python(*tests),), 240, must=True))
-    write = python("-m", "tools.write_checkpoint", divides, "--config", config, "--tokenizer", tokenizer)
-    found.append(Stage("divides", (write,), 120, must=True))
-    found.append(answers("answers-tiny-tp2", 2, "--experts", "expert"))
+    found.append(Stage("divides", (python("-m", "tools.widen_tiny", divides),), 120, must=True))
     found += [answers(f"answers-tp{world}", world, "--model", divides) for world in worlds]
     found.append(answers(f"answers-tp{most}-expert", most, "--model", divides, "--experts", "expert"))
     found.append(step(f"pro-tp{most}", "v4-pro", "fit", most, 420, 1, 8, 64))
@@ -158,13 +150,6 @@ def done(out: Path) -> set[str]:
     return {line["stage"] for line in map(json.loads, lines) if line["status"] == "done"}
 
 
-def prepare(scratch: Path) -> None:
-    """The configuration that divides, beside which its checkpoint is written."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    raw = json.loads((ROOT / "src/wellhead/data/tiny/config.json").read_text(encoding="utf-8"))
-    (scratch / "divides.json").write_text(json.dumps(raw | DIVIDES), encoding="utf-8")
-
-
 def arguments(words: Sequence[str]) -> argparse.Namespace:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(prog="python -m tools.eight_cards", description=__doc__.splitlines()[0])
@@ -188,7 +173,7 @@ def main(words: Sequence[str]) -> int:
 
         cards = torch.cuda.device_count()
     scratch = given.scratch or Path(tempfile.gettempdir()) / "wellhead-eight-cards"
-    prepare(scratch)
+    scratch.mkdir(parents=True, exist_ok=True)
     given.out.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(scratch).free / 1e9
     all_of_them = stages(
@@ -204,7 +189,7 @@ def main(words: Sequence[str]) -> int:
         for stage in wanted:
             print(f"{stage.name:<22} {stage.limit:4d} s  {' '.join(stage.commands[0][1:])}")
         return 0
-    if not (scratch / "divides" / "config.json").is_file() and "divides" in before:
+    if not (scratch / "tiny-widened" / "config.json").is_file() and "divides" in before:
         wanted.insert(0, all_of_them[names.index("divides")])  # on another machine
     failed = False
     for stage in wanted:

@@ -8,13 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tools.eight_cards import DIVIDES, Stage, kept, main, run, stages
+from tools.eight_cards import Stage, kept, main, run, stages
 
 from tools import eight_cards
-from wellhead.dispatch import capability
-from wellhead.model.choices import choose_ops
-from wellhead.model.config_file import load_config
-from wellhead.model.split import Split
 
 OUT, SCRATCH = Path("/out"), Path("/scratch")
 
@@ -25,7 +21,7 @@ def names(cards: int, free_gb: float = 1000, **more: str) -> list[str]:
 
 def test_stages_follow_from_cards_and_disk() -> None:
     eight = names(8)
-    assert eight[:3] == ["sums", "divides", "answers-tiny-tp2"]
+    assert eight[:3] == ["sums", "divides", "answers-tp2"]
     assert [name for name in eight if name.startswith(("pro", "flash-tp"))] == [
         "pro-tp8", "flash-tp8", "flash-tp4", "flash-tp2", "flash-tp1"
     ]  # fmt: skip
@@ -45,15 +41,6 @@ def test_no_speed_comes_before_every_answer_was_right() -> None:
         assert ("--sums" in command) == ("--tp" in command and not stage.name.endswith("tp1"))
 
 
-@pytest.mark.parametrize("experts", ["width", "expert"])
-@pytest.mark.parametrize("world", [1, 2, 4, 8])
-def test_the_configuration_divides(world: int, experts: str) -> None:
-    raw = json.loads((eight_cards.ROOT / "src/wellhead/data/tiny/config.json").read_text()) | DIVIDES
-    config, split = load_config(raw), Split(0, world, experts)  # type: ignore[arg-type]
-    split.check(config)
-    choose_ops(config, split, capability.features_of(capability.simulated("sm90"), "3.6.0"))
-
-
 def test_a_stage_ends_at_its_limit_with_its_children(tmp_path: Path) -> None:
     told = tmp_path / "pid"
     inner = f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
@@ -61,8 +48,9 @@ def test_a_stage_ends_at_its_limit_with_its_children(tmp_path: Path) -> None:
     began = time.monotonic()
     line = run(Stage("slow", ((sys.executable, "-c", child),), 60), tmp_path, 2.0)
     assert line["status"] == "ended after 2 s" and time.monotonic() - began < 20
-    state = Path(f"/proc/{told.read_text()}/stat")
-    assert not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    state, deadline = Path(f"/proc/{told.read_text()}/stat"), time.monotonic() + 10
+    while state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        assert time.monotonic() < deadline, "the child goes on"
     assert "== slow:" in (tmp_path / "log.txt").read_text()
 
 
