@@ -4,7 +4,8 @@
     python -m tools.hostile --requests 5000 --clients 50
 
 Starts `wellhead serve` over the embedded model, exits 1 if a hostile request got a 5xx or a wrong 4xx, a good client an
-error or another answer, or if memory, open files, pages or requests are left behind.
+error or another answer (no tie is excused; the margin is told), or if memory, open files, pages or requests are left
+behind.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.hostile_bodies import CHAT, Hostile, hostile_requests, http
+from wellhead.testing.record import append, host, origin
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -209,23 +212,11 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append the result to FILE")
     args = parser.parse_args()
-    command = [
-        sys.executable,
-        "-m",
-        "wellhead",
-        "serve",
-        "--port",
-        "0",
-        "--num-pages",
-        "128",
-        "--context-length",
-        "4096",
-        "--max-running-requests",
-        "16",
-        "--max-queued-requests",
-        "512",
-    ]
+    began_on = host()
+    command = [sys.executable, "-m", "wellhead", "serve", "--port", "0", "--num-pages", "128"]
+    command += ["--context-length", "4096", "--max-running-requests", "16", "--max-queued-requests", "512"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     port, told = 0, []
@@ -272,6 +263,19 @@ def main() -> int:
     fine = (
         not report.wrong and not report.differing and growth < MOST_GROWTH and left_files <= files + 8 and status == 0
     )
+    statuses: dict[str, dict[str, int]] = {}
+    for (name, code), count in sorted(report.statuses.items(), key=str):
+        statuses.setdefault(name, {})[str(code)] = count
+    record = {
+        "kind": "hostile", "model": "tiny", "requests": args.requests, "clients": args.clients, "seed": args.seed,
+        "seconds": round(time.perf_counter() - began, 1), "answered_wrongly": len(report.wrong),
+        "good_answers": report.answers, "differing": len(report.differing), "statuses": statuses,
+        "ttft_p50_s": round(first[len(first) // 2], 2), "ttft_p99_s": round(first[int(len(first) * 0.99)], 2),
+        "memory_mb": {str(done): size >> 20 for done, size in sizes}, "files": [files, left_files],
+        "pages_in_use": used, "exit_status": status, **began_on, **origin(),
+        "command": shlex.join(["python", "-m", "tools.hostile", *sys.argv[1:]]),
+    }  # fmt: skip
+    append(args.jsonl, record)
     return 0 if fine and used == 0 else 1
 
 

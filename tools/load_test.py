@@ -12,7 +12,6 @@ is one JSON object; the exit status is 1 if anything failed.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import random
 import sys
@@ -22,7 +21,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import triton
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -32,7 +30,7 @@ from wellhead.engine.llm import LLM
 from wellhead.engine.request import Request
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.evals.against import judge_by
-from wellhead.testing.bench import commit
+from wellhead.testing.record import origin
 from wellhead.testing.ties import Tally
 from wellhead.testing.traffic import traffic
 
@@ -217,8 +215,7 @@ def record(args: argparse.Namespace, load: Load, tally: Tally, seconds: float) -
         "prefix_hit_tokens": counters.prefix_hit_tokens, "preemptions": counters.preemptions,
         "drafted_tokens": counters.drafted_tokens, "accepted_tokens": counters.accepted_tokens,
         "gpu": torch.cuda.get_device_name() if args.device.startswith("cuda") else "none",
-        "torch": torch.__version__, "triton": triton.__version__, "commit": commit(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **origin(),
     }  # fmt: skip
 
 

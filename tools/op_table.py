@@ -21,8 +21,8 @@ PAGE = ROOT / "docs" / "ops.md"
 HEADER = """# The ops
 
 Generated from the SPECs by `python3 tools/op_table.py`; a test holds it current. Each op's folder under
-`src/wellhead/ops/` has its reference, its kernels and a README with the mathematics. An error budget is what a kernel
-may differ from its reference: |found - expected| <= absolute + relative * |expected|.
+`src/wellhead/ops/` has its kernels beside its reference, whose docstrings have the mathematics and where it is from. An
+error budget is what a kernel may differ from its reference: |found - expected| <= absolute + relative * |expected|.
 
 An op is *batch invariant* when the bits of a row depend neither on the rows beside it nor on how many there are; of the
 others the bits depend on how many there are, never on what they hold. `tests/kernels/interpreted_batch_invariance.py`

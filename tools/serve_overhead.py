@@ -1,28 +1,33 @@
 #!/usr/bin/env python3
 """What the server costs over `LLM.generate`: the same prompts through both, in turn.
 
-    python -m tools.serve_overhead --clients 50 --rounds 3
+    python -m tools.serve_overhead --clients 50 --rounds 5
 
 All clients ask at once and stream; the embedded model answers each with exactly --max-tokens tokens. Compared are the
-seconds of processor time, which say more than rates where other work shares the cores.
+seconds of processor time, which say more than rates where other work shares the cores; the client's are not among them.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from wellhead.engine.llm import LLM
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.testing.load import Load, plan, run
 from wellhead.testing.load_report import summary
+from wellhead.testing.record import append, host, origin
 from wellhead.text import encode_messages
 
 RUNNING, PAGES = 32, 256
@@ -38,8 +43,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--max-tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append the result to FILE")
     args = parser.parse_args()
+    began_on = host()
     command = [sys.executable, "-m", "wellhead", "serve", "--port", "0", "--num-pages", str(PAGES)]
     command += ["--max-running-requests", str(RUNNING)]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -48,11 +55,25 @@ def main() -> int:
     while not url:
         line = server.stderr.readline()
         assert line, "the server ended"
-        found = re.search(r"ready after .* at (http://\S+)", line)
-        url = found[1] if found else ""
+        ready = re.search(r"ready after .* at (http://\S+)", line)
+        url = ready[1] if ready else ""
     llm = LLM(progress=False, num_pages=PAGES, max_running=RUNNING)
     params = SamplingParams(max_tokens=args.max_tokens, ignore_eos=True)
-    ratios = []
+    rounds: list[dict[str, float]] = []
+
+    def direct(prompts: Sequence[str]) -> dict[str, float]:
+        began, began_cpu = time.perf_counter(), time.process_time()
+        tokens = sum(len(done.token_ids) for done in llm.generate(prompts, params))
+        seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
+        return {"generate_tokens_per_s": tokens / seconds, "generate_cpu_s": cpu}
+
+    def served(load: Load) -> dict[str, float]:
+        before = processor_seconds(server.pid)
+        found = summary(load, asyncio.run(run(load, url)), 60.0, 1.0)
+        assert not found["failed"] and found["tokens_per_s"], found
+        cpu = processor_seconds(server.pid) - before
+        return {"served_tokens_per_s": found["tokens_per_s"], "served_cpu_s": cpu, "ttft_p99_s": found["ttft_p99_s"]}
+
     try:
         for number in range(args.rounds):
             load = Load(
@@ -60,23 +81,27 @@ def main() -> int:
                 max_tokens=args.max_tokens, ignore_eos=True, seed=number,
             )  # fmt: skip
             prompts = [encode_messages([{"role": "user", "content": asked.prompt}]) for asked in plan(load)]
-            began, began_cpu = time.perf_counter(), time.process_time()
-            tokens = sum(len(done.token_ids) for done in llm.generate(prompts, params))
-            direct = tokens / (time.perf_counter() - began)
-            direct_cpu, before = time.process_time() - began_cpu, processor_seconds(server.pid)
-            served = summary(load, asyncio.run(run(load, url)), 60.0, 1.0)
-            served_cpu = processor_seconds(server.pid) - before
-            ratios.append(served_cpu / direct_cpu - 1)
-            print(
-                f"generate {direct:6.1f} tokens/s, {direct_cpu:5.1f} CPU s; served {served['tokens_per_s']:6.1f} "
-                f"tokens/s, {served_cpu:5.1f} CPU s ({ratios[-1]:+.1%}); failed {served['failed']}; first token p50 "
-                f"{served['ttft_p50_s']:.2f} s, p99 {served['ttft_p99_s']:.2f} s",
-                flush=True,
-            )
+            # in turn, so that what else runs here disturbs both alike
+            found = {**direct(prompts), **served(load)} if number % 2 else {**served(load), **direct(prompts)}
+            found["overhead_cpu"] = found["served_cpu_s"] / found["generate_cpu_s"] - 1
+            found["overhead_rate"] = found["generate_tokens_per_s"] / found["served_tokens_per_s"] - 1
+            rounds.append({name: round(value, 4) for name, value in found.items()})
+            print(json.dumps(rounds[-1]), flush=True)
     finally:
         server.terminate()
         server.wait(60)
-    print(f"the server's overhead in CPU seconds: median {statistics.median(ratios):+.1%} of {len(ratios)} rounds")
+    medians = {name: round(statistics.median(one[name] for one in rounds), 4) for name in rounds[0]}
+    print(
+        f"the server's overhead, median of {len(rounds)} rounds: {medians['overhead_cpu']:+.1%} in CPU seconds, "
+        f"{medians['overhead_rate']:+.1%} in time a token"
+    )
+    record: dict[str, Any] = {
+        "kind": "overhead", "model": "tiny", "clients": args.clients, "max_tokens": args.max_tokens,
+        "rounds": len(rounds), **medians, "overhead_cpu_of_each": [one["overhead_cpu"] for one in rounds],
+        "overhead_rate_of_each": [one["overhead_rate"] for one in rounds],
+        **began_on, **origin(), "command": shlex.join(["python", "-m", "tools.serve_overhead", *sys.argv[1:]]),
+    }  # fmt: skip
+    append(args.jsonl, record)
     return 0
 
 

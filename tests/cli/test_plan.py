@@ -45,7 +45,12 @@ def test_what_does_not_fit_is_answered_with_the_smallest_set(capsys: pytest.Capt
 
 def test_no_set_of_cards(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "v4-pro", "--gpu", "rtx-4090", "--tp", "8"]) == 1
-    assert "no number of such cards: the model splits over 8 at most" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no number of such cards: the model splits over 8 at most, where " in said
+    assert "GB a card are missing; take cards with more memory" in said
+    words = ["plan", "v4-flash", "--gpu", "rtx-5090", "--tp", "8", "--context", "1048576", "--concurrency", "64"]
+    assert main(words) == 1
+    assert "tokens fit; shorten --context or lower --concurrency" in capsys.readouterr().out
 
 
 def test_a_card_without_kernels_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,8 +104,10 @@ def test_every_way_to_name_a_model(
         (["v4-flash", "--gpu", "4080"], "no card '4080' is known; the nearest is rtx-4090"),
         (["nope", "--gpu", "h100"], "'nope': no such folder or config.json, not v4-flash or v4-pro"),
         (["v4-flash", "--gpu", "h100", "--tp", "3"], "cannot be split over 3 ranks: o_groups 8"),
+        (["v4-flash", "--gpu", "h100", "--tp", "16"], "o_groups 8 is no multiple of 16; it can over 1, 2, 4, 8"),
+        (["v4-flash", "--gpu", "h100", "--concurrency", "70000"], "--concurrency 70000 with --chunked-prefill-size"),
         (["v4-flash", "--gpu", "h100", "--tp", "0"], "--tp 0: expected at least 1"),
-        (["v4-flash", "--gpu", "h100", "--context", "2000000"], "the model's limit is 1048576"),
+        (["v4-flash", "--gpu", "h100", "--context", "2000000"], "--context 2000000: expected at most 1048576"),
         (["v4-flash", "--gpu", "h100", "--mem-fraction", "1.5"], "--mem-fraction 1.5: expected"),
         (["v4-flash", "--gpu", "h100", "--speculative-tokens", "4"], "--speculative-tokens 4: expected 0 to 3"),
     ],

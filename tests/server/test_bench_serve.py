@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from fakes.server import RunningServer
 from wellhead.cli import main
-from wellhead.testing.load import Answered, Load, plan
+from wellhead.testing.load import Answered, Load, plan, run
 from wellhead.testing.load_report import summary
 
 
@@ -23,16 +24,19 @@ def nothing_left(server: RunningServer) -> Iterator[None]:
 
 
 def test_it_measures_a_server(server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines, picture = tmp_path / "load.jsonl", tmp_path / "load.png"
+    lines, each, picture = tmp_path / "load.jsonl", tmp_path / "each.jsonl", tmp_path / "load.png"
     status = main(
         f"bench serve --url {server.url} --requests 8 --rate 20 --max-tokens 4 --ignore-eos --prompt-words 6 "
-        f"--prefix-words 80 --prefixes 1 --prefix-share 0.5 --jsonl {lines} --picture {picture}".split()
+        f"--prefix-words 80 --prefixes 1 --prefix-share 0.5 --jsonl {lines} --each {each} --picture {picture} "
+        "--api-key secret --note shared".split()
     )
     assert status == 0
     said = capsys.readouterr().out
     assert said.startswith("8 answered, 0 failed in ") and "goodput" in said
-    records = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert [record["kind"] for record in records] == ["request"] * 8 + ["summary"]
+    records = [json.loads(line) for line in (each.read_text() + lines.read_text()).splitlines()]
+    assert [record["kind"] for record in records] == ["request"] * 8 + ["load"]
+    assert records[-1]["note"] == "shared" and records[-1]["torch"] and records[-1]["commit"]
+    assert records[-1]["command"].startswith("wellhead bench serve") and "secret" not in lines.read_text()
     assert all(record["tokens"] == 4 and 0 < record["first"] < record["last"] for record in records[:-1])
     assert records[-1]["url"] == server.url and records[-1]["ttft_p99_s"] >= records[-1]["ttft_p50_s"] > 0
     assert {record["shared"] for record in records[:-1]} == {True, False}
@@ -47,6 +51,22 @@ def test_what_fails_is_said(server: RunningServer, capsys: pytest.CaptureFixture
     assert "is this an OpenAI endpoint?" in capsys.readouterr().err
     assert main("bench serve --rate 0".split()) == 2
     assert "rate is 0.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [b"data: {", b'data: {"usage": {}}', b'data: {"choices": 5}'])
+def test_an_endpoint_that_sends_something_else(line: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + line + b"\n\n")
+        writer.close()
+
+    async def both() -> list[Answered]:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            return await run(Load(requests=2, rate=math.inf), url, model="x")
+
+    answered = asyncio.run(both())
+    assert [one.error is not None for one in answered] == [True, True], answered
 
 
 def test_arrivals_are_poisson_and_repeatable() -> None:

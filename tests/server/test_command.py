@@ -151,7 +151,11 @@ def test_ranks_told_to_end_finish_what_runs(started: list[Process]) -> None:
         (["--context-length", "1"], "context_length is 1, expected 2 to the model's"),
         (["no/such/folder"], "no/such/folder"),
         (["--mem-fraction", "0.9"], "mem_fraction is 0.9 on device 'cpu'"),
-        (["--max-queued-requests", "-1"], "queued is -1"),
+        (["--max-queued-requests", "-1"], "--max-queued-requests -1: expected at least 0"),
+        (["--max-running-requests", "0"], "--max-running-requests 0: expected at least 1"),
+        (["--num-pages", "0"], "--num-pages 0: expected at least 1"),
+        (["--chunked-prefill-size", "31"], "--chunked-prefill-size 31: expected at least 32, what a step of"),
+        (["--request-timeout", "nan"], "--request-timeout nan: expected more than 0 seconds"),
         (["--cuda-graph-max-bs", "8"], "--cuda-graph-max-bs 8: expected at least 1, with --device cuda"),
         (["--api-key", ""], "the API key is empty"),
         (["--speculative-tokens", "9"], "speculative_tokens is 9"),
@@ -162,8 +166,19 @@ def test_what_cannot_be_is_one_line(words: list[str], said: str, capfd: pytest.C
     from wellhead.cli import main
 
     assert main(["serve", "--port", "0", *words]) == 2
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("wellhead: error:")]
+    told = capfd.readouterr().err
+    lines = [line for line in told.splitlines() if line.startswith("wellhead: error:")]
     assert len(lines) == 1 and said in lines[0], lines
+    assert "loading weights" not in told  # said before it takes memory
+
+
+def test_a_server_that_everybody_reaches_says_so(started: list[Process]) -> None:
+    process = Process(*SMALL, "--host", "0.0.0.0")
+    started.append(process)
+    process.url()
+    assert any("whoever reaches this address may use it" in line for line in process.lines), process.lines
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
 
 
 def test_a_port_that_is_taken(capfd: pytest.CaptureFixture[str]) -> None:

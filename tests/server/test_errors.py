@@ -16,6 +16,7 @@ from tests.server.conftest import load
 
 from fakes.server import RunningServer
 from wellhead.server.limits import Limits
+from wellhead.server.prepare import Preparer
 
 USER = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
@@ -275,6 +276,28 @@ def test_the_queue_ends(narrow: RunningServer) -> None:
     # eight choices of 60 tokens take longer than this server gives
     assert found[0].status_code in (200, 504)
     assert narrow.chat().status_code == 200
+
+
+def test_what_is_being_prepared_is_in_the_queue(narrow: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, entered, real = threading.Event(), threading.Semaphore(0), Preparer.chat
+
+    def slow(self: Preparer, body: Any) -> Any:
+        entered.release()
+        assert go.wait(20)
+        return real(self, body)
+
+    monkeypatch.setattr(Preparer, "chat", slow)
+    found: list[httpx.Response] = []
+    first = threading.Thread(target=lambda: found.append(narrow.chat(n=8, max_tokens=1)))
+    first.start()
+    try:
+        assert entered.acquire(timeout=20)
+        for refused in (narrow.chat(), narrow.client.post("/tokenize", json={"prompt": "x"})):
+            assert refused.status_code == 429 and "limit is 8" in error_of(refused)["message"]
+    finally:
+        go.set()
+        first.join()
+    assert found[0].status_code == 200 and narrow.chat().status_code == 200
 
 
 def test_time_is_limited(narrow: RunningServer) -> None:

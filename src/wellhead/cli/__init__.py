@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(words)
+    args.words = words
     try:
         if not hasattr(args, "survives"):  # the doctor reports it instead
             environment.check()

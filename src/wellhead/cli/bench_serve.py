@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import shlex
 import sys
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--slo-tpot", type=float, default=_SLO_TOKEN, metavar="S", help=f"goodput: a further one ({_SLO_TOKEN})"
     )
+    group.add_argument("--each", type=Path, metavar="FILE", help="append a JSON line a request to FILE")
+    group.add_argument("--note", metavar="TEXT", help="goes into the line of --jsonl: which server, what machine")
     group.add_argument("--picture", type=Path, metavar="FILE", help="draw it (.png, .svg or .pdf)")
 
 
@@ -47,20 +50,25 @@ def run(args: argparse.Namespace) -> int:
     from wellhead.testing import load_report
     from wellhead.testing.load import Load
     from wellhead.testing.load import run as run_load
+    from wellhead.testing.record import append, host, origin
 
     load = Load(
         requests=args.requests, rate=args.rate, concurrency=args.concurrency, prompt_words=args.prompt_words,
         prefix_words=args.prefix_words, prefix_share=args.prefix_share, prefixes=args.prefixes,
         max_tokens=args.max_tokens, ignore_eos=args.ignore_eos, seed=args.seed,
     )  # fmt: skip
+    began_on = host()
     answered = asyncio.run(run_load(load, args.url, model=args.model, key=args.api_key, chat=not args.plain))
     found = load_report.summary(load, answered, args.slo_ttft, args.slo_tpot)
     print(load_report.table(found))
     errors = [one.error for one in answered if one.error is not None]
     for error in errors[:3]:
         print(f"failed: {error}", file=sys.stderr)
-    if args.jsonl is not None:
-        load_report.write_lines(args.jsonl, {**found, "url": args.url}, answered)
+    words = ["KEY" if word == args.api_key else word for word in args.words]
+    told = {"url": args.url, "note": args.note, **began_on, **origin(), "command": shlex.join(["wellhead", *words])}
+    append(args.jsonl, {**found, **told})
+    for line in load_report.lines(answered):
+        append(args.each, line)
     if args.picture is not None:
         load_report.draw(args.picture, found, answered, f"{args.url}: {load.requests} requests, {load.rate:g} a second")
-    return 1 if errors else 0
+    return 1 if found["failed"] else 0

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from wellhead.cli import options
@@ -43,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     from wellhead.dispatch.capability import here
     from wellhead.model.parallel import ALONE, WHOLE
+    from wellhead.testing.record import append
     from wellhead.testing.timing import roof
 
     group, split = (ALONE, WHOLE) if args.group is None else (args.group, options.split(args))
@@ -60,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for record in records:
         tell(record)
-        if args.jsonl is not None:
-            append(args.jsonl, record)
+        append(args.jsonl, record)
     if args.picture:
         from wellhead.testing.step_picture import draw
 
@@ -93,10 +91,3 @@ def tell(record: dict[str, Any]) -> None:
         share = f"{of['share']:10.1%}" if of["bytes"] and of["share"] is not None else ""
         print(f"  {op:<20} {of['us']:9.1f} {of['launches']:9.1f} {of['bytes'] / 1e6:9.1f} {share}")
     sys.stdout.flush()
-
-
-def append(path: Path, record: dict[str, Any]) -> None:
-    """One more line of a file of records."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")

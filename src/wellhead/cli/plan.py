@@ -79,7 +79,8 @@ def plan(args: argparse.Namespace) -> Answer:
         raise ValueError(f"{found.name} is {identity.title}: {identity.why}; {identity.fix}")
     config = load_config(found.raw)
     if args.context > config.max_position_embeddings:
-        raise ValueError(f"--context {args.context}: the model's limit is {config.max_position_embeddings}")
+        limit = config.max_position_embeddings
+        raise ValueError(f"--context {args.context}: expected at most {limit}, the model's limit")
     if args.speculative_tokens and not config.num_nextn_predict_layers:
         raise ValueError(f"--speculative-tokens {args.speculative_tokens}: {identity.title} has no MTP layer; leave it")
     return _answer(args, card, found.name, identity, config)
@@ -120,7 +121,12 @@ def _answer(args: argparse.Namespace, card: CardModel, name: str, identity: Iden
         return fit(config, numerics, split, wanted, features)
 
     split = Split(0, args.tp, args.experts)
-    asked = judge(split)
+    split.check(config)
+    try:
+        asked = judge(split)
+    except ValueError as error:
+        sizes = f"--concurrency {args.concurrency} with --chunked-prefill-size {args.chunk_tokens}"
+        raise ValueError(f"{sizes}: {error}; lower them") from None
     if asked.missing:
         op, why = next(iter(asked.missing.items()))
         notes.append(f"does not run there yet: no kernel of {', '.join(asked.missing)} fits. {op}: {why}")

@@ -75,11 +75,12 @@ def _smallest(answer: Answer) -> str:
         return f"{_cards(world, answer.card)}: --tp {world}, {answer.smallest.plan.tokens:,} tokens"
     if answer.largest is None or answer.largest.missing:
         return "no number of such cards"
-    world = answer.largest.split.world
-    return (
-        f"no number of such cards: the model splits over {world} at most, where {answer.largest.plan.tokens:,} tokens "
-        "fit; shorten --context or lower --concurrency"
-    )
+    plan = answer.largest.plan
+    most = f"no number of such cards: the model splits over {answer.largest.split.world} at most, where"
+    if not answer.largest.alone:
+        missing = (plan.used - plan.available) / 1e9
+        return f"{most} {missing:.2f} GB a card are missing; take cards with more memory"
+    return f"{most} {plan.tokens:,} tokens fit; shorten --context or lower --concurrency"
 
 
 def as_json(answer: Answer) -> dict[str, Any]:

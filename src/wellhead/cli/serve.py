@@ -73,10 +73,7 @@ def run(args: argparse.Namespace) -> int:
     missing = [name for name in libraries.SERVING if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"wellhead serve needs {', '.join(missing)}; install them: pip install 'wellhead[serve]'")
-    if args.largest_graph is not None and (args.eager or args.device == "cpu" or args.largest_graph < 1):
-        raise ValueError(
-            f"--cuda-graph-max-bs {args.largest_graph}: expected at least 1, with --device cuda and without --eager"
-        )
+    _check(args)
     from wellhead.engine.llm import LLM
     from wellhead.engine.story import Phase
     from wellhead.server.limits import Limits
@@ -88,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if fraction is None and args.num_pages is None and args.device != "cpu":
         fraction = MEM_FRACTION
     serving = Serving(
-        names=args.served_model_name or [Path(model).expanduser().name if model else "tiny"],
+        names=args.served_model_name or [Path(model).expanduser().resolve().name if model else "tiny"],
         host="127.0.0.1" if args.host == "localhost" else args.host,
         port=args.port,
         key=_key(args),
@@ -111,6 +108,29 @@ def run(args: argparse.Namespace) -> int:
 
     serve(serving, load)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Options that would end a start-up, some of them only after the weights were loaded."""
+    if args.largest_graph is not None and (args.eager or args.device == "cpu" or args.largest_graph < 1):
+        raise ValueError(
+            f"--cuda-graph-max-bs {args.largest_graph}: expected at least 1, with --device cuda and without --eager"
+        )
+    for name, value, least in (
+        ("--max-running-requests", args.max_running_requests, 1), ("--num-pages", args.num_pages, 1),
+        ("--max-queued-requests", args.max_queued_requests, 0), ("--max-body-mb", args.max_body_mb, 1),
+        ("--grace", args.grace, 0),
+    ):  # fmt: skip
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} {value}: expected at least {least}")
+    if not args.request_timeout > 0:
+        raise ValueError(f"--request-timeout {args.request_timeout}: expected more than 0 seconds")
+    least = args.max_running_requests * (1 + max(0, args.speculative_tokens))
+    if args.chunk_tokens is not None and args.chunk_tokens < least:
+        raise ValueError(
+            f"--chunked-prefill-size {args.chunk_tokens}: expected at least {least}, what a step of "
+            f"--max-running-requests {args.max_running_requests} may take; raise it, or lower that"
+        )
 
 
 def _key(args: argparse.Namespace) -> str | None:

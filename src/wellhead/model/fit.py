@@ -12,11 +12,9 @@ from wellhead.model.choices import Choices, choose_ops
 from wellhead.model.config import ModelConfig
 from wellhead.model.memory_plan import MemoryPlan, plan_memory
 from wellhead.model.numerics import Numerics
-from wellhead.model.split import Experts, Split
+from wellhead.model.split import Experts, Split, splits
 from wellhead.model.state import PAGE_TOKENS, pages_for
 from wellhead.model.working_memory import Steps
-
-MOST_RANKS = 64
 
 
 @dataclass(frozen=True)
@@ -90,12 +88,7 @@ def fit(config: ModelConfig, numerics: Numerics, split: Split, wanted: Wanted, f
 def fewest(config: ModelConfig, judge: Callable[[Split], Fit], experts: Experts) -> tuple[Fit | None, Fit | None]:
     """(the smallest number of ranks that fits and runs, the largest there is) of those the model can be split over."""
     last = None
-    for world in range(1, MOST_RANKS + 1):
-        split = Split(0, world, experts)
-        try:
-            split.check(config)
-        except ValueError:
-            continue
+    for split in splits(config, experts):
         last = judge(split)
         if last.fits and not last.missing:
             return last, last

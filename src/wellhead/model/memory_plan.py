@@ -124,7 +124,7 @@ class MemoryPlan:
             ("dense weights", self.weights.dense),
             ("scales", self.weights.scales),
             ("vocabulary", self.weights.vocabulary),
-            (f"caches of {self.tokens:,} tokens, {self.slots} requests", self.caches),
+            (f"caches of {self.tokens:,} tokens, {self.slots} request{'s' * (self.slots > 1)}", self.caches),
             ("workspace of prompts and sampling", self.workspace),
             ("decode steps and their graphs", self.graphs),
             ("context and communication (estimate)", self.reserved),

@@ -14,6 +14,7 @@ from wellhead.model.config import ModelConfig
 
 Experts = Literal["width", "expert"]
 BLOCK = 128  # a block of scales is not cut
+MOST_RANKS = 64
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,13 @@ class Split:
         return self.part(width) if self.experts == "width" else slice(0, width)
 
     def check(self, config: ModelConfig) -> None:
-        """ValueError, naming every size that cannot be divided so, unless this model can be split."""
+        """ValueError, naming every size that cannot be divided so, and what can, unless this model can be split."""
+        if wrong := self._undivided(config):
+            can = ", ".join(str(split.world) for split in splits(config, self.experts)) or "no number"
+            said = f"this model cannot be split over {self.world} ranks: {'; '.join(wrong)}"
+            raise ValueError(f"{said}; it can over {can}")
+
+    def _undivided(self, config: ModelConfig) -> list[str]:
         sizes = {
             "o_groups": (config.o_groups, 1),
             "vocab_size": (config.vocab_size, 1),
@@ -63,5 +70,10 @@ class Split:
         ]
         if self.world > 1 and config.o_lora_rank % BLOCK:
             wrong.append(f"o_lora_rank {config.o_lora_rank} is no multiple of {BLOCK}")
-        if wrong:
-            raise ValueError(f"this model cannot be split over {self.world} ranks: " + "; ".join(wrong))
+        return wrong
+
+
+def splits(config: ModelConfig, experts: Experts) -> list[Split]:
+    """Rank 0 of every number of ranks that the model can be split over, the fewest first."""
+    found = (Split(0, world, experts) for world in range(1, MOST_RANKS + 1))
+    return [split for split in found if not split._undivided(config)]

@@ -1,9 +1,62 @@
-"""Number formats inside kernels: the device halves of `wellhead.formats`, one helper a conversion."""
+"""Number formats inside kernels: the device halves of `wellhead.formats`, one helper a conversion.
+
+E4M3 travels as bytes. `e4m3` makes operands of them and `e4m3_bytes` rounds to them: with float8e4nv where the target
+has it, by integer arithmetic where not (SM80, SM86), and with the same results.
+"""
 
 import triton
 import triton.language as tl
+from triton.language.target_info import cuda_capability_geq
+from triton.runtime.jit import constexpr_function
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # it has no inline PTX
+
+
+@constexpr_function
+def has_e4m3():
+    """Whether the target that is compiled for, perhaps another than this process's card, converts float8e4nv."""
+    return INTERPRETED.value or cuda_capability_geq(8, 9)
+
+
+@triton.jit
+def e4m3(codes):
+    """E4M3 of bytes, for a product or to widen: float8e4nv, or bf16 of the same value."""
+    if has_e4m3():
+        return codes.to(tl.float8e4nv, bitcast=True)
+    else:
+        return e4m3_by_integers(codes)
+
+
+@triton.jit
+def e4m3_by_integers(codes):
+    """bf16 of E4M3 bytes seeeemmm: s0000eeeemmm0000 is value * 2^-120, denormals too; 0x7F and 0xFF are NaN."""
+    wide = codes.to(tl.uint16)
+    bits = ((wide & 0x80) << 8) | tl.where((wide & 0x7F) == 0x7F, 0x7FC0, (wide & 0x7F) << 4).to(tl.uint16)
+    unbias = tl.full((), 2.0**120, tl.float32).to(tl.bfloat16)
+    return bits.to(tl.bfloat16, bitcast=True) * unbias
+
+
+@triton.jit
+def e4m3_bytes(x):
+    """uint8 E4M3 of fp32: the nearest, of two the even one, at most 448; NaN gives 0x7F."""
+    if has_e4m3():
+        return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+    else:
+        return e4m3_bytes_by_integers(x)
+
+
+@triton.jit
+def e4m3_bytes_by_integers(x):
+    """From 2^-6 on the fp32 bits, rebiased, rounded to 3 fraction bits; below, |x| + 2^14, whose last bit is 2^-9."""
+    bits = x.to(tl.int32, bitcast=True)
+    size = bits & 0x7FFFFFFF
+    normal = size - (120 << 23)
+    normal = (normal + 0x7FFFF + ((normal >> 20) & 1)) >> 20
+    small = (size.to(tl.float32, bitcast=True) + 16384.0).to(tl.int32, bitcast=True) & 0xF
+    code = tl.minimum(tl.where(size < (121 << 23), small, normal), 0x7E)
+    code = tl.where(size > 0x7F800000, 0x7F, code)
+    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
+
 
 # four bytes at a time: low codes to the first result, high codes to the second
 _WIDEN = tl.constexpr("""{ .reg .b32 t, u, v, w;
@@ -13,7 +66,7 @@ and.b32 v, $2, 0x80808080; shr.b32 w, $2, 2; and.b32 w, w, 0x1C1C1C1C; or.b32 $1
 
 @triton.jit
 def widen_e2m1(packed):
-    """uint8 holding two E2M1 codes seem -> E4M3 (low nibbles, high nibbles), byte s00eem00 = value / 64 exactly."""
+    """uint8 holding two E2M1 codes seem -> E4M3 bytes s00eem00 = value / 64 exactly (low nibbles, high nibbles)."""
     if INTERPRETED:
         low = ((packed & 8) << 4) | ((packed & 7) << 2)
         high = (packed & 0x80) | ((packed >> 2) & 0x1C)
@@ -21,7 +74,7 @@ def widen_e2m1(packed):
         low, high = tl.inline_asm_elementwise(
             _WIDEN, "=r,=r,r", [packed], dtype=(tl.uint8, tl.uint8), is_pure=True, pack=4
         )
-    return low.to(tl.float8e4nv, bitcast=True), high.to(tl.float8e4nv, bitcast=True)
+    return low, high
 
 
 # two 16-bit words at a time, the codes of each in order in one result
@@ -81,10 +134,10 @@ def scale_exponent(amax):
 
 @triton.jit
 def round_groups(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
-    """fp32 [ROWS, COLUMNS] -> (E4M3, int32 UE8M0 byte [ROWS, COLUMNS / GROUP]): `formats.block_fp8.quantize_rows`."""
+    """fp32 [ROWS, COLUMNS] -> (E4M3 bytes, int32 UE8M0 [ROWS, COLUMNS / GROUP]): `formats.block_fp8.quantize_rows`."""
     grouped = tl.reshape(x, (ROWS, COLUMNS // GROUP, GROUP))
     exponent = scale_exponent(tl.max(tl.abs(grouped), axis=2))
-    codes = (grouped * power_of_two(254 - exponent)[:, :, None]).to(tl.float8e4nv)
+    codes = e4m3_bytes(grouped * power_of_two(254 - exponent)[:, :, None])
     return tl.reshape(codes, (ROWS, COLUMNS)), exponent
 
 
@@ -92,4 +145,4 @@ def round_groups(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constex
 def round_rows(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """fp32 [ROWS, COLUMNS] -> (E4M3, fp32 scale [ROWS, COLUMNS / 128]): the rounding of activations."""
     codes, exponent = round_groups(x, ROWS, COLUMNS, 128)
-    return codes, power_of_two(exponent)
+    return e4m3(codes), power_of_two(exponent)

@@ -84,7 +84,8 @@ def make_app(
     async def tokenize(body: protocol.Tokenize) -> Response:
         llm = bridge.serving()
         generation.check_model(body.model)
-        ids = await asyncio.to_thread(lambda: preparer().tokens(body))
+        with bridge.reserved(1):
+            ids = await asyncio.to_thread(lambda: preparer().tokens(body))
         return JSONResponse({"count": len(ids), "max_model_len": llm.engine.context_length, "tokens": ids})
 
     @app.get("/v1/models")

@@ -8,7 +8,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 
 from wellhead.engine.llm import LLM
@@ -53,17 +54,13 @@ class Bridge:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: Callable[[], None] = lambda: None
-        self._most = 0
+        self._most = self._preparing = 0  # choices
 
     # -- the event loop's side
 
     def start(self, ended: Callable[[], None]) -> None:
         self._loop, self._ended = asyncio.get_running_loop(), ended
         self._thread.start()
-
-    @property
-    def ready(self) -> bool:
-        return self.llm is not None and self.failure is None and not self.draining
 
     @property
     def open_choices(self) -> int:
@@ -79,17 +76,28 @@ class Bridge:
             raise unavailable("the model is being loaded", "loading", 5)
         return self.llm
 
-    def room(self, choices: int) -> None:
+    @contextmanager
+    def reserved(self, choices: int) -> Iterator[None]:
+        """Room for so many choices while they are prepared, which takes memory too."""
+        self._room(choices)
+        self._preparing += choices
+        try:
+            yield
+        finally:
+            self._preparing -= choices
+
+    def _room(self, choices: int) -> None:
         """429 unless so many choices can be queued; 400 if they never can."""
         self.serving()
         if choices > self._most:
             raise bad("n", f"{choices} choices in one request, this server takes {self._most} at most")
-        if self.open_choices + choices > self._most:
-            raise busy(f"{self.open_choices} choices run or wait, the limit is {self._most}; try again later", 1)
+        taken = self.open_choices + self._preparing
+        if taken + choices > self._most:
+            raise busy(f"{taken} choices run or wait, the limit is {self._most}; try again later", 1)
 
     def submit(self, requests: Sequence[Request]) -> Job:
         """Queue one HTTP request's engine requests together; its job ends after `request_seconds`."""
-        self.room(len(requests))
+        self._room(len(requests))
         assert self._loop is not None
         job = Job(requests, self._abort)
         self._jobs.add(job)

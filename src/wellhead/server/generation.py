@@ -184,8 +184,8 @@ class Generation:
         return await self._answer(_CompletionShape(llm, self._names[0], body), prepared, body, http)
 
     async def _prepare(self, choices: int, work: Callable[[], Prepared]) -> Prepared:
-        self._bridge.room(choices)  # before the work
-        return await asyncio.to_thread(work)
+        with self._bridge.reserved(choices):
+            return await asyncio.to_thread(work)
 
     async def _answer(self, shape: _Shape, prepared: Prepared, body: protocol.Sampling, http: HttpRequest) -> Response:
         job = self._bridge.submit(prepared.requests)

@@ -153,27 +153,22 @@ class Preparer:
             tools = tools if body.tool_choice != "none" else []
         elif not tools:
             raise bad("tool_choice", "tool_choice asks for a call, but there are no tools; add them")
-        format_ = body.response_format
-        schema = None
-        if isinstance(format_, protocol.SchemaFormat):
-            schema = format_.json_schema.schema_
-        return _with([_message(message) for message in body.messages], _functions(tools), schema)
+        messages = [_message(message) for message in body.messages]
+        return _with(messages, _functions(tools), _schema(body.response_format)[0])
 
     def _held_to(self, body: protocol.Chat) -> Any:
         """The grammar that the answer is held to, None for none."""
         choice, format_ = body.tool_choice, body.response_format
         forced = choice == "required" or isinstance(choice, protocol.ToolChoice)
-        plain = format_ is None or format_.type == "text"
+        plain = format_ is None or isinstance(format_, protocol.TextFormat)
         if not forced and plain:
             return None
         if self._grammars is None:
             raise bad("response_format", "this model has no tokenizer, answers cannot be held to a grammar")
         if forced and not plain:
             raise bad("response_format", "response_format contradicts a tool_choice that asks for a call; give one")
-        if isinstance(format_, protocol.SchemaFormat):
-            return self._grammars.json(format_.json_schema.schema_, "response_format.json_schema.schema")
         if not forced:
-            return self._grammars.json(None, "response_format")
+            return self._grammars.json(*_schema(format_))
         functions = _functions(body.tools)
         if isinstance(choice, protocol.ToolChoice):
             name = choice.function.name
@@ -209,6 +204,15 @@ def _asked(arguments: protocol.TemplateArguments | None, default: bool) -> bool:
         if said is not None:
             return said
     return default
+
+
+def _schema(format_: protocol.TextFormat | protocol.ObjectFormat | protocol.SchemaFormat | None) -> tuple[Any, str]:
+    """(schema of the answer, None for any object; the field it is in)."""
+    if isinstance(format_, protocol.SchemaFormat):
+        return format_.json_schema.schema_, "response_format.json_schema.schema"
+    if isinstance(format_, protocol.ObjectFormat) and format_.value is not None:
+        return format_.value, "response_format.value"
+    return None, "response_format"
 
 
 def _functions(tools: Sequence[protocol.Tool] | None) -> list[dict[str, Any]]:

@@ -178,8 +178,13 @@ class JsonSchema(_Body):
     strict: bool | None = None
 
 
-class PlainFormat(_Body):
-    type: Literal["text", "json_object"]
+class TextFormat(_Body):
+    type: Literal["text"]
+
+
+class ObjectFormat(_Body):
+    type: Literal["json_object"]
+    value: dict[str, Any] | None = Field(None, description="a schema, where huggingface_hub's client puts it")
 
 
 class SchemaFormat(_Body):
@@ -201,7 +206,7 @@ class Chat(Sampling):
     max_completion_tokens: int | None = Field(None, ge=1, le=INT32)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_TOP_LOGPROBS)
-    response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    response_format: Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")] | None = None
     tools: Annotated[list[Tool], Fast] | None = Field(None, max_length=MOST_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None

@@ -20,6 +20,7 @@ from wellhead.engine.story import Phase, Story
 from wellhead.server.app import make_app
 from wellhead.server.bridge import Bridge
 from wellhead.server.errors import unavailable
+from wellhead.server.gate import allowed_hosts
 from wellhead.server.grammar import Grammars
 from wellhead.server.limits import Limits
 from wellhead.server.metrics import Metrics
@@ -98,6 +99,8 @@ class Life:
             self.bridge, lambda: self._preparer, self._serving.names, bound=self._serving.host, key=self._serving.key,
             doing=lambda: self._story.doing,
         )  # fmt: skip
+        if self._serving.key is None and allowed_hosts(self._serving.host) is None:
+            self._story.tell("wellhead: whoever reaches this address may use it; --api-key-file asks them for a key")
         grace = self._serving.limits.grace_seconds
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off",

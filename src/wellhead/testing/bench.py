@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 
 from wellhead.dispatch.capability import Card, detect
 from wellhead.dispatch.spec import REFERENCE, Case, OpSpec
 from wellhead.testing.agreement import compare, results
+from wellhead.testing.record import origin
 from wellhead.testing.timing import Roof, times
 
 ROTATED_BYTES = 1 << 30  # several times any L2
@@ -49,8 +46,7 @@ def measure(spec: OpSpec, case: Case, impl: str, roof: Roof, arch: str = "native
         "us_median": round(took.median, 2), "us_p20": round(took.p20, 2), "us_p80": round(took.p80, 2),
         "bytes": case.bytes, "gb_s": round(speed, 1), "roof_gb_s": round(roof.best, 1),
         "share": round(speed / roof.best, 4), "error": agreed.error,
-        "torch": torch.__version__, "triton": triton.__version__,
-        "commit": commit(), "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **origin(),
     }  # fmt: skip
 
 
@@ -74,13 +70,3 @@ def selected(spec: OpSpec, wanted: str, *, needed: bool = True) -> Iterator[Case
     if needed and not cases:
         raise ValueError(f"op {spec.name!r} has no case with {wanted!r}; there are {[c.name for c in spec.cases]}")
     yield from cases
-
-
-def commit() -> str:
-    """The commit that this file was checked out from, "-dirty" if anything tracked differs; "unknown" outside git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() if done.returncode == 0 else "unknown"

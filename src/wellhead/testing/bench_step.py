@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,6 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-import triton
 
 from wellhead.dispatch.features import Features
 from wellhead.model.batch import Batch, Chunk
@@ -31,7 +29,8 @@ from wellhead.model.state import ModelState, pages_for
 from wellhead.model.step_bytes import step_bytes
 from wellhead.model.working_memory import Steps
 from wellhead.testing import timing
-from wellhead.testing.bench import commit, needed_card
+from wellhead.testing.bench import needed_card
+from wellhead.testing.record import origin
 from wellhead.testing.step_profile import by_op, profile
 from wellhead.testing.timing import Roof
 
@@ -153,8 +152,7 @@ class StepBench:
             "roof_gb_s": round(roof.best, 1), "bound_ms": round(bound, 4), "share": round(bound / took, 4),
             "distinct_experts": distinct, "tok_s": round(1e3 * tokens / took, 2),
             "fill_s": self._filled, "weights_gb": round(self.model.weights.nbytes / 1e9, 2),
-            "torch": torch.__version__, "triton": triton.__version__, "commit": commit(),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            **origin(),
         }  # fmt: skip
         return Measured(record, moved, run)
 

@@ -127,7 +127,7 @@ async def run(
             async with gate:
                 try:
                     await _ask(client, base, _body(load, asked, name, chat), chat, answered, began)
-                except httpx.HTTPError as error:
+                except (httpx.HTTPError, LookupError, TypeError, ValueError) as error:  # what it sent is no answer
                     answered.error = f"{type(error).__name__}: {error}"
             return answered
 

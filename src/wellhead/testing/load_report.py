@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ def summary(load: Load, answered: Sequence[Answered], slo_first: float, slo_per_
     seconds = max(ends, default=math.nan) - min((one.at for one in answered), default=0.0)
     met = [one for one in good if one.first <= slo_first and not one.per_token > slo_per_token]
     found: dict[str, Any] = {
-        "kind": "summary", **asdict(load), "rate": load.rate if math.isfinite(load.rate) else "inf",
+        "kind": "load", **asdict(load), "rate": load.rate if math.isfinite(load.rate) else "inf",
         "answered": len(good), "failed": len(answered) - len(good), "seconds": seconds,
         "requests_per_s": len(good) / seconds, "tokens_per_s": sum(one.tokens for one in good) / seconds,
         "prompt_tokens_per_s": sum(one.prompt_tokens for one in good) / seconds,
@@ -61,14 +60,11 @@ def table(found: dict[str, Any]) -> str:
     )
 
 
-def write_lines(path: Path, found: dict[str, Any], answered: Sequence[Answered]) -> None:
-    """Append a line a request and one of the summary."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        for one in answered:
-            numbers = {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in asdict(one).items()}
-            file.write(json.dumps({"kind": "request", **numbers}) + "\n")
-        file.write(json.dumps(found) + "\n")
+def lines(answered: Sequence[Answered]) -> Iterator[dict[str, Any]]:
+    """A record of each request; what is not a number is None."""
+    for one in answered:
+        numbers = {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in asdict(one).items()}
+        yield {"kind": "request", **numbers}
 
 
 def draw(path: Path, found: dict[str, Any], answered: Sequence[Answered], title: str) -> None:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
-from wellhead.ops.device_formats import power_of_two, scale_exponent
+from wellhead.ops.device_formats import e4m3_bytes, power_of_two, scale_exponent
 
 ROTATED = tl.constexpr(64)  # the last dims of an entry
 NOPE = tl.constexpr(448)  # dims of a packed record that are E4M3
@@ -74,7 +74,7 @@ def _store_record(entry, slot, out, STRIDE, D: tl.constexpr, PAGE: tl.constexpr)
         data, tail = page + offset * RECORD, page + PAGE * RECORD + offset * 8
         values = tl.reshape(entry.to(tl.float32), (8, 64))
         exponent = scale_exponent(tl.max(tl.abs(values), axis=1))
-        codes = (values * power_of_two(254 - exponent)[:, None]).to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+        codes = e4m3_bytes(values * power_of_two(254 - exponent)[:, None])
         place = group[:, None] * 64 + tl.arange(0, 64)[None, :]
         tl.store(data + place, codes, mask=(group < 7)[:, None])
         tl.store(data.to(tl.pointer_type(tl.bfloat16)) + (column - NOPE // 2), entry, mask=column >= NOPE)

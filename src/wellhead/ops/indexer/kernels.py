@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
-from wellhead.ops.device_formats import power_of_two, widen_e2m1
+from wellhead.ops.device_formats import e4m3, power_of_two, widen_e2m1
 
 DIM = tl.constexpr(128)
 PAGE = tl.constexpr(64)
@@ -73,7 +73,7 @@ def logits_fp8_kernel(
     column, key = tl.arange(0, DIM), tl.arange(0, PAGE)
     row, wanted = _head_rows(length, HEADS, G, BH)
     codes = tl.load(q + row[:, None] * DIM + column[None, :], mask=wanted[:, None], other=0)
-    codes = codes.to(tl.float8e4nv, bitcast=True)
+    codes = e4m3(codes)
     weight = tl.load(weights + row, mask=wanted, other=0.0)
     pages = table + request.to(tl.int64) * TABLE_WIDTH
     for at in range(tl.program_id(1), tl.cdiv(longest, PAGE), tl.num_programs(1)):
@@ -82,16 +82,14 @@ def logits_fp8_kernel(
         base = cache + page.to(tl.int64) * STRIDE
         keys = tl.load(base + key[None, :] * DIM + column[:, None], mask=known[None, :], other=0)
         scale = tl.load((base + PAGE * DIM).to(tl.pointer_type(tl.float32)) + key, mask=known, other=0.0)
-        score = tl.dot(codes, keys.to(tl.float8e4nv, bitcast=True))
+        score = tl.dot(codes, e4m3(keys))
         _store_logits(logits, score, weight, scale, known, at, length, COLUMNS, G, BH)
 
 
 @triton.jit
 def _widened(packed, ROWS: tl.constexpr):
     """E4M3 [ROWS, 32] = 2^-6 of the values of 16 bytes a row, in their order."""
-    low, high = widen_e2m1(packed)
-    both = tl.join(low.to(tl.uint8, bitcast=True), high.to(tl.uint8, bitcast=True))
-    return tl.reshape(both, (ROWS, 32)).to(tl.float8e4nv, bitcast=True)
+    return e4m3(tl.reshape(tl.join(*widen_e2m1(packed)), (ROWS, 32)))
 
 
 @triton.jit

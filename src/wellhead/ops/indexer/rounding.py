@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
-from wellhead.ops.device_formats import power_of_two
+from wellhead.ops.device_formats import e4m3_bytes, power_of_two
 from wellhead.ops.rope.kernels import cos_sin
 
 DIM = tl.constexpr(128)
@@ -52,9 +52,9 @@ def _turned(vectors, BN: tl.constexpr, ROTATE: tl.constexpr):
 
 @triton.jit
 def _fp8(vectors):
-    """(E4M3 [BN, 128], fp32 scale [BN]); both divisions as IEEE rounds them."""
+    """(E4M3 bytes [BN, 128], fp32 scale [BN]); both divisions as IEEE rounds them."""
     scale = tl.div_rn(tl.maximum(tl.max(tl.abs(vectors), axis=1), 1e-4), 448.0)
-    return tl.div_rn(vectors, tl.broadcast_to(scale[:, None], vectors.shape)).to(tl.float8e4nv), scale
+    return e4m3_bytes(tl.div_rn(vectors, tl.broadcast_to(scale[:, None], vectors.shape))), scale
 
 
 @triton.jit
@@ -93,7 +93,7 @@ def write_keys_kernel(
     else:
         codes, scale = _fp8(vectors)
         place = (page + offset * DIM)[:, None] + tl.arange(0, DIM)[None, :]
-        tl.store(place, codes.to(tl.uint8, bitcast=True), mask=known[:, None])
+        tl.store(place, codes, mask=known[:, None])
         tl.store((page + PAGE * DIM + offset * 4).to(tl.pointer_type(tl.float32)), scale, mask=known)
 
 
@@ -124,5 +124,5 @@ def round_query_kernel(
     else:
         rounded, scale = _fp8(vectors)
         place = codes + wide[:, None] * DIM + tl.arange(0, DIM)[None, :]
-        tl.store(place, rounded.to(tl.uint8, bitcast=True), mask=inside[:, None])
+        tl.store(place, rounded, mask=inside[:, None])
         tl.store(tail + row, weight * scale, mask=inside)

@@ -148,7 +148,7 @@ SPEC = OpSpec(
     impls=(
         Impl(
             "triton",
-            needs=("kernels", "fp8e4nv_conversion"),
+            needs=("kernels",),
             shared_bytes=101376,
             builds=builds,
             supports=supports,

@@ -40,7 +40,7 @@ def _write_record(cache, slot, row, tail, PAGE: tl.constexpr, STRIDE: tl.constex
     page, offset = tl.maximum(slot, 0) // PAGE * STRIDE, tl.maximum(slot, 0) % PAGE
     data, scales = cache + page + offset * 576, cache + page + PAGE * 576 + offset * 8
     codes, exponent = round_groups(row.to(tl.float32), 1, DIM, 64)
-    tl.store(data + column, codes.to(tl.uint8, bitcast=True), mask=known & (column < NOPE))
+    tl.store(data + column, codes, mask=known & (column < NOPE))
     tl.store((data + NOPE).to(tl.pointer_type(tl.bfloat16)) + last, tail, mask=known & (last < ROTATED))
     tl.store(scales + group, tl.where(group < 7, exponent, 0).to(tl.uint8), mask=known & (group < 8))
 

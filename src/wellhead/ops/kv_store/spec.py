@@ -108,7 +108,7 @@ SPEC = OpSpec(
     impls=(
         Impl(
             "triton",
-            needs=("kernels", "fp8e4nv_conversion"),
+            needs=("kernels",),
             shared_bytes=1024,
             builds=builds,
             supports=supports,

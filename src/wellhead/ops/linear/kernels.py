@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
-from wellhead.ops.device_formats import power_of_two, round_rows
+from wellhead.ops.device_formats import e4m3, power_of_two, round_rows
 
 
 @triton.jit
@@ -23,7 +23,7 @@ def _activation(x, x_scale, token, used, at, K, M: tl.constexpr, KC: tl.constexp
         raw = tl.load(x + token[:, None] * K + (at + k)[None, :], mask=used[:, None], other=0)
         place = token[:, None] * (K // 128) + (at // 128 + block)[None, :]
         byte = tl.load(x_scale + place, mask=used[:, None], other=0)
-        codes, scale = raw.to(tl.float8e4nv, bitcast=True), power_of_two(byte)
+        codes, scale = e4m3(raw), power_of_two(byte)
     return codes, scale
 
 
@@ -50,7 +50,7 @@ def fp8_gemv_kernel(
         codes, scale = _activation(x, x_scale, one, one == 0, at, K, 1, KC, ROUND)
         scale = scale * power_of_two(tl.load(scale_row + at // 128 + block))[None, :]
         a = tl.reshape(tl.reshape(codes.to(tl.float32), (1, KC // 128, 128)) * scale[:, :, None], (1, KC))
-        acc += tile.to(tl.float8e4nv, bitcast=True).to(tl.float32) * a
+        acc += e4m3(tile).to(tl.float32) * a
         tile = following
     tl.store(y + rows, tl.sum(acc, axis=1).to(tl.bfloat16), mask=rows < N)
 
@@ -72,7 +72,7 @@ def few_kernel(
     for at in tl.range(0, K, 128, num_stages=STAGES):
         tile = tl.load(w + rows.to(tl.int64)[:, None] * K + (at + k)[None, :], mask=(rows < N)[:, None], other=0)
         codes, scale = _activation(x, x_scale, token, used, at, K, M, 128, ROUND)
-        product = tl.dot(codes, tl.trans(tile.to(tl.float8e4nv, bitcast=True)))
+        product = tl.dot(codes, tl.trans(e4m3(tile)))
         acc += product * (scale * power_of_two(tl.load(scale_row + at // 128)))
     place = token.to(tl.int64)[:, None] * N + rows[None, :]
     tl.store(y + place, acc.to(tl.bfloat16), mask=used[:, None] & (rows < N)[None, :])

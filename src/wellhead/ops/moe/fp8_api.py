@@ -9,6 +9,7 @@ import torch
 from wellhead.ops.checks import expect
 from wellhead.ops.moe.grouped import Grouped, Tiles, refusal, workspaces
 from wellhead.ops.moe.grouped_configs import choose_fp8
+from wellhead.ops.norm_quant.api import as_bytes
 from wellhead.ops.routing.api import ExpertLists
 
 
@@ -53,13 +54,14 @@ class Fp8Experts(Grouped):
             return
         wide = packed.s13.dtype == torch.float32
         blocks = lists.block_expert.shape[0]
+        hidden = as_bytes(self.hidden) if rounds_early(c) else self.hidden
         kernels.gate_up_kernel[(blocks * (2 * m // c.rows),)](
-            codes, scale, packed.w13, packed.s13, lists.block_expert, lists.slots, weights,
-            self.hidden, self.hidden_scale, d, m, self.top_k, self.limit,
+            as_bytes(codes), scale, as_bytes(packed.w13), packed.s13, lists.block_expert, lists.slots, weights,
+            hidden, self.hidden_scale, d, m, self.top_k, self.limit,
             **gate_up_constants(c, wide), num_warps=c.num_warps, num_stages=c.num_stages,
         )  # fmt: skip
         kernels.down_kernel[(blocks * (d // c.down_rows),)](
-            self.hidden, self.hidden_scale, packed.w2, packed.s2, lists.block_expert, lists.slots, self.each, d, m,
+            hidden, self.hidden_scale, as_bytes(packed.w2), packed.s2, lists.block_expert, lists.slots, self.each, d, m,
             **down_constants(c, wide), num_warps=c.down_warps, num_stages=c.num_stages,
         )  # fmt: skip
         self.combine(ids, lists, shared, out)

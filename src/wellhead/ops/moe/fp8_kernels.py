@@ -8,7 +8,7 @@ arithmetic, so the same kernel streams one token's experts and multiplies thousa
 import triton
 import triton.language as tl
 
-from wellhead.ops.device_formats import power_of_two, round_rows
+from wellhead.ops.device_formats import e4m3, power_of_two, round_rows
 from wellhead.ops.moe.hidden_kernels import block_of, round_hidden, swiglu
 
 
@@ -25,12 +25,13 @@ def _product(
     scale_at = (row * (K // 128)).to(tl.int32)  # the plan keeps it below 2^31
     acc = tl.zeros((R, G), dtype=tl.float32)
     for at in range(0, K, 128):
-        codes = tl.load(w + out_row[:, None] * K + (at + k)[None, :])
-        tile = tl.load(x + row[:, None] * K + (at + k)[None, :], mask=used[:, None], other=0.0)
+        codes = e4m3(tl.load(w + out_row[:, None] * K + (at + k)[None, :]))
+        tile = tl.load(x + row[:, None] * K + (at + k)[None, :], mask=used[:, None], other=0)
         if ROUND:
             tile, factor = round_rows(tile.to(tl.float32), G, 128)
             factor = tl.reshape(factor, (G,))
         else:
+            tile = e4m3(tile)
             factor = power_of_two(tl.load(x_scale + (scale_at + at // 128), mask=used, other=0))
         weight = tl.load(w_scale + scale_row * (K // 128) + at // 128)
         weight = weight if WIDE else power_of_two(weight)

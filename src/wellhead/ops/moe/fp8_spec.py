@@ -30,11 +30,11 @@ def builds() -> tuple[KernelBuild, ...]:
     for config in {choose_fp8(tokens, TOP_K, POOL): None for tokens in TOKENS}:
         for wide in (False, True):
             early, scales = rounds_early(config), "*fp32" if wide else "*u8"
-            hidden = "*fp8e4nv" if early else "*bf16"
+            hidden = "*u8" if early else "*bf16"
             absent: dict[str, Any] = {} if early else {"h_scale": None}
             given = {**gate_up_constants(config, wide), **absent}
             signature = {
-                "x": "*fp8e4nv", "x_scale": "*u8", "w13": "*fp8e4nv", "s13": scales, **lists, "slot_weight": "*fp32",
+                "x": "*u8", "x_scale": "*u8", "w13": "*u8", "s13": scales, **lists, "slot_weight": "*fp32",
                 "h": hidden, "h_scale": "*u8", **sizes, "TOP_K": "i32", "limit": "fp32",
                 **dict.fromkeys(given, "constexpr"),
             }  # fmt: skip
@@ -43,7 +43,7 @@ def builds() -> tuple[KernelBuild, ...]:
             found.append(KernelBuild(f"gate_up[{name}]", kernels.gate_up_kernel, signature, given, *tile))
             given = {**down_constants(config, wide), **absent}
             signature = {
-                "h": hidden, "h_scale": "*u8", "w2": "*fp8e4nv", "s2": scales, **lists, "y": "*bf16", **sizes,
+                "h": hidden, "h_scale": "*u8", "w2": "*u8", "s2": scales, **lists, "y": "*bf16", **sizes,
                 **dict.fromkeys(given, "constexpr"),
             }  # fmt: skip
             tile = config.down_warps, config.num_stages, _MMA

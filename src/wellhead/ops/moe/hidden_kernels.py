@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from wellhead.ops.device_formats import power_of_two, scale_exponent
+from wellhead.ops.device_formats import e4m3_bytes, power_of_two, scale_exponent
 
 
 @triton.jit
@@ -24,8 +24,8 @@ def swiglu(acc, slot_weight, slot, used, limit, G: tl.constexpr, R: tl.constexpr
 
 @triton.jit
 def round_hidden(hidden):
-    """bf16 [G, 128] -> (E4M3 [G, 128], int32 UE8M0 byte [G]): `formats.block_fp8.quantize_rows`."""
+    """bf16 [G, 128] -> (E4M3 bytes [G, 128], int32 UE8M0 byte [G]): `formats.block_fp8.quantize_rows`."""
     tl.static_assert(hidden.shape[1] == 128, "a program rounds its 128 hidden channels together: R is 256")
     wide = hidden.to(tl.float32)
     exponent = scale_exponent(tl.max(tl.abs(wide), axis=1))
-    return (wide * power_of_two(254 - exponent)[:, None]).to(tl.float8e4nv), exponent
+    return e4m3_bytes(wide * power_of_two(254 - exponent)[:, None]), exponent

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
-from wellhead.ops.device_formats import power_of_two, widen_e2m1
+from wellhead.ops.device_formats import e4m3, power_of_two, widen_e2m1
 from wellhead.ops.moe.hidden_kernels import swiglu
 
 
@@ -43,9 +43,9 @@ def _product(
     acc = tl.zeros((R, G, NB), dtype=tl.float32)
     for at in tl.range(0, K, KC, num_stages=STAGES):
         low, high = widen_e2m1(tl.load(weights + at // 2))
-        even = tl.load(place + at, mask=diagonal, other=0).to(tl.float8e4nv, bitcast=True)
-        odd = tl.load(place + at + 16, mask=diagonal, other=0).to(tl.float8e4nv, bitcast=True)
-        product = tl.dot(high, tl.trans(odd), tl.dot(low, tl.trans(even)))
+        even = e4m3(tl.load(place + at, mask=diagonal, other=0))
+        odd = e4m3(tl.load(place + at + 16, mask=diagonal, other=0))
+        product = tl.dot(e4m3(high), tl.trans(odd), tl.dot(e4m3(low), tl.trans(even)))
         act = tl.load(
             x_scale + row[:, None] * (K // 128) + (at // 128 + block // 4)[None, :], mask=used[:, None], other=0
         )  # fmt: skip

@@ -62,7 +62,9 @@ class Mxfp4Prefill(Grouped):
         if not tokens:
             return
         if self.widened is not None:
-            kernels.widen_kernel[(tokens, -(-d // 1024))](x, x_scale, self.widened, d, BLOCK=1024, num_warps=4)
+            kernels.widen_kernel[(tokens, -(-d // 1024))](
+                x.view(torch.uint8), x_scale, self.widened, d, BLOCK=1024, num_warps=4
+            )
             x, x_scale = self.widened, None
         w13, w2 = packed.w13, packed.w2
         if self.product.native:

@@ -11,7 +11,7 @@ the compiler would lower the first to bf16 all the same, in a form that it does 
 import triton
 import triton.language as tl
 
-from wellhead.ops.device_formats import power_of_two, widen_e2m1_words, widen_mxfp4
+from wellhead.ops.device_formats import e4m3, power_of_two, widen_e2m1_words, widen_mxfp4
 from wellhead.ops.moe.hidden_kernels import block_of, round_hidden, swiglu
 
 # by name, because the interpreter does not wrap a literal
@@ -24,7 +24,7 @@ def widen_kernel(codes, scale, out, D, BLOCK: tl.constexpr):
     token, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < D
     byte = tl.load(scale + token * (D // 128) + column // 128, mask=inside, other=0)
-    value = tl.load(codes + token * D + column, mask=inside, other=0.0).to(tl.float32)
+    value = e4m3(tl.load(codes + token * D + column, mask=inside, other=0)).to(tl.float32)
     tl.store(out + token * D + column, (value * power_of_two(byte)).to(tl.bfloat16), mask=inside)
 
 
@@ -100,11 +100,11 @@ def gate_up_kernel(
     if ROUNDED:
         codes, exponent = round_hidden(hidden)
     if NATIVE:
-        tl.store(place, codes, mask=used[:, None])
+        tl.store(place, codes.to(tl.float8e4nv, bitcast=True), mask=used[:, None])
         tl.store(h_scale + slot * (M_INTER // 128) + tile, exponent.to(tl.uint8), mask=used)
     else:
         if ROUNDED:
-            hidden = (codes.to(tl.float32) * power_of_two(exponent)[:, None]).to(tl.bfloat16)
+            hidden = (e4m3(codes).to(tl.float32) * power_of_two(exponent)[:, None]).to(tl.bfloat16)
         tl.store(place, hidden, mask=used[:, None])
 
 

@@ -59,7 +59,7 @@ def builds(name: str) -> tuple[KernelBuild, ...]:
             )
         )
     if product.rounded and not native:
-        signature = {"codes": "*fp8e4nv", "scale": "*u8", "out": "*bf16", "D": "i32:16", "BLOCK": "constexpr"}
+        signature = {"codes": "*u8", "scale": "*u8", "out": "*bf16", "D": "i32:16", "BLOCK": "constexpr"}
         found.append(KernelBuild("widen[1024]", kernels.widen_kernel, signature, {"BLOCK": 1024}))
     return tuple(found)
 

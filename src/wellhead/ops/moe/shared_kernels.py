@@ -21,5 +21,5 @@ def swiglu_round_kernel(gate_up, codes, scale, limit, M_INTER, BLOCK: tl.constex
     hidden = (gate / (1.0 + tl.exp(-gate)) * up).to(tl.bfloat16)
     found, exponent = round_groups(hidden.to(tl.float32), 1, BLOCK, 128)
     group = tl.program_id(1) * (BLOCK // 128) + tl.arange(0, BLOCK // 128)[None, :]
-    tl.store(codes + token * M_INTER + column, found.to(tl.uint8, bitcast=True))
+    tl.store(codes + token * M_INTER + column, found)
     tl.store(scale + token * (M_INTER // 128) + group, exponent.to(tl.uint8))

@@ -143,7 +143,7 @@ SPEC = OpSpec(
         ),
         Impl(
             "triton",
-            needs=("kernels", "fp8e4nv_conversion"),
+            needs=("kernels",),
             shared_bytes=101376,
             builds=builds,
             supports=supports,
@@ -152,7 +152,7 @@ SPEC = OpSpec(
         # Other numerics than the checkpoint's, so never automatic: where it fits, "triton" does, and comes first.
         Impl(
             "triton-w4a16",
-            needs=("kernels", "fp8e4nv_conversion"),
+            needs=("kernels",),
             shared_bytes=101376,
             builds=partial(prefill_spec.builds, "w4a16"),
             supports=prefill_spec.supports,

@@ -14,12 +14,12 @@ def store_rounded(value, codes, halves, scale, row, D: tl.constexpr, BLOCK: tl.c
     place, inside = row * D + column[None, :], (column < D)[None, :]
     found, exponent = round_groups(tl.reshape(value, (1, BLOCK)), 1, BLOCK, 128)
     if codes is not None:
-        tl.store(codes + place, found.to(tl.uint8, bitcast=True), mask=inside)
+        tl.store(codes + place, found, mask=inside)
     if halves is not None:
         # rounded again: of codes that are stored twice, ptxas 12.8 takes every second one from a stale register
         turned = tl.permute(tl.reshape(value, (BLOCK // 32, 16, 2)), (0, 2, 1))
         found, _ = round_groups(tl.reshape(turned, (1, BLOCK)), 1, BLOCK, 128)
-        tl.store(halves + place, found.to(tl.uint8, bitcast=True), mask=inside)
+        tl.store(halves + place, found, mask=inside)
     tl.store(scale + row * (D // 128) + group[None, :], exponent.to(tl.uint8), mask=(group < D // 128)[None, :])
 
 

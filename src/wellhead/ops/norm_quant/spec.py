@@ -86,7 +86,7 @@ SPEC = OpSpec(
     impls=(
         Impl(
             "triton",
-            needs=("kernels", "fp8e4nv_conversion"),
+            needs=("kernels",),
             shared_bytes=8192,
             builds=builds,
             supports=supports,

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
-from wellhead.ops.device_formats import power_of_two, round_groups
+from wellhead.ops.device_formats import e4m3, power_of_two, round_groups
 from wellhead.ops.rope.kernels import cos_sin, turn
 
 HEAD = tl.constexpr(512)
@@ -52,9 +52,9 @@ def grouped_gemv_kernel(
     # as many neighbours a thread as of bf16 (8) and of the turned dims (4): weights meet activations in registers
     eight = tl.multiple_of(tl.max_contiguous(tl.arange(0, K), 8), 8)
     last = tl.multiple_of(tl.max_contiguous(turning // ROTATED * HEAD + LAST + turning % ROTATED, 4), 4)
-    weight = tl.load(w_at + eight[None, :]).to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    weight = e4m3(tl.load(w_at + eight[None, :])).to(tl.float32)
     scale = tl.load(scale_at + tl.arange(0, K // 128))
-    last_weight = tl.load(w_at + last[None, :]).to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    last_weight = e4m3(tl.load(w_at + last[None, :])).to(tl.float32)
     last_scale = tl.load(scale_at + head * 4 + 3)
     after_producers(PDL)
     for each in tl.static_range(M):
@@ -90,7 +90,7 @@ def tile_kernel(
     after_producers(PDL)
     acc = tl.zeros((BN, BT), dtype=tl.float32)
     for block in range(K // 128):
-        codes = tl.load(w_at + block * 128 + k[None, :]).to(tl.float8e4nv, bitcast=True)
+        codes = e4m3(tl.load(w_at + block * 128 + k[None, :]))
         mask = used[:, None]
         if ROTATE:
             mask = mask & ((block % 4 < 3) | (k < 64))[None, :]
@@ -99,7 +99,7 @@ def tile_kernel(
     if ROTATE:
         last, position = LAST + tl.arange(0, ROTATED)[None, :], tl.load(positions + token, mask=used, other=0)
         for head in range(P):
-            codes = tl.load(w_at + head * HEAD + last).to(tl.float8e4nv, bitcast=True)
+            codes = e4m3(tl.load(w_at + head * HEAD + last))
             tail = tl.load(o_at + head * HEAD + last, mask=used[:, None], other=0.0)
             a = _turned_back(tail, position, freqs, BT)
             acc += tl.dot(codes.to(tl.bfloat16), tl.trans(a)) * power_of_two(tl.load(scale_at + head * 4 + 3))
@@ -107,7 +107,7 @@ def tile_kernel(
     place = token.to(tl.int64)[:, None] * (groups * N) + row[None, :]
     if ROUND:
         codes, exponent = round_groups(out.to(tl.float32), BT, BN, 128)
-        tl.store(z + place, codes.to(tl.uint8, bitcast=True), mask=used[:, None])
+        tl.store(z + place, codes, mask=used[:, None])
         group_at = token.to(tl.int64)[:, None] * (groups * N // 128) + first // 128 + tl.arange(0, 1)[None, :]
         tl.store(z_scale + group_at, exponent.to(tl.uint8), mask=used[:, None])
     else:

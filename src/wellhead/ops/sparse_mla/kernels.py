@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
-from wellhead.ops.device_formats import INTERPRETED, power_of_two
+from wellhead.ops.device_formats import INTERPRETED, e4m3, power_of_two
 
 DIM = tl.constexpr(512)
 QUARTER = tl.constexpr(128)  # a tile is unpacked, and the sums are kept, a quarter at a time: fewer live registers
@@ -35,7 +35,7 @@ def _quarter(cache, data, scales, known, START: tl.constexpr, BT: tl.constexpr):
     codes = tl.load((cache + data)[:, None] + START + column, mask=known & (START + column < 448), other=0)
     group = START // 64 + tl.arange(0, 2)[None, :]
     scale = power_of_two((scales[:, None] >> (8 * group)) & 255)
-    values = tl.reshape(codes.to(tl.float8e4nv, bitcast=True).to(tl.float32), (BT, 2, 64)) * scale[:, :, None]
+    values = tl.reshape(e4m3(codes).to(tl.float32), (BT, 2, 64)) * scale[:, :, None]
     nope = tl.reshape(values, (BT, QUARTER)).to(tl.bfloat16)
     if START == 384:  # the last 64 dims are rotary, stored as bf16
         pointer = (cache + data + 448).to(tl.pointer_type(tl.bfloat16))[:, None] + (column - 64)
