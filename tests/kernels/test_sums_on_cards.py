@@ -18,9 +18,8 @@ CARDS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("world", [2, 4, 8])
-@pytest.mark.parametrize("sums", ["one-shot", "auto"])
-def test_sums_in_and_out_of_a_graph(world: int, sums: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sums", "world"), [("auto", 2), ("one-shot", 2), ("one-shot", 4), ("one-shot", 8)])
+def test_sums_in_and_out_of_a_graph(sums: str, world: int, tmp_path: Path) -> None:
     if world > CARDS:
         pytest.skip(f"needs {world} CUDA cards, torch sees {CARDS}")
     variables = {**os.environ, "PYTHONPATH": f"{TESTS.parent / 'src'}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "2"}
