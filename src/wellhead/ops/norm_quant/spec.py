@@ -87,7 +87,7 @@ SPEC = OpSpec(
         Impl(
             "triton",
             needs=("kernels",),
-            shared_bytes=8192,
+            shared_bytes=16384,
             builds=builds,
             supports=supports,
             prepare=prepare,
