@@ -5,6 +5,8 @@
 
 All clients ask at once and stream; the embedded model answers each with exactly --max-tokens tokens. Compared are the
 seconds of processor time, which say more than rates where other work shares the cores; the client's are not among them.
+A core's own speed drifts, here by a tenth from one answer to the next: what counts is the sum over all rounds, of which
+every second one asks the server first, and its standard error over the rounds.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,31 @@ from wellhead.testing.record import append, host, origin
 from wellhead.text import encode_messages
 
 RUNNING, PAGES = 32, 256
+WAYS = {"cpu": "in CPU seconds", "rate": "in time a token"}
 
 
 def processor_seconds(pid: int) -> float:
     """User and system time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def total(rounds: Sequence[Mapping[str, float]], way: str) -> tuple[float, float]:
+    """The overhead of all rounds together, in CPU seconds or in time a token, and its standard error: each round left
+    out in turn (jackknife).
+    """
+
+    def of(some: Sequence[Mapping[str, float]]) -> float:
+        if way == "cpu":
+            return sum(one["served_cpu_s"] for one in some) / sum(one["generate_cpu_s"] for one in some) - 1
+        served = sum(1 / one["served_tokens_per_s"] for one in some)
+        return served / sum(1 / one["generate_tokens_per_s"] for one in some) - 1
+
+    count = len(rounds)
+    if count < 2:
+        return of(rounds), float("nan")
+    left_out = [of([*rounds[:number], *rounds[number + 1 :]]) for number in range(count)]
+    return of(rounds), ((count - 1) * statistics.pvariance(left_out)) ** 0.5
 
 
 def main() -> int:
@@ -90,14 +111,16 @@ def main() -> int:
     finally:
         server.terminate()
         server.wait(60)
+    overheads = {way: total(rounds, way) for way in WAYS}
     medians = {name: round(statistics.median(one[name] for one in rounds), 4) for name in rounds[0]}
-    print(
-        f"the server's overhead, median of {len(rounds)} rounds: {medians['overhead_cpu']:+.1%} in CPU seconds, "
-        f"{medians['overhead_rate']:+.1%} in time a token"
-    )
+    said = [f"{overheads[way][0]:+.1%} ± {overheads[way][1]:.1%} {what}" for way, what in WAYS.items()]
+    print(f"the server's overhead over {len(rounds)} rounds: {', '.join(said)}")
     record: dict[str, Any] = {
         "kind": "overhead", "model": "tiny", "clients": args.clients, "max_tokens": args.max_tokens,
-        "rounds": len(rounds), **medians, "overhead_cpu_of_each": [one["overhead_cpu"] for one in rounds],
+        "rounds": len(rounds), **medians,
+        **{f"overhead_{way}_of_all": round(found, 4) for way, (found, _) in overheads.items()},
+        **{f"overhead_{way}_error": round(error, 4) for way, (_, error) in overheads.items()},
+        "overhead_cpu_of_each": [one["overhead_cpu"] for one in rounds],
         "overhead_rate_of_each": [one["overhead_rate"] for one in rounds],
         **began_on, **origin(), "command": shlex.join(["python", "-m", "tools.serve_overhead", *sys.argv[1:]]),
     }  # fmt: skip

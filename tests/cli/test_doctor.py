@@ -121,19 +121,23 @@ def test_a_truncated_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("cards", "needed", "said"),
+    ("cards", "experts", "needed", "said"),
     [
-        ([gpu(), gpu()], 2, None),
-        ([gpu()], 2, "1 x Faked GPU do not hold it, 2 would"),
-        ([gpu("sm80", memory=85 * 10**9)] * 8, None, "Faked GPU (sm80) has no kernel yet for "),
-        ([gpu(memory=10**9)], None, "1 x Faked GPU do not hold it"),
+        ([gpu(), gpu()], "fp4", 2, None),
+        ([gpu()], "fp4", 2, "1 x Faked GPU do not hold it, 2 would"),
+        ([gpu("sm80", memory=85 * 10**9)] * 8, "fp4", 4, None),
+        ([gpu()] * 8, "fp8", None, "Faked GPU (sm120) has no kernel yet for moe"),
+        ([gpu(memory=10**9)], "fp4", None, "1 x Faked GPU do not hold it"),
     ],
 )
 def test_whether_the_cards_hold_it(
-    monkeypatch: pytest.MonkeyPatch, cards: list[dict[str, object]], needed: int | None, said: str | None
-) -> None:
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cards: list[dict[str, object]], experts: str, needed: int | None,
+    said: str | None,
+) -> None:  # fmt: skip
     put(monkeypatch, *cards, archs=["sm80", "sm120"])
-    report = doctor.examine(model="v4-flash")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(published_config("v4-flash") | {"expert_dtype": experts}), encoding="utf-8")
+    report = doctor.examine(model=str(config))
     assert report.model is not None and report.model.memory[0]["needed"] == needed
     found = problems(report).get("memory")
     assert found is None if said is None else found is not None and found.startswith(said)

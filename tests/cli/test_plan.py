@@ -53,17 +53,13 @@ def test_no_set_of_cards(capsys: pytest.CaptureFixture[str]) -> None:
     assert "tokens fit; shorten --context or lower --concurrency" in capsys.readouterr().out
 
 
-def test_a_card_without_kernels_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    status, said = asked(capsys, "v4-flash", "--gpu", "a100", "--tp", "4")
-    assert status == 1 and said["fits"] and not said["runs"] and said["smallest"] is None
-    assert any("does not run there yet: no kernel of" in note and "fp8e4nv" in note for note in said["notes"])
-
-
 def test_experts_that_no_card_computes_yet(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     base = tmp_path / "config.json"
     base.write_text(json.dumps(published_config("v4-flash") | {"expert_dtype": "fp8"}), encoding="utf-8")
     status, said = asked(capsys, str(base), "--gpu", "h200", "--tp", "4")
     assert status == 1 and said["fits"] and not said["runs"] and said["kind"] == "v4-base"
+    assert said["smallest"] is None
+    assert any("does not run there yet: no kernel of moe fits. moe: fp8 experts" in note for note in said["notes"])
     assert said["bytes_per_rank"]["experts"] == 2 * 138_512_695_296 // 4
 
 

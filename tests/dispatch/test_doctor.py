@@ -216,13 +216,15 @@ def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_one_file_reads_capability_numbers() -> None:
-    words = ("get_device_capability", "get_device_properties", "current_target(", "get_arch_list")
-    readers = {
-        str(path.relative_to(SOURCE))
-        for path in SOURCE.rglob("*.py")
-        if any(word in path.read_text(encoding="utf-8") for word in words)
-    }
-    assert readers == {"wellhead/dispatch/capability.py"}
+    """Of cards; of the target that a kernel is compiled for, kernels ask in one place too."""
+
+    def readers(*words: str) -> set[str]:
+        texts = {str(path.relative_to(SOURCE)): path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py")}
+        return {name for name, text in texts.items() if any(word in text for word in words)}
+
+    cards = readers("get_device_capability", "get_device_properties", "current_target(", "get_arch_list")
+    assert cards == {"wellhead/dispatch/capability.py"}
+    assert readers("cuda_capability_geq") == {"wellhead/ops/device_formats.py"}
 
 
 def test_registry_lists_every_op_folder() -> None:

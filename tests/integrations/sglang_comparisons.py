@@ -245,8 +245,9 @@ def test_experts_equal_sglangs_dequantised_ones(impl: str, tokens: int) -> None:
 
     plain = objects.plain_experts(e, *(_unpacked(*packed[name]) for name in ("w1", "w3", "w2")))
     kept = torch.where(ids < 0, 0.0, weights)
+    named = torch.where(ids < 0, (ids[:, :1] + 1) % e, ids)  # no expert twice, which SGLang's loop cannot take
     expected = moe_forward_native(
-        plain, x.float(), StandardTopKOutput(kept, ids.clamp_min(0).long(), None), plain.moe_runner_config
+        plain, x.float(), StandardTopKOutput(kept, named.long(), None), plain.moe_runner_config
     )
     apart = (found.float() - expected).norm() / expected.norm()
     assert apart < 2.0**-5, f"{apart} in norm: E4M3 keeps 2^-4 of each hidden value"
@@ -330,7 +331,7 @@ def test_linear_equals_sglangs_dequantised_weights(impl: str, tokens: int) -> No
     expected = block_fp8.round_rows(x, 128).float() @ wide.T
     agrees(layer(x)[0], expected.bfloat16(), registry.spec("linear").error)
     both = layer.quant_method.apply(layer, x.unsqueeze(0), bias)
-    agrees(both[0], (expected.bfloat16() + bias), registry.spec("linear").error)
+    assert torch.equal(both[0], layer(x)[0] + bias)
 
 
 def test_a_scale_that_is_no_power_of_two_is_refused(impl: str) -> None:

@@ -51,6 +51,7 @@ def test_rounding_at_and_around_every_boundary() -> None:
     around = torch.cat((bits, bits + 1, (bits - 1).clamp_min(0))).view(torch.float32)
     drawn = torch.randn(4096, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.linspace(-4, 3, 4096)
     values = torch.cat((around, -around, drawn))
+    values = values[~values.isnan()]  # one bit above infinity
     values = torch.nn.functional.pad(values, (0, -len(values) % 256)).to(DEVICE)
     by_integers, by_type = torch.empty(2, len(values), dtype=torch.uint8, device=DEVICE)
     encode[(len(values) // 256,)](values, by_integers, by_type, COUNT=256)

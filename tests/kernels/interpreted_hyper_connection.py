@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -67,6 +68,19 @@ def normed(u: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 SHAPES = [(1, 256), (17, 256), (5, 192), (1, 4096), (1, 7168)]
+
+
+@pytest.mark.parametrize("d", [256, 4096])
+def test_mixing_weights_beside_the_contraction(d: int) -> None:
+    """A launch of their own: the same row, and weights up to the order of a sum."""
+    data, alone, both = draw(3, d), Run(3, d), Run(3, d)
+    api.pre(both.plan, data["streams"], site(data, norm=True), both["out"], both["post"], both["comb"])
+    given = (data["streams"], site(data, norm=True), alone["out"], alone["post"], alone["comb"])
+    api.pre(alone.plan, *given, beside=nullcontext)
+    assert torch.equal(alone["out"], both["out"])
+    for name in ("post", "comb"):
+        torch.testing.assert_close(alone[name], both[name], **CLOSE)
+    alone.check_guards()
 
 
 @pytest.mark.parametrize(("tokens", "d"), SHAPES)

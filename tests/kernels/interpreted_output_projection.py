@@ -9,7 +9,7 @@ import torch
 
 from wellhead.formats import block_fp8
 from wellhead.ops.output_projection import api, reference
-from wellhead.ops.output_projection.configs import FEW_TOKENS, Config, choose_config
+from wellhead.ops.output_projection.configs import Config, choose_config
 from wellhead.ops.output_projection.spec import SPEC, make, prepare, prepare_reference
 from wellhead.ops.rope import reference as rope
 
@@ -28,7 +28,7 @@ def expected(case: Case) -> torch.Tensor:
 
 
 def turned(case: Case) -> torch.Tensor:
-    """o as ops.rope leaves it in front of many tokens, by the reference."""
+    """o as ops.rope or attention leaves it, by the reference."""
     o = rope.apply(case["o"].cpu(), case["positions"].cpu(), case["freqs"].cpu(), inverse=True)
     return o.to(DEVICE)
 
@@ -38,7 +38,7 @@ def run(case: Case, rounds: bool = False) -> tuple[torch.Tensor, torch.Tensor | 
     plan = api.plan(heads, case["groups"], width // case["groups"])
     z = torch.full((tokens, width), torch.nan, device=DEVICE).to(torch.float8_e4m3fn if rounds else torch.bfloat16)
     z_scale = torch.full((tokens, width // 128), 255, dtype=torch.uint8, device=DEVICE) if rounds else None
-    if tokens <= FEW_TOKENS:
+    if plan.turns(tokens):
         plan.run(case["o"], case["positions"], case["freqs"], case["weight"], case["scale"], z, z_scale)
     else:
         plan.run(turned(case), None, None, case["weight"], case["scale"], z, z_scale)
@@ -60,8 +60,7 @@ def test_agrees_with_the_reference(tokens: int, heads: int, groups: int, n: int)
 @pytest.mark.parametrize(
     ("tokens", "config"),
     [
-        (4, Config(True, 4, 4, 8, 1)),  # what GEMV_TOKENS = 4 would take
-        (3, Config(True, 4, 8, 8, 1)),
+        (2, Config(True, 2, 8, 8, 1)),
         (1, Config(True, 1, 16, 8, 1)),
         (130, Config(False, 128, 128, 8, 3)),
     ],
@@ -73,7 +72,7 @@ def test_other_tiles_agree_too(monkeypatch: pytest.MonkeyPatch, tokens: int, con
 
 
 def test_positions_matter_up_to_a_million() -> None:
-    for tokens in (2, 8):
+    for tokens in (3, 8):
         case = drawn(tokens, 8, 1, 128)
         case["positions"][0], case["positions"][1] = 0, (1 << 20) - 1
         found, right = run(case)[0], expected(case)
@@ -126,7 +125,7 @@ def test_scales_at_the_ends_of_their_range() -> None:
 
 
 def test_prepared_cases_agree_and_leave_their_inputs() -> None:
-    for tokens in (3, 70):
+    for tokens in (1, 3, 70):
         case = drawn(tokens, 4, 2, 128)
         before = case["o"].clone()
         assert agree(prepare(case)().cpu(), prepare_reference(case)().cpu())
@@ -142,15 +141,16 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             api.plan(*arguments)
-    few, many = drawn(2, 4, 2, 128), drawn(65, 4, 2, 128)
-    z, many_z = (torch.empty(t, 256, dtype=torch.bfloat16, device=DEVICE) for t in (2, 65))
-    codes, scale = torch.empty_like(z).to(torch.float8_e4m3fn), torch.empty(2, 2, dtype=torch.uint8, device=DEVICE)
+    few, many, one = drawn(3, 4, 2, 128), drawn(65, 4, 2, 128), drawn(1, 4, 2, 128)
+    z, many_z = (torch.empty(t, 256, dtype=torch.bfloat16, device=DEVICE) for t in (3, 65))
+    codes, scale = torch.empty_like(z).to(torch.float8_e4m3fn), torch.empty(3, 2, dtype=torch.uint8, device=DEVICE)
     positions, freqs, weights = few["positions"], few["freqs"], (few["weight"], few["scale"])
     for given, reason in (
         ((few["o"], positions, None, *weights, z), "one of them is None"),
-        ((few["o"], None, None, *weights, z), "2 tokens without positions"),
-        ((few["o"], positions, freqs, *weights, codes, scale), "2 tokens with positions, z with a scale"),
-        ((many["o"], many["positions"], freqs, *weights, many_z), "65 tokens with positions, .* ops.rope has turned"),
+        ((few["o"], None, None, *weights, z), "3 tokens without positions"),
+        ((few["o"], positions, freqs, *weights, codes, scale), "3 tokens with positions, z with a scale"),
+        ((many["o"], many["positions"], freqs, *weights, many_z), "65 tokens with positions, .* turned already"),
+        ((one["o"], one["positions"], freqs, *weights, z[:1]), "1 tokens with positions, .* turned already"),
         ((few["o"].float(), positions, freqs, *weights, z), "o is torch.float32"),
         ((few["o"], positions.int(), freqs, *weights, z), "positions is torch.int32"),
         ((few["o"], positions, freqs, few["weight"], few["scale"][:1], z), r"scale is torch.uint8 \(1, 8\)"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from wellhead.formats import kv_record
+from wellhead.ops.rope import reference as rope
 from wellhead.ops.sparse_mla import api, reference
 from wellhead.ops.sparse_mla.configs import Config
 from wellhead.ops.sparse_mla.spec import SPEC
@@ -41,7 +42,7 @@ def drawn(tokens: int, heads: int, window: int, selected: int, seed: int = 0, pa
     }
 
 
-def found(case: dict[str, Any], splits: int) -> torch.Tensor:
+def found(case: dict[str, Any], splits: int, *turn: torch.Tensor) -> torch.Tensor:
     tokens, heads, _ = case["q"].shape
     plan = api.plan(max(tokens, 1), heads, 64, SCALE, device=DEVICE)
     config = Config(heads=16, splits=splits, records=16, num_warps=4, num_stages=1, keys_first=True)
@@ -51,7 +52,7 @@ def found(case: dict[str, Any], splits: int) -> torch.Tensor:
         part_stat=torch.full((*shape, 2), torch.nan, device=DEVICE),
     )  # fmt: skip
     out = torch.full_like(case["q"], torch.nan)
-    plan.run(case["q"], case["window"], case["selected"], case["sink"], out)
+    plan.run(case["q"], case["window"], case["selected"], case["sink"], out, *turn)
     return out.cpu()
 
 
@@ -68,6 +69,20 @@ def expected(case: dict[str, Any]) -> torch.Tensor:
 def agree(left: torch.Tensor, right: torch.Tensor) -> bool:
     bound = SPEC.error.absolute + SPEC.error.relative * right.float().abs()
     return bool(((left.float() - right.float()).abs() <= bound).all())
+
+
+def test_heads_are_turned_back_on_the_way_out_where_parts_are_merged() -> None:
+    """As ops.rope turns attention's result: angles up to a million positions."""
+    case, freqs = drawn(3, 20, 70, 100), rope.frequencies(64, 10000.0, None)
+    positions = torch.tensor([0, 12345, (1 << 20) - 1])
+    turned = found(case, 4, positions.to(DEVICE), freqs.to(DEVICE)).float()
+    straight = rope.apply(found(case, 4), positions, freqs, inverse=True).float()
+    assert torch.equal(turned[..., :448], straight[..., :448])
+    assert bool(((turned - straight).abs() <= 2.0**-7 * straight.abs() + 2.0**-20).all())
+    assert float((turned == straight).float().mean()) > 0.999
+    for splits, turn in ((1, (positions.to(DEVICE), freqs.to(DEVICE))), (4, (positions.to(DEVICE),))):
+        with pytest.raises(ValueError, match="expected both, of a plan that turns, or neither"):
+            found(case, splits, *turn)
 
 
 @pytest.mark.parametrize(("tokens", "heads", "splits"), [(0, 16, 1), (1, 16, 1), (3, 20, 1), (2, 16, 4), (2, 20, 8)])

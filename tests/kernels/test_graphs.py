@@ -10,6 +10,7 @@ import torch
 
 from kernels.small import SMALL
 from wellhead.ops import registry
+from wellhead.ops.linear.prefetch import prefetch
 from wellhead.testing.agreement import results
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
@@ -71,3 +72,17 @@ def test_a_run_neither_synchronises_nor_allocates(op: str) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == allocated
+
+
+def test_weights_asked_for_ahead_stay_what_they_are() -> None:
+    """Any sizes, budgets that end within one, and the last bytes of an allocation; captured too."""
+    weights = [torch.randint(0, 256, (size,), dtype=torch.uint8, device="cuda") for size in (1, 4097, 3 << 20)]
+    before = [weight.clone() for weight in weights]
+    graph = torch.cuda.CUDAGraph()
+    for number, budget in ((1, 100), (2, 1 << 30), (3, 5000), (3, 1 << 30)):
+        prefetch(weights[:number], budget)
+    with torch.cuda.graph(graph):
+        prefetch(weights, 1 << 30)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(weight, same) for weight, same in zip(weights, before, strict=True))

@@ -54,7 +54,7 @@ def test_drafts_change_no_token(guesses: int, monkeypatch: pytest.MonkeyPatch) -
     """
 
     def made(rows: int, speculative_tokens: int) -> LLM:
-        monkeypatch.setattr(device_runner, "ladder", lambda most: [rows])
+        monkeypatch.setattr(device_runner, "ladder", lambda most, largest_graph: [rows])
         return LLM(
             device="cuda", progress=False, num_pages=64, max_running=TOGETHER, chunk_tokens=2048, prefix_caching=False,
             speculative_tokens=speculative_tokens,

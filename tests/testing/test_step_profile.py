@@ -18,6 +18,7 @@ from wellhead.ops import registry
 from wellhead.testing import scaling_picture, step_profile
 from wellhead.testing.step_picture import REST, _parts, draw
 from wellhead.testing.step_profile import OTHERS, SUMS, Launch, by_op
+from wellhead.testing.step_whole import SITE, halves, kinds, whole_step
 
 CONFIG = load_config(first_layers(published_config("v4-flash"), 4))
 
@@ -53,8 +54,30 @@ def test_bytes_by_op_are_all_bytes_once() -> None:
     assert read - caches == pytest.approx(nbytes(weights.layers) + nbytes(weights.head) - tables, rel=1e-6)
     assert {op for op in many if op != EMBEDDING} <= {spec.name for spec in registry.specs()}
     assert op_of("3.moe.experts.s13") == "moe" and op_of("attention.wo_a.scale") == "output_projection"
-    one = step_bytes(weights, CONFIG, Numerics.named("checkpoint"), tokens=1, requests=1, context=10_000)
+    one, four = (
+        step_bytes(weights, CONFIG, Numerics.named("checkpoint"), tokens=tokens, requests=1, context=10_000)
+        for tokens in (1, 4)
+    )
+    selecting = sum(layer.ratio == 4 for layer in weights.layers)
+    assert four["sparse_mla"] - one["sparse_mla"] == 584 * 3 * (len(weights.layers) + selecting * CONFIG.index_topk)
     assert one["moe"] == pytest.approx(sum(nbytes(layer.moe.experts) for layer in weights.layers) * 6 / 256, rel=1e-6)
+
+
+def test_a_whole_model_is_made_of_the_kinds_that_were_timed() -> None:
+    """Attention 3 or 5 us, experts 10 or 20, 7 outside: three layers measured, five wanted."""
+    measured = [(0, True), (4, False), (4, False)]
+    run, at = [Launch("embed", 0.0, 1.0)], 2.0
+    for took in (3.0, 10.0, 5.0, 20.0, 5.0, 20.0):
+        run += [Launch(SITE, at, at + 0.5), Launch("gate_up_kernel", at + 0.5, at + took)]
+        at += took
+    run += [Launch(SITE, at, at + 4.0), Launch("pick", at + 4.0, at + 5.0)]
+    outside, attention, experts = halves(run, 3)
+    assert (outside, attention, experts) == (7.0, [3.0, 5.0, 5.0], [10.0, 20.0, 20.0])
+    wanted = [*measured, (4, False), (0, False)]
+    assert whole_step([run, run], 0.14, measured, wanted) == pytest.approx(0.14 * (70 + 25 + 23) / 70)
+    assert kinds(CONFIG) == [(0, True), (0, True), (4, True), (128, False)]
+    with pytest.raises(ValueError, match="7 launches of project_kernel, expected two a layer of 4"):
+        halves(run, 4)
 
 
 def record(**own: object) -> dict[str, object]:

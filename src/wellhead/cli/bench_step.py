@@ -45,6 +45,9 @@ def run(args: argparse.Namespace) -> int:
     from wellhead.testing.timing import roof
 
     group, split = (ALONE, WHOLE) if args.group is None else (args.group, options.split(args))
+    wrong = [tokens for tokens in args.prefill if not 2 <= tokens <= args.context]
+    if wrong:
+        raise ValueError(f"--prefill {wrong[0]}: expected 2 tokens to the context's {args.context}")
     measured = roof()
     layers = args.layers
     if layers is None:
@@ -86,6 +89,11 @@ def tell(record: dict[str, Any]) -> None:
     if "sums" in record:
         times = (f"{way} {record['sum_8k_us'][way]} and {us} us" for way, us in record["sum_64k_us"].items())
         print(f"  sums over ranks: {record['sums']}; of 8 and 64 KB: {', '.join(times)}")
+    if "whole_ms" in record:
+        print(
+            f"  all {record['whole_layers']} layers, each kind timed here: {record['whole_ms']:.3f} ms, "
+            f"bound {record['whole_bound_ms']:.3f} ms ({record['whole_share']:.1%})"
+        )
     print(f"  {'op':<20} {'us':>9} {'launches':>9} {'MB':>9}  of the roof")
     for op, of in record["ops"].items():
         share = f"{of['share']:10.1%}" if of["bytes"] and of["share"] is not None else ""

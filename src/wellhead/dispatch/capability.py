@@ -117,6 +117,13 @@ def detect() -> Card | None:
     return Card(properties.name, arch_of(torch.cuda.get_device_capability()), shared_bytes=shared)
 
 
+def l2_bytes(device: Any) -> int:
+    """Bytes of the L2 of a CUDA device."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(device).L2_cache_size)
+
+
 def asked_of_torch() -> dict[str, Any]:
     """What torch and the driver say when they are asked for everything; what they raise propagates.
 

@@ -11,7 +11,7 @@ import io
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,11 @@ def compile_for(build: KernelBuild, arch: str) -> Compiled:
     signature, divisible = specialise(build.kernel.arg_names, build.signature, build.name)
     constants = {(build.kernel.arg_names.index(name),): value for name, value in build.constants.items()}
     attributes = {(position,): [["tt.divisibility", ALIGNMENT]] for position in divisible}
-    with contextlib.redirect_stdout(io.StringIO()):  # Triton prints the whole PTX when ptxas refuses it
+    target = GPUTarget("cuda", TARGETS[arch], 32)
+    with _current(target), contextlib.redirect_stdout(io.StringIO()):  # Triton prints the PTX when ptxas refuses it
         made = triton.compile(
             ASTSource(build.kernel, signature, constants, attributes),
-            target=GPUTarget("cuda", TARGETS[arch], 32),
+            target=target,
             options={"num_warps": build.num_warps, "num_stages": build.num_stages, "enable_fp_fusion": True},
         )
     ptx, cubin = made.asm["ptx"], made.asm["cubin"]
@@ -92,6 +93,22 @@ def compile_for(build: KernelBuild, arch: str) -> Compiled:
         ptx=ptx,
         cubin=cubin,
     )
+
+
+@contextlib.contextmanager
+def _current(target: Any) -> Iterator[None]:
+    """What kernels ask `triton.language.target_info` of the target is answered for this one, not for the card here."""
+    from triton.language import target_info
+
+    def this_one() -> Any:
+        return target
+
+    this_one.__triton_builtin__ = True  # type: ignore[attr-defined]  # not a part of a kernel's source
+    before, target_info.current_target = target_info.current_target, this_one
+    try:
+        yield
+    finally:
+        target_info.current_target = before
 
 
 def specialise(names: list[str], signature: Mapping[str, str], build: str) -> tuple[dict[str, str], list[int]]:

@@ -23,7 +23,7 @@ SUPPORTED: dict[str, tuple[str, str | None]] = {
     "uvicorn": ("0.30", None),
     "pydantic": ("2.7", None),
     "prometheus_client": ("0.20", None),
-    "llguidance": ("1.3", None),
+    "llguidance": ("1.9", None),
 }
 """name -> (oldest version that fits, first that does not), as in pyproject.toml (tests/dispatch/test_probing.py)."""
 

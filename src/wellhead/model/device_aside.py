@@ -1,4 +1,4 @@
-"""Launches beside the main ones: a second stream, which a captured graph keeps as a branch of its own."""
+"""Launches beside the main ones: further streams, which a captured graph keeps as branches of their own."""
 
 from __future__ import annotations
 
@@ -9,26 +9,48 @@ import torch
 
 
 class Aside:
-    """`with aside():` launches behind everything launched so far, but beside what follows; `join` waits for it.
+    """`with aside():` launches behind everything that the current stream was given so far, but beside what follows;
+    `join` makes the current stream wait for it.
 
     What runs there hides behind the main launches where both wait for memory less than for each other's ends. Several
     parts entered before a join run one behind the other, and before the main launches where both want a multiprocessor:
-    they are small and waited for. On the CPU everything runs in order.
+    they are small and waited for. One aside may be entered, or joined, within another. On the CPU everything runs in
+    order.
     """
 
     def __init__(self, device: torch.device):
         self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+        self._forked = False  # a stream that a capture has not seen must not be waited for
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream())
+            self._forked = True
+        with self.again():
+            yield
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Behind what was launched aside before, whatever the current stream was given since."""
         if self._stream is None:
             yield
             return
-        self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             yield
 
-    def join(self) -> None:
-        """What is launched from here on sees the results."""
+    def mark(self) -> None:
+        """Remember what was launched aside so far, for `join_marked`."""
         if self._stream is not None:
+            self._marked = self._stream.record_event()
+
+    def join_marked(self) -> None:
+        """What the current stream is given from here on sees the results up to the mark."""
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_event(self._marked)
+
+    def join(self) -> None:
+        """What the current stream is given from here on sees the results."""
+        if self._stream is not None and self._forked:
             torch.cuda.current_stream().wait_stream(self._stream)
+            self._forked = False

@@ -6,6 +6,7 @@ a rank's partial sum where the model is split.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -43,31 +44,48 @@ def attention(
     latent, latent_scale = ws.latent[:t], ws.latent_scale[:t]
     selected = Pool(state.window, records_per_page(0), ws.no_slots[:t], ws.nothing[:t])
     if weights.compressor is not None:
-        with ws.aside():
+        with ws.keys():
             _compress(weights, ratio, u, ws, step, state)
     ws.wq_a_kv.run(codes, scale, weights.wq_a_kv.weight, weights.wq_a_kv.scale, latent_kv)
     ws.norm_q.run(latent_kv[:, :q_rank], weights.q_norm, latent, latent_scale)
+    if weights.indexer is not None:
+        with ws.queries():
+            _index_query(weights.indexer, latent, latent_scale, ws, step)
     if weights.compressor is not None:
-        with ws.aside():
-            selected = _selected(weights, ratio, latent, latent_scale, ws, step, state)
+        with ws.keys.again():
+            selected = _selected(weights, ratio, ws, step, state)
     ws.wq_b.run(latent, latent_scale, weights.wq_b.weight, weights.wq_b.scale, q.view(t, -1))
     kv = latent_kv[:, q_rank:]
     ws.store.run(q, kv, weights.kv_norm, state.window, step.write_slots, positions, freqs, q_out=q)
-    if weights.compressor is not None:
-        ws.aside.join()
+    for branch in (ws.keys, ws.records, ws.weighing):
+        branch.join()
 
     o, z, z_codes, z_scale = ws.o[:t], ws.z[:t], ws.z_codes[:t], ws.z_scale[:t]
     window = Pool(state.window, records_per_page(0), step.window_slots, step.window_length)
-    ws.attend[ratio].run(q, window, selected, weights.sink, o)
+    attend, turned = ws.attend[ratio], not ws.projection.turns(t)
+    attend.run(q, window, selected, weights.sink, o, *((positions, freqs) if turned and attend.turns else ()))
+    if turned and not attend.turns:
+        ws.turn_back.run(o, positions, freqs, o)
+    projected = (o, *((None, None) if turned else (positions, freqs)), weights.wo_a.weight, weights.wo_a.scale)
     if t <= FEW:
-        ws.projection.run(o, positions, freqs, weights.wo_a.weight, weights.wo_a.scale, z)
+        ws.projection.run(*projected, z)
         ws.round_z.run(z, None, z_codes, z_scale)
     else:
-        ws.turn_back.run(o, positions, freqs, o)
-        ws.projection.run(o, None, None, weights.wo_a.weight, weights.wo_a.scale, z_codes, z_scale)
+        ws.projection.run(*projected, z_codes, z_scale)
     y = ws.y[:t]
     ws.wo_b.run(z_codes, z_scale, weights.wo_b.weight, weights.wo_b.scale, y)
     return y
+
+
+def first_of_attention(weights: AttentionWeights) -> list[torch.Tensor]:
+    """What the attention input meets first, in that order."""
+    side = [] if weights.side is None else [weights.side]
+    return [weights.wq_a_kv.weight, *side, weights.wq_b.weight]
+
+
+def first_of_experts(weights: MoeWeights) -> list[torch.Tensor]:
+    """What the experts' input meets before it is known which of them are chosen."""
+    return [weights.gate, weights.shared_w13.weight, weights.shared_w2.weight]
 
 
 def _compress(
@@ -78,8 +96,10 @@ def _compress(
     assert state.compressor is not None and state.compressed is not None
     t, places = step.tokens, step.of_ratio[ratio]
     ws.project_side(u, ratio, weights.side)
+    ws.keys.mark()
     projected, out = ws.projected[ratio][:t], state.compressed
-    _advance(ws.compress[ratio], projected, weights.compressor, step, ratio, state.compressor, out)
+    with ws.records() if weights.indexer is not None else nullcontext():
+        _advance(ws.compress[ratio], projected, weights.compressor, step, ratio, state.compressor, out)
     if weights.indexer is not None:
         assert state.index_keys is not None and state.index_compressor is not None
         keys = ws.index_key[: len(places.entry_slots)]
@@ -102,34 +122,36 @@ def _advance(
         plan.run(*given, rings, weights.norm, *tail)
 
 
-def _selected(
-    weights: AttentionWeights, ratio: int, latent: torch.Tensor, latent_scale: torch.Tensor, ws: Workspace,
-    step: DeviceStep, state: LayerState,
-) -> Pool:  # fmt: skip
+def _index_query(
+    weights: IndexerWeights, latent: torch.Tensor, latent_scale: torch.Tensor, ws: Workspace, step: DeviceStep
+) -> None:
+    """The index queries, rotated and rounded; their weights come from `_compress`."""
+    t = step.tokens
+    q = ws.index_q[:t]
+    ws.index_wq_b.run(latent, latent_scale, weights.wq_b.weight, weights.wq_b.scale, q.view(t, -1))
+    ws.keys.join_marked()
+    ws.indexing.round_query(
+        q, ws.index_weights[:t], ws.index_codes[:t], ws.index_tail[:t], layout=ws.layout, rotate=True,
+        rotation=(step.inputs.positions, step.freqs(4)), factor=ws.index_scale, scaled=ws.index_scaled[:t],
+    )  # fmt: skip
+
+
+def _selected(weights: AttentionWeights, ratio: int, ws: Workspace, step: DeviceStep, state: LayerState) -> Pool:
     """The compressed records that each token attends: those that the indexer chooses, or all."""
     assert state.compressed is not None
     places = step.of_ratio[ratio]
-    slots = places.slots
-    if weights.indexer is not None:
-        slots = _select(weights.indexer, latent, latent_scale, ws, step, places, state)
+    slots = places.slots if weights.indexer is None else _select(ws, step, places, state)
     return Pool(state.compressed, records_per_page(ratio), slots, places.chosen)
 
 
-def _select(
-    weights: IndexerWeights, latent: torch.Tensor, latent_scale: torch.Tensor, ws: Workspace, step: DeviceStep,
-    places: Entries, state: LayerState,
-) -> torch.Tensor:  # fmt: skip
+def _select(ws: Workspace, step: DeviceStep, places: Entries, state: LayerState) -> torch.Tensor:
     """int64 [T, index_topk] slots of the chosen entries, ascending, -1 behind the last."""
     assert state.index_keys is not None
     t, inputs = step.tokens, step.inputs
-    q, codes, tail, scaled = ws.index_q[:t], ws.index_codes[:t], ws.index_tail[:t], ws.index_scaled[:t]
-    ws.index_wq_b.run(latent, latent_scale, weights.wq_b.weight, weights.wq_b.scale, q.view(t, -1))
-    ws.indexing.round_query(
-        q, ws.index_weights[:t], codes, tail, layout=ws.layout, rotate=True,
-        rotation=(inputs.positions, step.freqs(4)), factor=ws.index_scale, scaled=scaled,
-    )  # fmt: skip
+    codes, tail, scaled = ws.index_codes[:t], ws.index_tail[:t], ws.index_scaled[:t]
     folded = ws.layout.name.startswith("FP8")
     selected, rows = ws.selected[:t], min(INDEX_ROWS, ws.tokens)
+    ws.queries.join()
     for low in range(0, t, rows):
         part = slice(low, min(t, low + rows))
         logits = ws.logits_of_index[: part.stop - part.start]
@@ -149,7 +171,7 @@ def experts(weights: MoeWeights, u: torch.Tensor, ws: Workspace, step: DeviceSte
     codes, scale = ws.codes[:t], ws.scale[:t]
     ids, chosen_weights, shared, y = ws.ids[:t], ws.weights[:t], ws.shared[:t], ws.y[:t]
     owners = step.inputs.state_slots  # padding reads no expert
-    with ws.aside():
+    with ws.routing():
         if weights.table is not None:
             chosen = (step.inputs.token_ids, ids, chosen_weights, owners, ws.lists)
             ws.router.choose_by_token(u, weights.gate, weights.table, *chosen)
@@ -160,7 +182,8 @@ def experts(weights: MoeWeights, u: torch.Tensor, ws: Workspace, step: DeviceSte
     ws.shared_w13.run(codes, scale, weights.shared_w13.weight, weights.shared_w13.scale, gate_up)
     ws.shared_middle.run(gate_up, hidden, hidden_scale)
     ws.shared_w2.run(hidden, hidden_scale, weights.shared_w2.weight, weights.shared_w2.scale, shared)
-    ws.aside.join()
+    ws.routing.join()
+    ws.weighing.join()
     packed = PackedWeights(weights.experts.w13, weights.experts.s13, weights.experts.w2, weights.experts.s2)
     ws.experts.run(*ws.expert_rows(u), ids, chosen_weights, ws.lists, packed, shared, y)
     return y

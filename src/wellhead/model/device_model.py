@@ -101,20 +101,25 @@ class DeviceModel:
         t = step.tokens
         streams, u, post, comb = ws.streams[:t], ws.u[:t], ws.post[:t], ws.comb[:t]
         attended, routed = ws.rounded(t, experts=False), ws.rounded(t, experts=True)
-        hyper_connection.pre(ws.hyper, streams, device_layers.site(layers[0].attn_hyper), u, post, comb, attended)
+        site = device_layers.site(layers[0].attn_hyper)
+        hyper_connection.pre(ws.hyper, streams, site, u, post, comb, attended, beside=ws.weighing)
         for index, layer in enumerate(layers):
             y = device_layers.attention(layer.attention, layer.ratio, u, ws, step, states[index])
+            ws.ahead(*device_layers.first_of_experts(layer.moe))
             self._reduce(y)
             mixing = (y, streams, post, comb)
             site = device_layers.site(layer.ffn_hyper)
-            hyper_connection.post_pre(ws.hyper, *mixing, site, streams, u, post, comb, routed)
+            hyper_connection.post_pre(ws.hyper, *mixing, site, streams, u, post, comb, routed, beside=ws.weighing)
             y = device_layers.experts(layer.moe, u, ws, step)
+            if index + 1 < len(layers):
+                ws.ahead(*device_layers.first_of_attention(layers[index + 1].attention))
             self._reduce(y)
             if index + 1 < len(layers):
                 site = device_layers.site(layers[index + 1].attn_hyper)
-                hyper_connection.post_pre(ws.hyper, *mixing, site, streams, u, post, comb, attended)
+                hyper_connection.post_pre(ws.hyper, *mixing, site, streams, u, post, comb, attended, beside=ws.weighing)
             else:
                 hyper_connection.post(*mixing, streams)
+        ws.ahead.join()
         return streams
 
     def logits(self, streams: torch.Tensor, ws: Workspace, hyper: HyperWeights | None = None) -> torch.Tensor:

@@ -20,35 +20,44 @@ _OF_FIELD = {
 }  # fmt: skip
 
 
+def uniform_experts(config: ModelConfig, tokens: int) -> float:
+    """Distinct experts that `tokens` tokens choose of a layer's, if every choice is as likely."""
+    count = config.n_routed_experts
+    return count * (1 - (1 - config.num_experts_per_tok / count) ** tokens)
+
+
 def step_bytes(
-    weights: ModelWeights, config: ModelConfig, numerics: Numerics, *, tokens: int, requests: int, context: int
-) -> Counter[str]:
-    """Of a step of `tokens` tokens of requests at `context` tokens each: every weight once, of the experts as many as
-    uniform draws choose, and each request's caches once; a decode, one token a request, reads the entries that its
-    indexer selects, a prefill all of them.
+    weights: ModelWeights, config: ModelConfig, numerics: Numerics, *, tokens: int, requests: int, context: int,
+    distinct: float | None = None,
+) -> Counter[str]:  # fmt: skip
+    """Of a step of `tokens` tokens of requests at `context` tokens each: every weight once, `distinct` experts of a
+    layer (None: as many as uniform draws choose), and each request's caches once: of the entries that an indexer
+    selects among, as many as its tokens select at most.
     """
     found = Counter({EMBEDDING: 2 * tokens * config.hidden_size})
     for path, tensor in leaves(weights.head, "head"):
         found[op_of(path)] += tensor.nbytes
     for layer in weights.layers:
-        found += layer_bytes(layer, config, numerics, tokens=tokens, requests=requests, context=context)
+        found += layer_bytes(
+            layer, config, numerics, tokens=tokens, requests=requests, context=context, distinct=distinct
+        )
     return found
 
 
 def layer_bytes(
-    layer: LayerWeights, config: ModelConfig, numerics: Numerics, *, tokens: int, requests: int, context: int
-) -> Counter[str]:
+    layer: LayerWeights, config: ModelConfig, numerics: Numerics, *, tokens: int, requests: int, context: int,
+    distinct: float | None = None,
+) -> Counter[str]:  # fmt: skip
     """One block's part."""
     found: Counter[str] = Counter()
-    count, top_k = config.n_routed_experts, config.num_experts_per_tok
-    chosen = 1 - (1 - top_k / count) ** tokens
+    chosen = (uniform_experts(config, tokens) if distinct is None else distinct) / config.n_routed_experts
     for path, tensor in leaves(layer):
         if not path.endswith("moe.table"):
             found[op_of(path)] += int(tensor.nbytes * chosen) if ".experts." in path else tensor.nbytes
     entries = context // layer.ratio if layer.ratio else 0
-    selects = layer.ratio == 4 and tokens == requests
-    attended = min(entries, config.index_topk) if selects else entries
-    found["sparse_mla"] += requests * RECORD * (min(context, config.sliding_window + tokens // requests - 1) + attended)
+    each = tokens // requests
+    attended = min(entries, each * config.index_topk) if layer.ratio == 4 else entries
+    found["sparse_mla"] += requests * RECORD * (min(context, config.sliding_window + each - 1) + attended)
     if layer.ratio == 4:
         found["indexer"] += requests * entries * INDEX_KEY[numerics.index_keys]
     return found

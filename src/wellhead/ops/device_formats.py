@@ -14,14 +14,16 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # it has no in
 
 @constexpr_function
 def has_e4m3():
-    """Whether the target that is compiled for, perhaps another than this process's card, converts float8e4nv."""
+    """Whether the target that is compiled for converts float8e4nv (`dispatch.crosscompile` names it where it is not
+    this process's card).
+    """
     return INTERPRETED.value or cuda_capability_geq(8, 9)
 
 
 @triton.jit
 def e4m3(codes):
     """E4M3 of bytes, for a product or to widen: float8e4nv, or bf16 of the same value."""
-    if has_e4m3():
+    if has_e4m3():  # of the target, also where it is another than this process's card
         return codes.to(tl.float8e4nv, bitcast=True)
     else:
         return e4m3_by_integers(codes)
@@ -39,7 +41,7 @@ def e4m3_by_integers(codes):
 @triton.jit
 def e4m3_bytes(x):
     """uint8 E4M3 of fp32: the nearest, of two the even one, at most 448; NaN gives 0x7F."""
-    if has_e4m3():
+    if has_e4m3():  # as above
         return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
     else:
         return e4m3_bytes_by_integers(x)

@@ -17,6 +17,7 @@ from wellhead.model.choices import Choices, choose_ops
 from wellhead.model.config import ModelConfig
 from wellhead.model.config_file import load_config
 from wellhead.model.device_graphs import LADDER, DecodeStep, DecodeSteps
+from wellhead.model.device_layout import DeviceLayout
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_step import StepInputs
 from wellhead.model.dummy import dummy_weights
@@ -31,7 +32,8 @@ from wellhead.model.working_memory import Steps
 from wellhead.testing import timing
 from wellhead.testing.bench import needed_card
 from wellhead.testing.record import origin
-from wellhead.testing.step_profile import by_op, profile
+from wellhead.testing.step_profile import Launch, by_op, profile
+from wellhead.testing.step_whole import Kind, kinds, whole_step
 from wellhead.testing.timing import Roof
 
 POSITIONS = 128  # consecutive ones that a measurement runs through: every block of either ratio ends in its turn
@@ -41,16 +43,29 @@ CHAIN = 50  # sums over ranks in one graph
 
 
 @dataclass(frozen=True)
+class Whole:
+    """The published model that a step of its first layers stands for."""
+
+    measured: Sequence[Kind]  # the layers that are run
+    layers: Sequence[Kind]  # all of them
+    bytes: int  # that a step of all of them streams at least
+
+
+@dataclass(frozen=True)
 class Measured:
     """A step that was measured: its record with the keys of benchmarks/results/step.jsonl, and what runs it again."""
 
     record: dict[str, Any]
     bytes: Mapping[str, int]  # least bytes by op
     run: Callable[[], None]
+    whole: Whole | None = None
 
     def profiled(self) -> dict[str, Any]:
-        """The record with each op's part: microseconds, launches, bytes and their share of the roof."""
-        ops = by_op(profile(self.run))
+        """The record with each op's part: microseconds, launches, bytes and their share of the roof; and, of a decode,
+        what all layers of the published model take and stream.
+        """
+        runs = profile(self.run)
+        ops = by_op(runs)
         parts = {
             op: {
                 "us": round(of.us, 1), "launches": round(of.launches, 1), "bytes": self.bytes.get(op, 0),
@@ -59,7 +74,17 @@ class Measured:
             for op, of in ops.items()
         }  # fmt: skip
         a_layer = sum(of.launches for of in ops.values()) / self.record["layers"]
-        return {**self.record, "launches_per_layer": round(a_layer, 1), "ops": parts}
+        return {**self.record, "launches_per_layer": round(a_layer, 1), **self._of_whole(runs), "ops": parts}
+
+    def _of_whole(self, runs: Sequence[Sequence[Launch]]) -> dict[str, Any]:
+        if self.whole is None:
+            return {}
+        took = whole_step(runs, self.record["ms_mean"], self.whole.measured, self.whole.layers)
+        bound = self.whole.bytes / self.record["roof_gb_s"] / 1e6
+        return {
+            "whole_layers": len(self.whole.layers), "whole_ms": round(took, 4), "whole_bytes": self.whole.bytes,
+            "whole_bound_ms": round(bound, 4), "whole_share": round(bound / took, 4),
+        }  # fmt: skip
 
 
 class StepBench:
@@ -104,26 +129,37 @@ class StepBench:
         """One token of each of `batch` requests, at the last POSITIONS positions of the context in turn. ValueError
         where nothing is computed.
         """
-        step, times = steps.of(batch), []
+        step, times, chosen = steps.of(batch), [], []
         generator = torch.Generator().manual_seed(batch)
         tokens = torch.randint(self.config.vocab_size, (POSITIONS, batch), generator=generator).tolist()
         for number in range(-WARM_UPS, POSITIONS):
             self._load(step, tokens[number], self.context - POSITIONS + max(number, 0))
             times.append(_took(step.run))
+            chosen.append(len(step.workspace.ids[:batch].unique()))  # the last layer's
         _check(step.logits[:batch])
-        distinct = len(step.workspace.ids[:batch].unique())
+        distinct = fmean(chosen[WARM_UPS:])
         measured = self._measured(times[WARM_UPS:], roof, mode, step.run, batch, batch, distinct)
-        return replace(measured, record=measured.record | self.memory() | self.sums)
+        return replace(measured, record=measured.record | self.memory() | self.sums, whole=self._whole(batch, distinct))
 
     @functools.cached_property
     def sums(self) -> dict[str, Any]:
         """With several ranks `sum_times`."""
         return {} if self._group.world == 1 else sum_times(self._group, self.model.device)
 
+    def _whole(self, batch: int, distinct: float) -> Whole | None:
+        """None where these are all layers, or some kind of them is not among these."""
+        config = load_config(published_config(self.name))
+        measured, layers = kinds(self.config), kinds(config)
+        if len(measured) == len(layers) or not set(layers) <= set(measured):
+            return None
+        weights = DeviceLayout.of(config, self.split, "meta").allocate(False)
+        moved = step_bytes(
+            weights, config, self.numerics, tokens=batch, requests=batch, context=self.context, distinct=distinct
+        )
+        return Whole(measured, layers, moved.total())
+
     def prefill(self, tokens: int, roof: Roof) -> Measured:
         """The last `tokens` tokens of one request's context, computed together, launch by launch as an engine does."""
-        if not 2 <= tokens <= self.context:
-            raise ValueError(f"--prefill {tokens}: expected 2 tokens to the context's {self.context}")
         ids = torch.randint(self.config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(tokens)).tolist()
         chunk = Chunk(ids, self.context - tokens, range(self._width), 0, logits="last")
         inputs = StepInputs.of(Batch.build([chunk], table_width=self._width), self.model.device, chunked=True)
@@ -139,18 +175,19 @@ class StepBench:
 
     def _measured(
         self, times: Sequence[float], roof: Roof, mode: str, run: Callable[[], None], tokens: int, requests: int,
-        distinct: int,
+        distinct: float,
     ) -> Measured:  # fmt: skip
         moved = step_bytes(
-            self.model.weights, self.config, self.numerics, tokens=tokens, requests=requests, context=self.context
-        )
+            self.model.weights, self.config, self.numerics, tokens=tokens, requests=requests, context=self.context,
+            distinct=distinct,
+        )  # fmt: skip
         took, bound = fmean(times), moved.total() / roof.best / 1e6
         record = {
             "model": self.name, "layers": self.config.num_hidden_layers, "tp": self.split.world, "batch": requests,
             "tokens": tokens, "context": self.context, "mode": mode, "gpu": self.card.name,
             "ms_median": round(median(times), 4), "ms_mean": round(took, 4), "bytes": moved.total(),
             "roof_gb_s": round(roof.best, 1), "bound_ms": round(bound, 4), "share": round(bound / took, 4),
-            "distinct_experts": distinct, "tok_s": round(1e3 * tokens / took, 2),
+            "distinct_experts": round(distinct, 1), "tok_s": round(1e3 * tokens / took, 2),
             "fill_s": self._filled, "weights_gb": round(self.model.weights.nbytes / 1e9, 2),
             **origin(),
         }  # fmt: skip

@@ -37,7 +37,6 @@ def profile(run: Callable[[], None], runs: int = 3) -> list[list[Launch]]:
     """The launches of each of `runs` runs, in the order in which they began. A card is slower once it was profiled, for
     the rest of the process: measure before.
     """
-    found: list[list[Launch]] = []
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profiler:
         for _ in range(runs):
             run()
@@ -50,9 +49,7 @@ def profile(run: Callable[[], None], runs: int = 3) -> list[list[Launch]]:
     each, left = divmod(len(launches), runs)
     if left or not each:
         raise ValueError(f"{len(launches)} launches in {runs} runs of one step; the profiler lost some")
-    for number in range(runs):
-        found.append(launches[number * each : (number + 1) * each])
-    return found
+    return [launches[first : first + each] for first in range(0, len(launches), each)]
 
 
 def by_op(runs: Sequence[Sequence[Launch]]) -> dict[str, OpTime]:

@@ -194,6 +194,7 @@ class TopKs:
 @dataclass(frozen=True)
 class SparseMla:
     scale: float
+    turns = False
 
     def run(self, q: torch.Tensor, window: Pool, selected: Pool, sink: torch.Tensor, out: torch.Tensor) -> None:
         pools = []

@@ -8,7 +8,7 @@ import torch
 
 from wellhead.formats import block_fp8
 from wellhead.ops.hyper_connection import reference
-from wellhead.ops.hyper_connection.api import Site
+from wellhead.ops.hyper_connection.api import Beside, Site
 from wellhead.ops.moe import layout
 from wellhead.ops.norm_quant.api import Rounded
 from wellhead.ops.norm_quant.reference import rms_norm
@@ -32,7 +32,7 @@ class HyperConnection:
     @staticmethod
     def pre(
         plan: Constants, streams: torch.Tensor, site: Site, out: torch.Tensor, post_out: torch.Tensor,
-        comb_out: torch.Tensor, rounded: Rounded | None = None,
+        comb_out: torch.Tensor, rounded: Rounded | None = None, beside: Beside | None = None,
     ) -> None:  # fmt: skip
         u, post, comb = reference.pre(
             streams, site.fn, site.base, site.scale,
@@ -52,7 +52,7 @@ class HyperConnection:
     def post_pre(
         cls, plan: Constants, y: torch.Tensor, streams: torch.Tensor, post_weight: torch.Tensor, comb: torch.Tensor,
         site: Site, streams_out: torch.Tensor, out: torch.Tensor, post_out: torch.Tensor, comb_out: torch.Tensor,
-        rounded: Rounded | None = None,
+        rounded: Rounded | None = None, beside: Beside | None = None,
     ) -> None:  # fmt: skip
         cls.post(y, streams, post_weight, comb, streams_out)
         cls.pre(plan, streams_out, site, out, post_out, comb_out, rounded)

@@ -10,6 +10,7 @@ from wellhead.formats import block_fp8
 from wellhead.ops.linear import reference as linear
 from wellhead.ops.moe import layout
 from wellhead.ops.norm_quant import reference as norm_quant
+from wellhead.ops.output_projection import api
 from wellhead.ops.output_projection import reference as output_projection
 from wellhead.ops.rope import reference as rope
 
@@ -94,6 +95,7 @@ class OutputProjection:
     heads: int
     groups: int
     n: int
+    turns = staticmethod(api.OutputProjection.turns)
 
     def run(
         self, o: torch.Tensor, positions: Maybe, freqs: Maybe, weight: torch.Tensor, scale: torch.Tensor,

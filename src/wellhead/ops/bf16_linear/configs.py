@@ -23,8 +23,8 @@ def choose_config(tokens: int, n: int, k: int) -> Config:
     """The same for every number of tokens up to the next power of two; few rows are cut fine to fill the card."""
     padded = 1 << max(0, tokens - 1).bit_length()
     if padded == 1 and n < VOCABULARY:
-        inputs = next(step for step in (1024, 512, 256, 128) if k % step == 0)
-        return Config(True, 1, 4, inputs, 4, 1)
+        steps = (4096, 2048, 1024, 512, 256, 128) if n <= 2048 else (2048, 1024, 512, 256, 128)
+        return Config(True, 1, 4, next(step for step in steps if k % step == 0), 4, 1)
     padded = max(16, min(128, padded))
     wide = 256 if k % 256 == 0 else 128
     if padded == 128:

@@ -4,7 +4,9 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
+from wellhead.ops.row_sums import near_sums
 
+NEAR = tl.constexpr(8)  # as many neighbours as one load has
 
 @triton.jit
 def _store_part(y, token, row, begin, end, values, used):
@@ -26,20 +28,24 @@ def _store(y0, y1, y2, token, row, values, used, N0, N1, N):
 
 
 @triton.jit
+def _sums(tile, x, KC: tl.constexpr):
+    """fp32 [BN, KC / NEAR]: a tile of weights [BN, KC] times x [KC], neighbours added up."""
+    return near_sums(tile.to(tl.float32) * tl.load(x + tl.arange(0, KC)).to(tl.float32)[None, :], NEAR)
+
+
+@triton.jit
 def bf16_gemv_kernel(x, w, y0, y1, y2, N0, N1, N, K, BN: tl.constexpr, KC: tl.constexpr, PDL: tl.constexpr):
     """y fp32 or bf16 [1, ..] of one row x bf16 [K] and w bf16 [N, K]; one program per BN rows of w.
 
-    On CUDA cores, KC inputs a step, the next weights on their way during each, the first before x exists.
+    On CUDA cores, KC inputs a step, the first weights before x exists (a loop would carry later ones value by value).
     """
-    row, k, one = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, KC), tl.arange(0, 1)
-    weights, inside = w + row.to(tl.int64)[:, None] * K + k[None, :], (row < N)[:, None]
+    row, one = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, 1)
+    weights, inside = w + row.to(tl.int64)[:, None] * K + tl.arange(0, KC)[None, :], (row < N)[:, None]
     tile = tl.load(weights, mask=inside, other=0.0)
     after_producers(PDL)
-    acc = tl.zeros((BN, KC), dtype=tl.float32)
-    for at in range(0, K, KC):
-        following = tl.load(weights + at + KC, mask=inside & (at + KC < K), other=0.0)
-        acc += tile.to(tl.float32) * tl.load(x + at + k).to(tl.float32)[None, :]
-        tile = following
+    acc = _sums(tile, x, KC)
+    for at in range(KC, K, KC):
+        acc += _sums(tl.load(weights + at, mask=inside, other=0.0), x + at, KC)
     _store(y0, y1, y2, one, row, tl.sum(acc, axis=1)[None, :], (one == 0)[:, None], N0, N1, N)
 
 

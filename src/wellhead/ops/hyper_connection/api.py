@@ -6,6 +6,8 @@ after `plan`; zero tokens launch nothing. Rows of a buffer past `tokens` are nei
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,8 @@ from wellhead.ops.hyper_connection import configs, kernels
 from wellhead.ops.hyper_connection.configs import CHANNELS, PRE_ROWS, STREAMS, TILE
 from wellhead.ops.norm_quant.api import Rounded, as_bytes
 from wellhead.ops.overlap import launch
+
+Beside = Callable[[], AbstractContextManager[object]]  # where launches go that nobody waits for yet
 
 
 @dataclass(frozen=True)
@@ -67,19 +71,20 @@ def plan(
 
 def pre(
     plan: Plan, streams: torch.Tensor, site: Site, out: torch.Tensor, post_out: torch.Tensor, comb_out: torch.Tensor,
-    rounded: Rounded | None = None,
+    rounded: Rounded | None = None, beside: Beside | None = None,
 ) -> None:  # fmt: skip
     """streams bf16 [T, 4, d] -> out bf16 [T, d] (normed with a weight), post fp32 [T, 4], comb fp32 [T, 4, 4].
 
     out is sum_j pre_j X_j summed in fp32 and rounded to bf16; the norm is taken of the rounded values and rounded
-    once more. `rounded` receives what norm_quant makes of that row without a weight.
+    once more. `rounded` receives what norm_quant makes of that row without a weight. post and comb are launched in
+    beside(), where they have until the next site's post; without it they come with out, in two launches for all.
     """
     tokens = _tokens(plan, streams)
     _check(plan, tokens, site, PRE_ROWS, ("out", out, torch.bfloat16, (plan.d,)))
     _check_mixing(tokens, post_out, comb_out)
     if tokens:
         _project(plan, tokens, streams, site, PRE_ROWS)
-        _finish(plan, tokens, streams, site, PRE_ROWS, out, post_out, comb_out, rounded)
+        _finish(plan, tokens, streams, site, PRE_ROWS, out, post_out, comb_out, rounded, beside)
 
 
 def post_pre(
@@ -94,8 +99,9 @@ def post_pre(
     post_out: torch.Tensor,
     comb_out: torch.Tensor,
     rounded: Rounded | None = None,
+    beside: Beside | None = None,
 ) -> None:
-    """`post` into streams_out, then `pre` of those streams at `site`, in two launches.
+    """`post` into streams_out, then `pre` of those streams at `site`.
 
     The streams have the bits that `post` gives; the rest is that of `pre` up to the order of one fp32 sum.
 
@@ -108,7 +114,7 @@ def post_pre(
     _check_mixing(tokens, post_out, comb_out)
     if tokens:
         _project(plan, tokens, streams, site, PRE_ROWS, (y, post_weight, comb, streams_out))
-        _finish(plan, tokens, streams_out, site, PRE_ROWS, out, post_out, comb_out, rounded)
+        _finish(plan, tokens, streams_out, site, PRE_ROWS, out, post_out, comb_out, rounded, beside)
 
 
 def head(plan: Plan, streams: torch.Tensor, site: Site, out: torch.Tensor) -> None:
@@ -165,6 +171,7 @@ def _finish(
     post_out: torch.Tensor | None,
     comb_out: torch.Tensor | None,
     rounded: Rounded | None = None,
+    beside: Beside | None = None,
 ) -> None:
     codes = halves = scale = None
     if rounded is not None:
@@ -173,13 +180,22 @@ def _finish(
             if tensor is not None:
                 _check_tensor(name, tensor, torch.float8_e4m3fn, (tokens, plan.d))
         _check_tensor("rounded.scale", scale, torch.uint8, (tokens, plan.d // 128))
-    grid = (tokens, 1 if post_out is None else 2)
-    kernels.finish_kernel[grid](
-        streams, plan.partial, site.base, site.scale, site.norm_weight, out, codes, halves, scale,
-        post_out, comb_out, plan.norm_eps, plan.hc_eps, plan.iterations,
-        **configs.finish_constants(plan.d, m, site.norm_weight is not None),
-        num_warps=configs.finish_warps(plan.d), num_stages=2, **launch(),
-    )  # fmt: skip
+    contracted = (streams, plan.partial, site.base, site.scale, site.norm_weight, out, codes, halves, scale)
+    options = {
+        **configs.contract_constants(plan.d, m, site.norm_weight is not None),
+        "num_warps": configs.contract_warps(plan.d), "num_stages": 2, **launch(),
+    }  # fmt: skip
+    eps = (plan.norm_eps, plan.hc_eps)
+    if post_out is not None and beside is None:
+        kernels.finish_kernel[(tokens, 2)](*contracted, post_out, comb_out, *eps, plan.iterations, **options)
+        return
+    if post_out is not None and beside is not None:
+        with beside():
+            kernels.mixing_kernel[(tokens,)](
+                plan.partial, site.base, site.scale, post_out, comb_out, *eps, plan.iterations,
+                **configs.mixing_constants(plan.d, m), num_warps=1, num_stages=2, **launch(),
+            )  # fmt: skip
+    kernels.contract_kernel[(tokens,)](*contracted, *eps, **options)
 
 
 def _tokens(plan: Plan, streams: torch.Tensor) -> int:

@@ -29,13 +29,15 @@ def project_constants(d: int, m: int, mixes: bool) -> dict[str, int | bool]:
     return {"D": d, "M": m, "POST": mixes, "TILE": TILE, "BLOCK": CHANNELS, "COLUMNS": columns(m)}
 
 
-def finish_constants(d: int, m: int, norm: bool) -> dict[str, int | bool]:
-    """Constants of the finish."""
+def mixing_constants(d: int, m: int) -> dict[str, int | bool]:
+    """Constants of post and comb, and of every kernel that reads the projections."""
     splits = d // CHANNELS
-    padded = next_power_of_2(splits)
-    block = next_power_of_2(d)
-    sizes: dict[str, int | bool] = {"D": d, "M": m, "NORM": norm, "COLUMNS": columns(m), "BLOCK_D": block}
-    return sizes | {"SPLITS": splits, "SPLITS_PADDED": padded}
+    return {"D": d, "M": m, "COLUMNS": columns(m), "SPLITS": splits, "SPLITS_PADDED": next_power_of_2(splits)}
+
+
+def contract_constants(d: int, m: int, norm: bool) -> dict[str, int | bool]:
+    """Constants of the contraction."""
+    return mixing_constants(d, m) | {"NORM": norm, "BLOCK_D": next_power_of_2(d)}
 
 
 def post_constants(d: int) -> dict[str, int]:
@@ -53,6 +55,6 @@ def tiles_a_program(tokens: int) -> int:
     return min(MAX_TILES, -(-tokens // (16 * TILE)))
 
 
-def finish_warps(d: int) -> int:
+def contract_warps(d: int) -> int:
     """Warps that hold one token's row: at most 16 values of each stream a thread."""
     return max(1, min(16, next_power_of_2(d) // 512))

@@ -1,4 +1,5 @@
-"""Hyper-connections in two launches a site: a split-K projection of the streams, and a finish per token.
+"""Hyper-connections: a split-K projection of the streams, then per token their contraction and, beside it, the weights
+that mix them at the next site, in a launch of their own or in the same one.
 
 The projection optionally writes the streams first (post + pre in one pass over them). Its sums are bf16 tensor-core
 products of the bf16 streams with fn split into three bf16 parts, f0 + f1 + f2 = fn to 2^-24 of its size: every
@@ -107,6 +108,88 @@ def pick(values, index, wanted):
     return tl.sum(tl.sum(tl.where(index == wanted, values, 0.0), 1), 0)
 
 
+@triton.jit
+def projections(
+    partial_ptr, token, index, norm_eps,
+    D: tl.constexpr, M: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """fp32 [COLUMNS / 4, 4]: fn . x over the RMS of x. Row 0 is pre, row 1 is post, rows 2 to 5 are comb."""
+    split = tl.arange(0, SPLITS_PADDED)
+    partial = tl.load(
+        partial_ptr + (token * SPLITS + split[:, None, None]) * COLUMNS + index[None, :, :],
+        mask=split[:, None, None] < SPLITS, other=0.0,
+    )  # fmt: skip
+    z = tl.sum(partial, 0)
+    return z * tl.rsqrt(pick(z, index, M) / (4 * D) + norm_eps)
+
+
+@triton.jit
+def _five_sums(a0, a1, a2, a3, a4, b0, b1, b2, b3, b4):
+    return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4
+
+
+@triton.jit
+def contract_kernel(
+    streams_ptr, partial_ptr, base_ptr, scale_ptr, norm_ptr, out_ptr, codes_ptr, halves_ptr, code_scale_ptr,
+    norm_eps, hc_eps,
+    D: tl.constexpr, M: tl.constexpr, NORM: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One token a program: its streams contracted by pre, normed and rounded."""
+    token = tl.program_id(0).to(tl.int64)
+    channel, split = tl.arange(0, BLOCK_D), tl.arange(0, SPLITS_PADDED)
+    inside, there = channel < D, split < SPLITS
+    base0, base1, base2, base3 = tl.load(base_ptr), tl.load(base_ptr + 1), tl.load(base_ptr + 2), tl.load(base_ptr + 3)
+    scale = tl.load(scale_ptr)
+    after_producers(PDL)
+    x0 = tl.load(streams_ptr + token * 4 * D + channel, mask=inside, other=0.0)  # on their way while the weights form
+    x1 = tl.load(streams_ptr + (token * 4 + 1) * D + channel, mask=inside, other=0.0)
+    x2 = tl.load(streams_ptr + (token * 4 + 2) * D + channel, mask=inside, other=0.0)
+    x3 = tl.load(streams_ptr + (token * 4 + 3) * D + channel, mask=inside, other=0.0)
+    part = partial_ptr + (token * SPLITS + split) * COLUMNS
+    z0, z1, z2, z3, squares = tl.reduce(  # in one pass: every pass more is two barriers
+        (
+            tl.load(part, mask=there, other=0.0), tl.load(part + 1, mask=there, other=0.0),
+            tl.load(part + 2, mask=there, other=0.0), tl.load(part + 3, mask=there, other=0.0),
+            tl.load(part + M, mask=there, other=0.0),
+        ), 0, _five_sums,
+    )  # fmt: skip
+    scale *= tl.rsqrt(squares / (4 * D) + norm_eps)
+    mixed = (tl.sigmoid(z0 * scale + base0) + hc_eps) * x0.to(tl.float32)
+    mixed += (tl.sigmoid(z1 * scale + base1) + hc_eps) * x1.to(tl.float32)
+    mixed += (tl.sigmoid(z2 * scale + base2) + hc_eps) * x2.to(tl.float32)
+    mixed += (tl.sigmoid(z3 * scale + base3) + hc_eps) * x3.to(tl.float32)
+    u = mixed.to(tl.bfloat16)
+    if NORM:
+        wide = u.to(tl.float32)
+        wide *= tl.rsqrt(tl.sum(wide * wide, 0) / D + norm_eps)
+        u = (wide * tl.load(norm_ptr + channel, mask=inside, other=0.0).to(tl.float32)).to(tl.bfloat16)
+    tl.store(out_ptr + token * D + channel, u, mask=inside)
+    if codes_ptr is not None:
+        store_rounded(u.to(tl.float32), codes_ptr, halves_ptr, code_scale_ptr, token, D, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=["iterations"])
+def mixing_kernel(
+    partial_ptr, base_ptr, scale_ptr, post_ptr, comb_ptr, norm_eps, hc_eps, iterations,
+    D: tl.constexpr, M: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr, COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """One token a program: post and comb, 39 dependent Sinkhorn steps that the contraction need not see."""
+    token = tl.program_id(0).to(tl.int64)
+    row, column = tl.arange(0, COLUMNS // 4), tl.arange(0, 4)
+    index = row[:, None] * 4 + column[None, :]
+    base = tl.load(base_ptr + index, mask=index < M, other=0.0)
+    post_scale, comb_scale = tl.load(scale_ptr + 1), tl.load(scale_ptr + 2)
+    after_producers(PDL)
+    z = projections(partial_ptr, token, index, norm_eps, D, M, SPLITS, SPLITS_PADDED, COLUMNS)
+    post = 2.0 * tl.sigmoid(z * post_scale + base)
+    tl.store(post_ptr + token * 4 + index - 4, post, mask=(index >= 4) & (index < 8))
+    is_comb = (index >= 8) & (index < 24)
+    comb = sinkhorn(tl.where(is_comb, z * comb_scale + base, 0.0), is_comb, iterations, hc_eps)
+    tl.store(comb_ptr + token * 16 + index - 8, comb, mask=is_comb)
+
+
 @triton.jit(do_not_specialize=["iterations"])
 def finish_kernel(
     streams_ptr, partial_ptr, base_ptr, scale_ptr, norm_ptr, out_ptr, codes_ptr, halves_ptr, code_scale_ptr,
@@ -114,45 +197,17 @@ def finish_kernel(
     D: tl.constexpr, M: tl.constexpr, NORM: tl.constexpr, SPLITS: tl.constexpr, SPLITS_PADDED: tl.constexpr,
     COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One token: role 0 contracts its streams, norms and rounds, role 1 derives post and comb. Grid (tokens, roles).
-
-    The two roles need nothing of each other, so the 39 dependent Sinkhorn steps run beside the contraction.
-    A partial row is read as [8, 4]: row 0 is pre, row 1 is post, rows 2 to 5 are comb, then the sum of squares.
-    """
-    token = tl.program_id(0).to(tl.int64)
-    row, column = tl.arange(0, COLUMNS // 4), tl.arange(0, 4)
-    index = row[:, None] * 4 + column[None, :]
-    split = tl.arange(0, SPLITS_PADDED)
-    base = tl.load(base_ptr + index, mask=index < M, other=0.0)
-    after_producers(PDL)
-    partial = tl.load(
-        partial_ptr + (token * SPLITS + split[:, None, None]) * COLUMNS + index[None, :, :],
-        mask=split[:, None, None] < SPLITS, other=0.0,
-    )  # fmt: skip
-    z = tl.sum(partial, 0)
-    z *= tl.rsqrt(pick(z, index, M) / (4 * D) + norm_eps)
+    """Both in one launch, for those who have no other stream to mix on. Grid (tokens, 2)."""
     if tl.program_id(1) == 0:
-        weight = tl.sigmoid(z * tl.load(scale_ptr) + base) + hc_eps
-        channel = tl.arange(0, BLOCK_D)
-        inside = channel < D
-        mixed = tl.zeros([BLOCK_D], tl.float32)
-        for j in tl.static_range(4):
-            x = tl.load(streams_ptr + (token * 4 + j) * D + channel, mask=inside, other=0.0)
-            mixed += pick(weight, index, j) * x.to(tl.float32)
-        u = mixed.to(tl.bfloat16)
-        if NORM:
-            wide = u.to(tl.float32)
-            wide *= tl.rsqrt(tl.sum(wide * wide, 0) / D + norm_eps)
-            u = (wide * tl.load(norm_ptr + channel, mask=inside, other=0.0).to(tl.float32)).to(tl.bfloat16)
-        tl.store(out_ptr + token * D + channel, u, mask=inside)
-        if codes_ptr is not None:
-            store_rounded(u.to(tl.float32), codes_ptr, halves_ptr, code_scale_ptr, token, D, BLOCK_D)
-    elif M > 4:  # the head has no second role
-        post = 2.0 * tl.sigmoid(z * tl.load(scale_ptr + 1) + base)
-        tl.store(post_ptr + token * 4 + index - 4, post, mask=(index >= 4) & (index < 8))
-        is_comb = (index >= 8) & (index < 24)
-        comb = sinkhorn(tl.where(is_comb, z * tl.load(scale_ptr + 2) + base, 0.0), is_comb, iterations, hc_eps)
-        tl.store(comb_ptr + token * 16 + index - 8, comb, mask=is_comb)
+        contract_kernel(
+            streams_ptr, partial_ptr, base_ptr, scale_ptr, norm_ptr, out_ptr, codes_ptr, halves_ptr, code_scale_ptr,
+            norm_eps, hc_eps, D, M, NORM, SPLITS, SPLITS_PADDED, COLUMNS, BLOCK_D, PDL,
+        )  # fmt: skip
+    else:
+        mixing_kernel(
+            partial_ptr, base_ptr, scale_ptr, post_ptr, comb_ptr, norm_eps, hc_eps, iterations,
+            D, M, SPLITS, SPLITS_PADDED, COLUMNS, PDL,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["tokens"])

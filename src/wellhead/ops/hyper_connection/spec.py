@@ -37,21 +37,28 @@ def _builds(d: int) -> Iterator[KernelBuild]:
             constants = {**constants, "y_ptr": None, "post_ptr": None, "comb_ptr": None, "out_ptr": None}
         yield _build(f"{name}[d={d}]", kernels.project_kernel, kinds, constants, 4, configs.PROJECT_STAGES, mma)
     for name, m, norm, rounds in (
-        ("finish_norm", PRE_ROWS, True, ("codes_ptr",)), ("finish_norm,halves", PRE_ROWS, True, CODES),
-        ("finish", PRE_ROWS, False, ()), ("head_finish", STREAMS, True, ()),
+        ("contract_norm", PRE_ROWS, True, ("codes_ptr",)), ("contract_norm,halves", PRE_ROWS, True, CODES),
+        ("contract", PRE_ROWS, False, ()), ("head_contract", STREAMS, True, ()),
     ):  # fmt: skip
         kinds = {"streams_ptr": "*bf16", "partial_ptr": "*fp32", "base_ptr": "*fp32", "scale_ptr": "*fp32"}
-        kinds |= {"out_ptr": "*bf16", "norm_eps": "fp32", "hc_eps": "fp32", "iterations": "i32"}
-        constants = configs.finish_constants(d, m, norm)
+        kinds |= {"out_ptr": "*bf16", "norm_eps": "fp32", "hc_eps": "fp32"}
+        constants = configs.contract_constants(d, m, norm)
         for pointer, kind, present in (
-            ("norm_ptr", "*bf16", norm), ("post_ptr", "*fp32", m == PRE_ROWS), ("comb_ptr", "*fp32", m == PRE_ROWS),
-            *((pointer, "*u8", pointer in rounds) for pointer in CODES), ("code_scale_ptr", "*u8", bool(rounds)),
+            ("norm_ptr", "*bf16", norm), ("code_scale_ptr", "*u8", bool(rounds)),
+            *((pointer, "*u8", pointer in rounds) for pointer in CODES),
         ):  # fmt: skip
             if present:
                 kinds[pointer] = kind
             else:
                 constants = {**constants, pointer: None}
-        yield _build(f"{name}[d={d}]", kernels.finish_kernel, kinds, constants, configs.finish_warps(d), 2, {})
+        yield _build(f"{name}[d={d}]", kernels.contract_kernel, kinds, constants, configs.contract_warps(d), 2, {})
+        if m == PRE_ROWS:
+            both = kinds | {"post_ptr": "*fp32", "comb_ptr": "*fp32", "iterations": "i32"}
+            title = f"{name.replace('contract', 'finish')}[d={d}]"
+            yield _build(title, kernels.finish_kernel, both, constants, configs.contract_warps(d), 2, {})
+    kinds = dict.fromkeys(("partial_ptr", "base_ptr", "scale_ptr", "post_ptr", "comb_ptr"), "*fp32")
+    kinds |= {"norm_eps": "fp32", "hc_eps": "fp32", "iterations": "i32"}
+    yield _build(f"mixing[d={d}]", kernels.mixing_kernel, kinds, configs.mixing_constants(d, PRE_ROWS), 1, 2, {})
     kinds = dict.fromkeys(("y_ptr", "streams_ptr", "out_ptr"), "*bf16")
     kinds |= {"post_ptr": "*fp32", "comb_ptr": "*fp32", "tokens": "i32"}
     yield _build(f"post[d={d}]", kernels.post_kernel, kinds, dict(configs.post_constants(d)), 4, 2, {})

@@ -20,16 +20,19 @@ class Config:
 def choose_config(tokens: int, n: int, k: int, *, rounds: bool = False) -> Config:
     """The same for every number of tokens up to the next power of two; tiles measured on an H100 (docs/log.md).
 
-    Rows enough for two programs a multiprocessor go through tensor cores even for one token. One token on fewer rows
-    is a matrix-vector product, whose many small programs fill the card.
+    One token is a matrix-vector product on CUDA cores: about 64 bytes of weights a thread, which it holds at once.
     """
     padded = min(64, 1 << max(0, tokens - 1).bit_length())
     many = n >= 16384
-    if padded == 1 and not many:
-        if k % 2048 == 0:
-            return Config(True, 1, 4, 2048, 4, 1)
+    if padded == 1:
+        if k % 4096 == 0 and (k > 4096 or n <= 2048):
+            return Config(True, 1, 2 if n > 2048 else 4, 4096, 4, 1)
+        if k % 2048 == 0 and k > 2048:
+            return Config(True, 1, 2, 2048, 2, 1)
+        if k % 1024 == 0 and k > 1024:
+            return Config(True, 1, 4, 1024, 4, 1)
         inputs = next(step for step in (512, 256, 128) if k % step == 0)
-        return Config(True, 1, 4, inputs, 2, 1)
+        return Config(True, 1, 8, inputs, inputs // 256 or 1, 1)
     if padded == 64:
         if many:
             return Config(False, 64, 64, 128, 4, 3) if rounds else Config(False, 64, 64, 128, 8, 4)

@@ -10,6 +10,9 @@ import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import e4m3, power_of_two, round_rows
+from wellhead.ops.row_sums import near_sums
+
+NEAR = tl.constexpr(16)  # as many neighbours as one load has
 
 
 @triton.jit
@@ -28,30 +31,37 @@ def _activation(x, x_scale, token, used, at, K, M: tl.constexpr, KC: tl.constexp
 
 
 @triton.jit
+def _sums(tile, x, x_scale, scale_row, at, K, KC: tl.constexpr, ROUND: tl.constexpr):
+    """fp32 [BN, KC / NEAR]: a tile of weights [BN, KC] times the inputs at .. at + KC - 1, neighbours added up.
+
+    The scales multiply the activations, one per 128 inputs, so a weight costs a convert and a multiply-add.
+    """
+    one, block = tl.arange(0, 1), tl.arange(0, KC // 128)
+    codes, scale = _activation(x, x_scale, one, one == 0, at, K, 1, KC, ROUND)
+    scale = scale * power_of_two(tl.load(scale_row + at // 128 + block))[None, :]
+    a = tl.reshape(tl.reshape(codes.to(tl.float32), (1, KC // 128, 128)) * scale[:, :, None], (1, KC))
+    return near_sums(e4m3(tile).to(tl.float32) * a, NEAR)
+
+
+@triton.jit
 def fp8_gemv_kernel(
     x, x_scale, w, w_scale, y,
     N, K,
     BN: tl.constexpr, KC: tl.constexpr, ROUND: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """y bf16 [1, N]: one program per BN (a divisor of 128) rows of w E4M3 [N, K].
+    """y bf16 [1, N]: one program per BN (a divisor of 128) rows of w E4M3 [N, K], KC inputs a step.
 
-    The scales multiply the activations, one per 128 inputs, so the inner loop is a convert and a multiply-add.
+    A tile that a loop carried would be carried byte by byte, a register each: only the first is asked for ahead.
     """
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
-    k, block, one = tl.arange(0, KC), tl.arange(0, KC // 128), tl.arange(0, 1)
     inside = (rows < N)[:, None]
-    weights = w + rows.to(tl.int64)[:, None] * K + k[None, :]
+    weights = w + rows.to(tl.int64)[:, None] * K + tl.arange(0, KC)[None, :]
     scale_row = w_scale + (tl.program_id(0) * BN // 128).to(tl.int64) * (K // 128)
     tile = tl.load(weights, mask=inside, other=0)
     after_producers(PDL)
-    acc = tl.zeros((BN, KC), dtype=tl.float32)
-    for at in range(0, K, KC):
-        following = tl.load(weights + at + KC, mask=inside & (at + KC < K), other=0)
-        codes, scale = _activation(x, x_scale, one, one == 0, at, K, 1, KC, ROUND)
-        scale = scale * power_of_two(tl.load(scale_row + at // 128 + block))[None, :]
-        a = tl.reshape(tl.reshape(codes.to(tl.float32), (1, KC // 128, 128)) * scale[:, :, None], (1, KC))
-        acc += e4m3(tile).to(tl.float32) * a
-        tile = following
+    acc = _sums(tile, x, x_scale, scale_row, 0, K, KC, ROUND)
+    for at in range(KC, K, KC):
+        acc += _sums(tl.load(weights + at, mask=inside, other=0), x, x_scale, scale_row, at, K, KC, ROUND)
     tl.store(y + rows, tl.sum(acc, axis=1).to(tl.bfloat16), mask=rows < N)
 
 

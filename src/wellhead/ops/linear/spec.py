@@ -40,7 +40,17 @@ def builds() -> tuple[KernelBuild, ...]:
             name = f"{'gemv' if config.gemv else 'few'}[{tile},{'bf16' if rounds else 'e4m3'}]"
             kernel = kernels.fp8_gemv_kernel if config.gemv else kernels.few_kernel
             found.append(KernelBuild(name, kernel, signature, given, config.num_warps, 3, {} if config.gemv else _MMA))
-    return (*found, *large_builds())
+    return (*found, *large_builds(), prefetch_build())
+
+
+def prefetch_build() -> KernelBuild:
+    """What asks L2 for a later product's weights."""
+    from wellhead.ops.linear.prefetch import LINE, LINES, MOST
+    from wellhead.ops.linear.prefetch_kernels import prefetch_kernel
+
+    given = {"LINE": LINE, "LINES": LINES}
+    signature = {f"start{n}": "*u8" for n in range(MOST)} | {f"size{n}": "i32" for n in range(MOST)}
+    return KernelBuild("prefetch", prefetch_kernel, {**signature, **dict.fromkeys(given, "constexpr")}, given)
 
 
 def large_builds() -> tuple[KernelBuild, ...]:

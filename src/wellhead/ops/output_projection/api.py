@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.ops.checks import expect
-from wellhead.ops.output_projection.configs import FEW_TOKENS, Config, choose_config
+from wellhead.ops.output_projection.configs import FEW_TOKENS, GEMV_TOKENS, Config, choose_config
 from wellhead.ops.overlap import launch
 
 HEAD = 512
@@ -23,8 +23,9 @@ class OutputProjection:
     [G N/128, K/128], z bf16 [T, G N]). Group g takes heads g H/G .. (g + 1) H/G - 1. Angles as in `ops.rope`; o' is
     rounded once to bf16 and not to E4M3; the weight is exact; sums are fp32.
 
-    Up to 64 tokens that is one launch. With more, turn o in place with `ops.rope` first and give None for positions and
-    freqs. z may then be E4M3 with z_scale u8 [T, G N/128]: bit for bit `formats.block_fp8.quantize_rows` of the bf16 z.
+    From 3 to 64 tokens that is one launch. Otherwise (`turns` says) o comes turned, by `ops.sparse_mla` or in place by
+    `ops.rope`, with None for positions and freqs. Beyond 64 z may be E4M3 with z_scale u8 [T, G N/128]: bit for bit
+    `formats.block_fp8.quantize_rows` of the bf16 z.
     T may be 0. Allocates and synchronises nothing. A row's bits do not depend on the other rows as long as the number
     of rows stays within one power of two.
     """
@@ -32,6 +33,11 @@ class OutputProjection:
     heads: int
     groups: int
     n: int
+
+    @staticmethod
+    def turns(tokens: int) -> bool:
+        """Whether so many tokens' heads are turned on the way in, and need their positions."""
+        return GEMV_TOKENS < tokens <= FEW_TOKENS
 
     def run(
         self,
@@ -49,11 +55,11 @@ class OutputProjection:
         turns, rounds = positions is not None, z_scale is not None
         if turns != (freqs is not None):
             raise ValueError("positions and freqs: one of them is None; expected both or neither")
-        if tokens and (turns != (tokens <= FEW_TOKENS) or (turns and rounds)):
+        if tokens and (turns != self.turns(tokens) or (rounds and tokens <= FEW_TOKENS)):
             raise ValueError(
                 f"{tokens} tokens {'with' if turns else 'without'} positions, z {'with' if rounds else 'without'} a "
-                f"scale; expected positions and a bf16 z for up to {FEW_TOKENS} tokens, and for more heads that "
-                f"ops.rope has turned already"
+                f"scale; expected a bf16 z for up to {FEW_TOKENS} tokens, and positions for more than {GEMV_TOKENS} of "
+                f"those, else heads that are turned already"
             )
         expect("o", o, (tokens, self.heads, HEAD), torch.bfloat16)
         if positions is not None and freqs is not None:
@@ -71,8 +77,8 @@ class OutputProjection:
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **launch()}
         if config.gemv:
             kernels.grouped_gemv_kernel[(tiles, self.groups)](
-                o, positions, freqs, codes, scale, z, tokens, self.n, **given, **options
-            )  # fmt: skip
+                o, codes, scale, z, tokens, self.n, **given, **options
+            )
             return
         grid = (tiles, -(-tokens // config.tokens), self.groups)
         kernels.tile_kernel[grid](

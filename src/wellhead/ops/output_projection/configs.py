@@ -23,7 +23,7 @@ def choose_config(tokens: int) -> Config:
     """The same for every number of tokens up to the next power of two."""
     padded = 1 << max(0, tokens - 1).bit_length()
     if padded <= GEMV_TOKENS:
-        return Config(True, padded, 8 if padded == 1 else 4, 4 if padded == 1 else 8, 1)
+        return Config(True, padded, 4, 8, 1)
     if padded <= 16:
         return Config(False, 16, 32, 4, 6)
     if padded <= FEW_TOKENS:

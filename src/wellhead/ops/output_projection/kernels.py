@@ -1,8 +1,8 @@
 """Grouped output projection: heads turned back by their position, then a block-FP8 weight times bf16 rows.
 
-`grouped_gemv_kernel` multiplies on CUDA cores, a few weight rows a program: for one or two tokens. `tile_kernel` gives
-the weight, widened to bf16, to the tensor cores as their M side: for more. A head is 512 inputs, of which the last 64
-turn.
+`grouped_gemv_kernel` multiplies on CUDA cores, a few weight rows a program: for one or two tokens, whose heads come
+turned. `tile_kernel` gives the weight, widened to bf16, to the tensor cores as their M side: for more. A head is 512
+inputs, of which the last 64 turn.
 """
 
 import triton
@@ -11,10 +11,11 @@ import triton.language as tl
 from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import e4m3, power_of_two, round_groups
 from wellhead.ops.rope.kernels import cos_sin, turn
+from wellhead.ops.row_sums import near_sums
 
 HEAD = tl.constexpr(512)
 ROTATED = tl.constexpr(64)
-LAST = tl.constexpr(448)  # the first dim that turns
+NEAR = tl.constexpr(8)  # as many neighbours as one load has of bf16
 
 
 @triton.jit
@@ -24,46 +25,28 @@ def _turned_back(tail, position, freqs, ROWS: tl.constexpr):
     return turn(tail.to(tl.float32), cos, -sin, ROWS).to(tl.bfloat16)
 
 
-@triton.jit
-def _sums(weight, a, scale, BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
-    """fp32 [BN]: fp32 weight [BN, BLOCKS BLOCK] times bf16 a, whose blocks are scaled by bytes [BLOCKS], summed."""
-    scaled = tl.reshape(a.to(tl.float32), (BLOCKS, BLOCK)) * power_of_two(scale)[:, None]
-    return tl.sum(weight * tl.reshape(scaled, (1, BLOCKS * BLOCK)), axis=1)
-
-
 @triton.jit(do_not_specialize=["TOKENS"])
 def grouped_gemv_kernel(
-    o, positions, freqs, w, w_scale, z,
+    o, w, w_scale, z,
     TOKENS, N,
     M: tl.constexpr, P: tl.constexpr, BN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """z bf16 [TOKENS, G N] of M >= TOKENS tokens: one program per (BN rows of w E4M3 [G N, 512 P], group of P heads).
+    """z bf16 [TOKENS, G N] of M >= TOKENS tokens, turned: one program per (BN rows of w E4M3 [G N, 512 P], group).
 
-    No loop: all of a program's weights are asked for at once. The dims that turn are left out of the long sum and have
-    a short one, whose weights are by then in L1. The scales multiply the activations.
+    No loop: all of a program's weights are asked for at once, before o exists. The scales multiply the activations.
     """
     K: tl.constexpr = P * HEAD
     group, groups = tl.program_id(1), tl.num_programs(1)
     first = group * N + tl.program_id(0) * BN
-    row, head = first + tl.arange(0, BN), tl.arange(0, P)
-    k, turning = tl.arange(0, K), tl.arange(0, P * ROTATED)
-    w_at = w + row.to(tl.int64)[:, None] * K
-    scale_at = w_scale + (first // 128).to(tl.int64) * (K // 128)
-    # as many neighbours a thread as of bf16 (8) and of the turned dims (4): weights meet activations in registers
-    eight = tl.multiple_of(tl.max_contiguous(tl.arange(0, K), 8), 8)
-    last = tl.multiple_of(tl.max_contiguous(turning // ROTATED * HEAD + LAST + turning % ROTATED, 4), 4)
-    weight = e4m3(tl.load(w_at + eight[None, :])).to(tl.float32)
-    scale = tl.load(scale_at + tl.arange(0, K // 128))
-    last_weight = e4m3(tl.load(w_at + last[None, :])).to(tl.float32)
-    last_scale = tl.load(scale_at + head * 4 + 3)
+    row, k = first + tl.arange(0, BN), tl.arange(0, K)
+    codes = tl.load(w + row.to(tl.int64)[:, None] * K + k[None, :])
+    scale = power_of_two(tl.load(w_scale + (first // 128).to(tl.int64) * (K // 128) + tl.arange(0, K // 128)))
     after_producers(PDL)
     for each in tl.static_range(M):
         token = tl.minimum(each, TOKENS - 1)  # past the end: the last one again, with the same result
-        o_at = o + (token * groups + group).to(tl.int64) * K
-        a = tl.load(o_at + k, mask=k % HEAD < LAST, other=0.0)
-        tail = tl.load(o_at + head[:, None] * HEAD + LAST + tl.arange(0, ROTATED)[None, :])
-        tail = _turned_back(tail, tl.load(positions + token + tl.arange(0, 1)), freqs, P)
-        total = _sums(weight, a, scale, K // 128, 128) + _sums(last_weight, tail, last_scale, P, ROTATED)
+        a = tl.load(o + (token * groups + group).to(tl.int64) * K + k).to(tl.float32)
+        a = tl.reshape(tl.reshape(a, (K // 128, 128)) * scale[:, None], (1, K))
+        total = tl.sum(near_sums(e4m3(codes).to(tl.float32) * a, NEAR), axis=1)
         tl.store(z + token * (groups * N) + row, total.to(tl.bfloat16))
 
 
@@ -97,7 +80,7 @@ def tile_kernel(
         a = tl.load(o_at + block * 128 + k[None, :], mask=mask, other=0.0)
         acc += tl.dot(codes.to(tl.bfloat16), tl.trans(a)) * power_of_two(tl.load(scale_at + block))
     if ROTATE:
-        last, position = LAST + tl.arange(0, ROTATED)[None, :], tl.load(positions + token, mask=used, other=0)
+        last, position = HEAD - ROTATED + tl.arange(0, ROTATED)[None, :], tl.load(positions + token, mask=used, other=0)
         for head in range(P):
             codes = e4m3(tl.load(w_at + head * HEAD + last))
             tail = tl.load(o_at + head * HEAD + last, mask=used[:, None], other=0.0)

@@ -15,22 +15,21 @@ TOKENS = (1, 2, 16, 32, 64, 256, 4096)
 
 def builds() -> tuple[KernelBuild, ...]:
     from wellhead.ops.output_projection import kernels
-    from wellhead.ops.output_projection.api import constants
+    from wellhead.ops.output_projection.api import OutputProjection, constants
     from wellhead.ops.output_projection.configs import FEW_TOKENS, choose_config
 
     found = []
     for per_group in HEADS_A_GROUP:
         for tokens in TOKENS:
-            config, turns = choose_config(tokens), tokens <= FEW_TOKENS
-            for rounds in (False,) if turns else (False, True):
+            config, turns = choose_config(tokens), OutputProjection.turns(tokens)
+            for rounds in (False, True) if tokens > FEW_TOKENS else (False,):
                 given: dict[str, Any] = {**constants(config, per_group, turns, rounds), "PDL": False}
-                absent = () if turns else ("positions", "freqs")
-                given |= dict.fromkeys(absent if config.gemv or rounds else (*absent, "z_scale"))
-                signature = {
-                    "o": "*bf16", "positions": "*i64", "freqs": "*fp32", "w": "*u8", "w_scale": "*u8",
-                    "z": "*u8" if rounds else "*bf16", **({} if config.gemv else {"z_scale": "*u8"}),
-                    "TOKENS": "i32", "N": "i32:16", **dict.fromkeys(given, "constexpr"),
-                }  # fmt: skip
+                pointers = {"o": "*bf16", "w": "*u8", "w_scale": "*u8", "z": "*u8" if rounds else "*bf16"}
+                if not config.gemv:
+                    pointers |= {"positions": "*i64", "freqs": "*fp32", "z_scale": "*u8"}
+                    given |= dict.fromkeys(() if turns else ("positions", "freqs"))
+                    given |= dict.fromkeys(() if rounds else ("z_scale",))
+                signature = {**pointers, "TOKENS": "i32", "N": "i32:16", **dict.fromkeys(given, "constexpr")}
                 kernel = kernels.grouped_gemv_kernel if config.gemv else kernels.tile_kernel
                 kind = "gemv" if config.gemv else "tile" if turns else "large"
                 name = f"{kind}[{config.tokens},heads={per_group}{',e4m3' if rounds else ''}]"
@@ -68,7 +67,9 @@ def make(tokens: int, heads: int, groups: int, n: int, generator: Any, device: A
 
 
 def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
-    """One launch for few tokens; for more, a copy of o is turned in place and then projected."""
+    """One launch for few tokens; for one or two heads that are turned already, as attention leaves them; for many a
+    copy of o is turned in place and then projected.
+    """
     import torch
 
     from wellhead.ops.output_projection.api import plan
@@ -80,14 +81,18 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     projection, rope = plan(heads, groups, rows // groups), plan_rope(heads, dim, inverse=True)
     turns = (inputs["positions"], inputs["freqs"])
     given = (inputs["weight"], inputs["scale"], z)
-    o = inputs["o"] if tokens <= FEW_TOKENS else inputs["o"].clone()
+    o = inputs["o"]
+    if not projection.turns(tokens):
+        o = torch.empty_like(inputs["o"])
+        rope.run(inputs["o"], *turns, o)
 
     def few() -> torch.Tensor:
-        projection.run(o, *turns, *given)
+        positions, freqs = turns if projection.turns(tokens) else (None, None)
+        projection.run(o, positions, freqs, *given)
         return z
 
     def many() -> torch.Tensor:
-        rope.run(o, *turns, o)
+        rope.run(inputs["o"], *turns, o)
         projection.run(o, None, None, *given)
         return z
 

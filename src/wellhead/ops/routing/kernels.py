@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
+from wellhead.ops.row_sums import near_sums
 from wellhead.ops.topk.kernels import ordered_key
 
 SUM_FLOOR = tl.constexpr(1e-20)
@@ -96,17 +97,15 @@ def _product(x_ptr, x_stride, gate_ptr, t, e, tokens, D, E, BT: tl.constexpr, BE
 
 @triton.jit
 def _one_product(x_ptr, gate_ptr, e, D, E, BE: tl.constexpr, BD: tl.constexpr, PDL: tl.constexpr):
-    """fp32 [1, BE] of one token on CUDA cores; the first weights are on their way before the token exists."""
+    """fp32 [1, BE] of one token on CUDA cores. All weights at once (BD >= D): a loop would wait for memory that the
+    shared expert keeps busy, turn by turn.
+    """
     d = tl.arange(0, BD)
-    gate_row, there = gate_ptr + e[:, None].to(tl.int64) * D + d[None, :], (e < E)[:, None]
-    tile = tl.load(gate_row, mask=there, other=0.0)
+    there = (e < E)[:, None] & (d < D)[None, :]
+    tile = tl.load(gate_ptr + e[:, None].to(tl.int64) * D + d[None, :], mask=there, other=0.0)
     after_producers(PDL)
-    z = tl.zeros([BE, BD], tl.float32)
-    for first in range(0, D, BD):
-        following = tl.load(gate_row + first + BD, mask=there & (first + BD < D), other=0.0)
-        z += tile.to(tl.float32) * tl.load(x_ptr + first + d).to(tl.float32)[None, :]
-        tile = following
-    return tl.sum(z, 1)[None, :]
+    x = tl.load(x_ptr + d, mask=d < D, other=0.0)
+    return tl.sum(near_sums(tile.to(tl.float32) * x.to(tl.float32)[None, :], 8), 1)[None, :]
 
 
 # The number of tokens changes from call to call: no variant of its own for 1 or for a multiple of 16.

@@ -35,6 +35,7 @@ class SparseMla:
 
     run(q bf16 [T, H, 512], window Pool, selected Pool, sink fp32 [H], out bf16 [T, H, 512]). A token without a valid
     record gives 0. Both cache dtypes give the same bits. Allocates, synchronises and reads nothing of the device.
+    A plan that `turns` may be given positions i64 [T] and freqs fp32 [32]: out is then what `ops.rope` makes of it.
     """
 
     tokens: int
@@ -44,7 +45,15 @@ class SparseMla:
     part: torch.Tensor  # fp32 [tokens, splits, H, 512]
     part_stat: torch.Tensor  # fp32 [tokens, splits, H, 2]
 
-    def run(self, q: torch.Tensor, window: Pool, selected: Pool, sink: torch.Tensor, out: torch.Tensor) -> None:
+    @property
+    def turns(self) -> bool:
+        """Whether heads may be turned back on the way out: where parts are merged."""
+        return self.config.splits > 1
+
+    def run(
+        self, q: torch.Tensor, window: Pool, selected: Pool, sink: torch.Tensor, out: torch.Tensor,
+        positions: torch.Tensor | None = None, freqs: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
         from wellhead.ops.sparse_mla import kernels
 
         tokens, c = q.shape[0], self.config
@@ -55,6 +64,11 @@ class SparseMla:
         expect("sink", sink, (self.heads,), torch.float32)
         for name, pool in (("window", window), ("selected", selected)):
             _check(name, pool, tokens)
+        if positions is not None or freqs is not None:
+            if not self.turns or positions is None or freqs is None:
+                raise ValueError("positions and freqs: expected both, of a plan that turns, or neither")
+            expect("positions", positions, (tokens,), torch.int64)
+            expect("freqs", freqs, (32,), torch.float32)
         if not tokens:
             return
         kernels.attend_kernel[(tokens * -(-self.heads // c.heads), c.splits)](
@@ -66,8 +80,9 @@ class SparseMla:
         )  # fmt: skip
         if c.splits > 1:
             kernels.merge_kernel[(tokens, self.heads)](
-                self.part, self.part_stat, sink, out, self.heads, SPLITS=c.splits, num_warps=4, **launch()
-            )
+                self.part, self.part_stat, sink, out, positions, freqs, self.heads, SPLITS=c.splits, num_warps=4,
+                **launch(),
+            )  # fmt: skip
 
 
 def constants(config: Config, page: int, stride: int, other_page: int, other_stride: int) -> dict[str, int]:

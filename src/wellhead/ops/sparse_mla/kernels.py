@@ -12,6 +12,7 @@ import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import INTERPRETED, e4m3, power_of_two
+from wellhead.ops.rope.kernels import PAIRS, cos_sin
 
 DIM = tl.constexpr(512)
 QUARTER = tl.constexpr(128)  # a tile is unpacked, and the sums are kept, a quarter at a time: fewer live registers
@@ -151,8 +152,21 @@ def attend_kernel(
 
 
 @triton.jit
-def merge_kernel(part, part_stat, sink, out, HEADS, SPLITS: tl.constexpr, PDL: tl.constexpr):
-    """out bf16 [B, H, 512] of the parts of one (token, head): rescaled to the largest score, summed in order."""
+def _turned_back(row, positions, freqs, token):
+    """bf16 [512]: the last 64 dims of a bf16 row turned back by the token's position, pair by pair."""
+    pair: tl.constexpr = DIM // 2
+    turning = tl.arange(0, pair) - (pair - PAIRS)
+    freq = tl.load(freqs + turning, mask=turning >= 0, other=0.0)  # the others turn by nothing
+    cos, sin = cos_sin(tl.load(positions + token).to(tl.float32) * freq)
+    a, b = tl.split(tl.reshape(row.to(tl.float32), (pair, 2)))
+    return tl.reshape(tl.join(a * cos + b * sin, b * cos - a * sin), (DIM,)).to(tl.bfloat16)
+
+
+@triton.jit
+def merge_kernel(part, part_stat, sink, out, positions, freqs, HEADS, SPLITS: tl.constexpr, PDL: tl.constexpr):
+    """out bf16 [B, H, 512] of the parts of one (token, head): rescaled to the largest score, summed in order; with
+    positions i64 [B] and freqs fp32 [32] the last 64 dims are turned back.
+    """
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = tl.arange(0, DIM)
     split = tl.arange(0, SPLITS)
@@ -165,5 +179,7 @@ def merge_kernel(part, part_stat, sink, out, HEADS, SPLITS: tl.constexpr, PDL: t
     fade = tl.exp(peaks - anchor)
     weight = tl.exp(bias - anchor) + tl.sum(tl.load(part_stat + row * 2 + 1) * fade, axis=0)
     parts = tl.load(part + row[:, None] * DIM + column[None, :])
-    acc = tl.sum(parts * fade[:, None], axis=0)
-    tl.store(out + (token * HEADS + head) * DIM + column, (acc / weight).to(tl.bfloat16))
+    merged = (tl.sum(parts * fade[:, None], axis=0) / weight).to(tl.bfloat16)
+    if positions is not None:
+        merged = _turned_back(merged, positions, freqs, token)
+    tl.store(out + (token * HEADS + head) * DIM + column, merged)

@@ -37,10 +37,13 @@ def builds() -> tuple[KernelBuild, ...]:
             tile = config.num_warps, config.num_stages, _MMA
             found.append(KernelBuild(name, kernels.attend_kernel, signature, given, *tile))
     for splits in sorted({config.splits for config in configs if config.splits > 1}):
-        signature = dict.fromkeys(("part", "part_stat", "sink"), "*fp32")
-        signature |= {"out": "*bf16", "HEADS": "i32", "SPLITS": "constexpr", "PDL": "constexpr"}
-        given = {"SPLITS": splits, "PDL": False}
-        found.append(KernelBuild(f"merge[splits={splits}]", kernels.merge_kernel, signature, given))
+        for turns in (False, True):
+            fixed: dict[str, Any] = {"SPLITS": splits, "PDL": False}
+            fixed |= dict.fromkeys(() if turns else ("positions", "freqs"))
+            signature = dict.fromkeys(("part", "part_stat", "sink", "freqs"), "*fp32")
+            signature |= {"out": "*bf16", "positions": "*i64", "HEADS": "i32", **dict.fromkeys(fixed, "constexpr")}
+            name = f"merge[splits={splits}{',turned' if turns else ''}]"
+            found.append(KernelBuild(name, kernels.merge_kernel, signature, fixed))
     return tuple(found)
 
 

@@ -38,6 +38,10 @@ class TopK:
     state: torch.Tensor  # int32 [2, rows, 5]: key prefix and entries wanted, after each pass
     above: torch.Tensor  # int32 [rows, 4, splits]
 
+    def __post_init__(self) -> None:
+        if not self.config.splits and self.config.block < self.columns:
+            raise ValueError(f"{self.config} for {self.columns} columns; a program alone holds a whole row")
+
     def run(self, logits: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor | None, out: torch.Tensor) -> None:
         """Write `out`. ValueError if a tensor is not what was planned."""
         from wellhead.ops.topk.kernels import choose_row, launch_passes

@@ -1,9 +1,9 @@
 """Exact top-k of rows by radix select: four passes over 8-bit digits of an order-preserving key, then one pass that
 writes the chosen entries in ascending order.
 
-A short row is one program's, from the first pass to the last, in one launch. Of a long row every program counts the
-digits of its own part into its own histogram, so no atomic operation decides anything, and the histograms of earlier
-splits tell each program where its entries go in the output.
+A short row is one program's, which keeps its keys in registers and finds the threshold bit by bit, in one launch. Of a
+long row every program counts the digits of its own part into its own histogram, so no atomic operation decides
+anything, and the histograms of earlier splits tell each program where its entries go in the output.
 """
 
 from __future__ import annotations
@@ -101,25 +101,37 @@ def fill(out, first, k, step, FILL: tl.constexpr):
 
 
 @triton.jit
+def kth_largest(key, k):
+    """The largest uint32 that at least k of `key` reach; 0 is below all that count."""
+    found, bit = tl.full((), 0, tl.uint32), tl.full((), 1 << 31, tl.uint32)
+    for _ in range(32):
+        enough = tl.sum((key >= (found | bit)).to(tl.int32), 0) >= k
+        found = tl.where(enough, found | bit, found)
+        bit = bit >> 1
+    return found
+
+
+@triton.jit
 def choose_row(
     logits_ptr, logits_stride, lengths_ptr, table_ptr, table_stride, out_ptr, out_stride, columns, k,
     BLOCK: tl.constexpr, PAGE: tl.constexpr, FILL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A whole row: its threshold in four passes, then its slots. Grid (rows,)."""
+    """A whole row of at most BLOCK columns: its threshold, bit by bit, then its slots. Grid (rows,)."""
     after_producers(PDL)
     number = tl.program_id(0).to(tl.int64)
     row, out = logits_ptr + number * logits_stride, out_ptr + number * out_stride
     length = row_length(lengths_ptr, number, columns)
     fill(out, tl.minimum(length, k), k, FILL, FILL)
     zero = tl.full((), 0, tl.int32)
-    prefix, wanted = tl.full((), 0, tl.uint32), zero + k
+    threshold, ties = tl.full((), 0, tl.uint32), zero + k
     if length > k:
-        for part in tl.static_range(PASSES):
-            digit, above = digit_of(count_part(row, zero, length, prefix, part, BLOCK), wanted)
-            prefix = (prefix << 8) | digit.to(tl.uint32)
-            wanted -= above
+        entries = tl.arange(0, BLOCK)
+        key = tl.where(entries < length, ordered_key(tl.load(row + entries, mask=entries < length, other=0.0)), 0)
+        threshold = kth_largest(key, k)
+        ties -= tl.sum((key > threshold).to(tl.int32), 0)
     table = table_ptr + number * table_stride
-    write_part(row, table, out, zero, length, prefix, length <= k, zero, wanted, zero, BLOCK, PAGE)
+    PART: tl.constexpr = min(BLOCK, 1024)  # at a time: its running counts take registers
+    write_part(row, table, out, zero, length, threshold, length <= k, zero, ties, zero, PART, PAGE)
 
 
 @triton.jit

@@ -20,7 +20,7 @@ def builds() -> tuple[KernelBuild, ...]:
     row = {"logits_ptr": "*fp32", "logits_stride": "i32", "lengths_ptr": "*i32"}
     warps = Config(1).num_warps
     found = []
-    for short in {choose_config(1, columns): None for columns in (128, 512, 1024, 2048)}:
+    for short in {choose_config(1, columns): None for columns in (128, 512, 1024, 2048, 4096, 8192)}:
         for page, out in ((64, "*i64"), (64, "*i32"), (0, "*i64")):
             given = {"BLOCK": short.block, "PAGE": page, "FILL": FILL, "PDL": False}
             table = {"table_ptr": "*i32", "table_stride": "i32", "out_ptr": out, "out_stride": "i32"}

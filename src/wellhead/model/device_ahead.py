@@ -1,0 +1,34 @@
+"""Weights of the launches to come, asked for while the present ones wait for each other instead of memory."""
+
+from __future__ import annotations
+
+import torch
+
+from wellhead.dispatch.capability import l2_bytes
+from wellhead.model.device_aside import Aside
+
+MOST_TOKENS = 4  # larger steps leave memory little to do: eight requests gained nothing (docs/log.md)
+
+
+class Ahead:
+    """`ahead(first, second, ..)`: L2 is asked for weights, in the order in which they will be read, beside what is
+    launched from here on. As many bytes as half of L2 holds, so that they are still there when they are read.
+
+    Nothing on the CPU and for steps of more than MOST_TOKENS.
+    """
+
+    def __init__(self, device: torch.device, tokens: int):
+        on = device.type == "cuda" and tokens <= MOST_TOKENS
+        self._budget = l2_bytes(device) // 2 if on else 0
+        self._aside = Aside(device)
+
+    def __call__(self, *weights: torch.Tensor) -> None:
+        if self._budget:
+            from wellhead.ops.linear.prefetch import prefetch
+
+            with self._aside():
+                prefetch(weights, self._budget)
+
+    def join(self) -> None:
+        """The step's end: a captured graph must not leave a branch open."""
+        self._aside.join()
