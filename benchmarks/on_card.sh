@@ -4,7 +4,8 @@
 #   moved     the same tests on SM120's code moved to this Hopper
 #   memcheck  the native tests under compute-sanitizer
 #   bench     every op's cases: JSON lines in OUT/ops.jsonl
-# Logs land in OUT; the last lines say what failed. The files run beside each other: most of the time is compiling.
+# Logs land in OUT, one line a file in OUT/tests.jsonl; the last lines say what failed. The files run beside each
+# other: most of the time is compiling.
 # LIMIT (seconds, default 900) ends a file that takes longer.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,7 +21,7 @@ tests() { # name, options of pytest, command in front of it
     for file in "${files[@]}"; do
         local log="$out/$name-$(basename "$file" .py).log"
         # shellcheck disable=SC2086
-        timeout "${LIMIT:-900}" $front python3 -m pytest -q -x --tb=short -p no:cacheprovider $options "$file" >"$log" 2>&1 || echo "exit status $?" >>"$log" &
+        timeout "${LIMIT:-900}" $front python3 -m pytest -q -x --tb=short -p no:cacheprovider --record "$out/tests.jsonl" $options "$file" >"$log" 2>&1 || echo "exit status $?" >>"$log" &
     done
     wait
     for log in "$out/$name"-*.log; do

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.hostile_bodies import CHAT, Hostile, hostile_requests, http
+from wellhead.server.limits import Limits
 from wellhead.testing.record import append, host, origin
 
 QUESTIONS = (
@@ -36,7 +37,7 @@ QUESTIONS = (
     "15 + 27 =",
     "What is the capital of Peru?",
 )
-ANSWER_SECONDS = 120.0
+ANSWER_SECONDS = Limits().request_seconds + 30  # the server says itself when an allowed answer took too long
 MOST_GROWTH = 96 << 20  # bytes of resident memory between a fifth of the way and the end
 
 

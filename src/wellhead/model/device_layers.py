@@ -20,12 +20,13 @@ from wellhead.model.device_weights import (
     IndexerWeights,
     MoeWeights,
 )
-from wellhead.model.device_workspace import FEW, Workspace
+from wellhead.model.device_workspace import Workspace
 from wellhead.model.state import LayerState, records_per_page
 from wellhead.ops.addresses.reference import Entries
 from wellhead.ops.hyper_connection.api import Site
 from wellhead.ops.indexer.api import Query
 from wellhead.ops.moe.api import PackedWeights
+from wellhead.ops.output_projection.configs import FEW_TOKENS
 from wellhead.ops.sparse_mla.api import Pool
 
 
@@ -67,7 +68,7 @@ def attention(
     if turned and not attend.turns:
         ws.turn_back.run(o, positions, freqs, o)
     projected = (o, *((None, None) if turned else (positions, freqs)), weights.wo_a.weight, weights.wo_a.scale)
-    if t <= FEW:
+    if t <= FEW_TOKENS:
         ws.projection.run(*projected, z)
         ws.round_z.run(z, None, z_codes, z_scale)
     else:

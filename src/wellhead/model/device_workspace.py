@@ -22,8 +22,6 @@ from wellhead.ops.moe.api import Mxfp4Experts
 from wellhead.ops.norm_quant.api import Rounded
 from wellhead.ops.sampling import api as sampling
 
-FEW = 64  # tokens up to which the output projection turns heads on the way
-
 
 class Workspace:
     """Steps of at most `tokens` tokens over page tables `pages` wide; `chunked`: several tokens a request."""

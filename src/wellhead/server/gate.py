@@ -123,6 +123,7 @@ class Gate:
                 if size + len(part) > limit:
                     raise await self._too_large(receive if more else None, size + len(part))
                 if self._buffered + len(part) > limit * self._limits.bodies_factor:
+                    await self._swallow(receive if more else None, size + len(part))
                     raise busy("too many bodies are being read at once; try again later", 1)
                 size += len(part)
                 self._buffered += len(part)
@@ -133,7 +134,12 @@ class Gate:
             self._buffered -= size
 
     async def _too_large(self, receive: Receive | None, size: int) -> ApiError:
-        """The error, after what a client is in the middle of sending, within bounds."""
+        await self._swallow(receive, size)
+        limit = self._limits.body_bytes
+        return ApiError(413, f"the body is larger than {limit} bytes, the limit here", code="body_too_large")
+
+    async def _swallow(self, receive: Receive | None, size: int) -> None:
+        """Drop what a client is in the middle of sending, within bounds: it hears no answer before it is done."""
         limit = self._limits.body_bytes
         try:
             async with asyncio.timeout(_SWALLOW_SECONDS):
@@ -144,7 +150,6 @@ class Gate:
                         break
         except TimeoutError:
             pass
-        return ApiError(413, f"the body is larger than {limit} bytes, the limit here", code="body_too_large")
 
 
 class _Gone(Exception):

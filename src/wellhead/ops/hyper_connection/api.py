@@ -186,10 +186,10 @@ def _finish(
         "num_warps": configs.contract_warps(plan.d), "num_stages": 2, **launch(),
     }  # fmt: skip
     eps = (plan.norm_eps, plan.hc_eps)
-    if post_out is not None and beside is None:
-        kernels.finish_kernel[(tokens, 2)](*contracted, post_out, comb_out, *eps, plan.iterations, **options)
-        return
-    if post_out is not None and beside is not None:
+    if post_out is not None:
+        if beside is None:
+            kernels.finish_kernel[(tokens, 2)](*contracted, post_out, comb_out, *eps, plan.iterations, **options)
+            return
         with beside():
             kernels.mixing_kernel[(tokens,)](
                 plan.partial, site.base, site.scale, post_out, comb_out, *eps, plan.iterations,
