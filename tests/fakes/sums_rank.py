@@ -1,6 +1,6 @@
 """One rank of several on cards: sums through memory, launched and in graphs, against the fp32 sum rounded once.
 
-python sums_rank.py RANK WORLD RENDEZVOUS SUMS; prints the way taken and why, exits with 1 where a bit is wrong.
+python sums_rank.py RANK WORLD RENDEZVOUS; prints the way taken and why, exits with 1 where a bit is wrong.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def check(group: Group, size: int, device: torch.device) -> int:
     return int(wrong) + (not same_bits(work, group.world))
 
 
-def main(rank: int, world: int, rendezvous: str, sums: str) -> None:
+def main(rank: int, world: int, rendezvous: str) -> None:
     device = torch.device("cuda", rank)
-    group = Group.join(rendezvous, rank, world, device, sums)
+    group = Group.join(rendezvous, rank, world, device, "one-shot")
     print(*group.sums, flush=True)
     found = {size: check(group, size, device) for size in SIZES if size <= limit(world)}
     beyond = parts(2 * limit(world), world, 0, device)[rank].clone()
@@ -82,4 +82,4 @@ def main(rank: int, world: int, rendezvous: str, sums: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

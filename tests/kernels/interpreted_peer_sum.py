@@ -19,6 +19,7 @@ from wellhead.ops.peer_sum import PROGRAMS, WORLDS, PeerSum, limit, place_words
 ON_CARD = torch.cuda.is_available()
 DEVICE = "cuda" if ON_CARD else "cpu"
 TESTS = Path(__file__).resolve().parents[1]
+KEPT: list[torch.Tensor] = []  # what ranks know by its address only
 PATIENCE = 10_000_000  # looks, some seconds: a card that waits for ever would not even fail
 
 
@@ -46,9 +47,9 @@ def test_every_rank_has_the_sum_rounded_once(world: int, tmp_path: Path) -> None
 
 
 def ranks_of_one_place(world: int) -> list[PeerSum]:
-    memories = [torch.zeros(place_words(world), dtype=torch.int64, device=DEVICE) for _ in range(world)]
-    places = torch.tensor([memory.data_ptr() for memory in memories], device=DEVICE)
-    ranks_of_one_place.kept = memories  # type: ignore[attr-defined]
+    memory = torch.zeros(world, place_words(world), dtype=torch.int64, device=DEVICE)
+    KEPT[:] = [memory]
+    places = torch.tensor([own.data_ptr() for own in memory], device=DEVICE)
     return [PeerSum(rank, places, torch.zeros(PROGRAMS, dtype=torch.int32, device=DEVICE)) for rank in range(world)]
 
 

@@ -16,6 +16,7 @@ from wellhead.model import sums
 from wellhead.model.parallel import ALONE, Group
 
 CARD = torch.device("cuda:0")
+STEPS = ["reach", "offer", "connect", "compile", "trial"]
 
 
 def alone(word: object) -> Sequence[object]:
@@ -29,7 +30,7 @@ class Fake(sums.Connection):
     def __init__(self, fails: str = "", how: object = None, world: int = 2):
         super().__init__(0, world, CARD, alone)
         self.went: list[str] = []
-        for step in ("reach", "connect", "compile", "trial"):
+        for step in STEPS:
             setattr(self, step, lambda step=step: self._go(step, how if step == fails else None))
 
     def _go(self, step: str, how: Any) -> str | None:
@@ -40,18 +41,20 @@ class Fake(sums.Connection):
         return how  # type: ignore[no-any-return]
 
 
-def test_auto_takes_memory_where_every_step_works() -> None:
+def test_one_shot_takes_every_step() -> None:
     fake = Fake()
-    assert sums.choose("auto", fake, alone) == (
-        "memory", "one-shot", "the first that fits; bf16 up to 1024 KB, nccl beyond"
+    assert sums.choose("one-shot", fake, alone) == (
+        "memory", "one-shot", "asked for by name; bf16 up to 1024 KB, nccl beyond"
     )  # fmt: skip
-    assert fake.went == ["reach", "connect", "compile", "trial"]
+    assert fake.went == STEPS
     assert sums.choose("one-shot", Fake(world=8), alone)[2] == "asked for by name; bf16 up to 256 KB, nccl beyond"
 
 
-def test_nccl_asked_for_tries_nothing() -> None:
+def test_auto_is_nccl_until_one_shot_has_run_on_cards() -> None:
     fake = Fake()
-    assert sums.choose("nccl", fake, alone) == (None, "nccl", "asked for by name") and fake.went == []
+    assert sums.choose("nccl", fake, alone) == (None, "nccl", "asked for by name")
+    assert sums.choose("auto", fake, alone) == (None, "nccl", "the default; --sums one-shot has not run on cards yet")
+    assert fake.went == []
 
 
 @pytest.mark.parametrize(
@@ -59,23 +62,22 @@ def test_nccl_asked_for_tries_nothing() -> None:
     [
         ("reach", "card 0 has no peer access to card 1", "rank 0: card 0 has no peer access to card 1"),
         ("connect", RuntimeError("CUDA driver error: bad\nmore"), "rank 0: RuntimeError: CUDA driver error: bad"),
-        ("connect", ImportError("no symmetric memory"), "rank 0: ImportError: no symmetric memory"),
+        ("offer", ImportError("no symmetric memory"), "rank 0: ImportError: no symmetric memory"),
         ("trial", "a trial sum came out wrong in 3 of 4096 numbers", "rank 0: a trial sum came out wrong in 3"),
     ],
 )
 def test_what_stops_one_rank_is_the_reason(step: str, how: object, why: str) -> None:
     fake = Fake(step, how)
-    found, way, reason = sums.choose("auto", fake, alone)
-    assert (found, way) == (None, "nccl") and reason.startswith(f"not one-shot: {why}")
+    with pytest.raises(ValueError, match=f"--sums one-shot: {why}.*; --sums nccl works without"):
+        sums.choose("one-shot", fake, alone)
     assert fake.went[-1] == step
-    with pytest.raises(ValueError, match=r"--sums one-shot: rank 0: .*; --sums nccl works without"):
-        sums.choose("one-shot", Fake(step, how), alone)
 
 
 def test_another_ranks_reason_stops_this_one() -> None:
     fake = Fake()
-    found = sums.choose("auto", fake, lambda word: [word, "OutOfMemoryError: 8 MB"])
-    assert found[1:] == ("nccl", "not one-shot: rank 1: OutOfMemoryError: 8 MB") and fake.went == ["reach"]
+    with pytest.raises(ValueError, match="--sums one-shot: rank 1: OutOfMemoryError: 8 MB; "):
+        sums.choose("one-shot", fake, lambda word: [word, "OutOfMemoryError: 8 MB"])
+    assert fake.went == ["reach"]
 
 
 def reach(hosts: Sequence[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, peers: bool = True) -> str | None:
@@ -90,7 +92,7 @@ def test_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reach([("a", 0), ("a", 1)], monkeypatch, False) == "card 0 has no peer access to card 1"
 
 
-def test_connect_offers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_offer_memory_and_learn_where_the_others_is(monkeypatch: pytest.MonkeyPatch) -> None:
     from wellhead.ops.peer_sum import PROGRAMS, place_words
 
     buffers = [torch.ones(place_words(2), dtype=torch.int64) for _ in range(2)]
@@ -102,6 +104,7 @@ def test_connect_offers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sums, "dist", world)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     connection = sums.Connection(1, 2, torch.device("cpu"), alone)
+    connection.offer()
     connection.connect()
     assert connection.sum is not None and connection.sum.rank == 1
     assert connection.sum.places.tolist() == [buffer.data_ptr() for buffer in buffers]

@@ -1,6 +1,6 @@
-"""How ranks on cards add small tensors: through each other's memory where that works, over NCCL otherwise.
+"""How ranks on cards add small tensors: over NCCL, or through each other's memory where that is asked for.
 
-Decided once, together: every rank goes through the same steps, and what stops one of them stops all with its reason.
+The way there is gone together: every rank takes the same steps, and what stops one of them stops all with its reason.
 Memory comes from torch's symmetric memory, without NVLink multicast; `ops.peer_sum` is what adds. torch's own one-shot
 sum rounds to bf16 after every rank, which for more than two ranks is not the sum rounded once.
 """
@@ -49,22 +49,27 @@ class Connection:
                 return f"card {self.device.index} has no peer access to card {card}"
         return None
 
-    def connect(self) -> None:
-        """Offer memory and learn where the others' is."""
+    def offer(self) -> None:
+        """Memory that the others may write; before `connect`, where who came waits for those who failed here."""
         import torch.distributed._symmetric_memory as symmetric
 
-        from wellhead.ops.peer_sum import PROGRAMS, PeerSum, place_words
+        from wellhead.ops.peer_sum import place_words
 
-        words = place_words(self.world)
-        memory = symmetric.empty(words, dtype=torch.int64, device=self.device)
-        memory.zero_()
+        self._own = symmetric.empty(place_words(self.world), dtype=torch.int64, device=self.device)
+        self._own.zero_()
         torch.cuda.synchronize(self.device)
+
+    def connect(self) -> None:
+        """Learn where the others' memory is."""
+        import torch.distributed._symmetric_memory as symmetric
+
+        from wellhead.ops.peer_sum import PROGRAMS, PeerSum
+
         everyone = dist.group.WORLD
         assert everyone is not None
-        handle = symmetric.rendezvous(memory, everyone.group_name)
-        self._kept = [handle.get_buffer(rank, [words], torch.int64) for rank in range(self.world)]
-        self._kept += [memory]
-        places = torch.tensor([buffer.data_ptr() for buffer in self._kept[:-1]], device=self.device)
+        handle = symmetric.rendezvous(self._own, everyone.group_name)
+        self._all = [handle.get_buffer(rank, self._own.shape, torch.int64) for rank in range(self.world)]
+        places = torch.tensor([memory.data_ptr() for memory in self._all], device=self.device)
         calls = torch.zeros(PROGRAMS, dtype=torch.int32, device=self.device)
         self.sum = PeerSum(self.rank, places, calls)
 
@@ -112,16 +117,17 @@ def agreed(steps: Sequence[Callable[[], str | None]], everyone: Everyone) -> str
 
 
 def choose(asked: str, connection: Connection, everyone: Everyone) -> tuple[PeerSum | None, str, str]:
-    """(what adds small tensors, its name, why) on cards. ValueError where "one-shot" was asked for and cannot be."""
+    """(what adds small tensors, its name, why) on cards: "auto" is NCCL until one-shot sums have run on cards.
+    ValueError where "one-shot" was asked for and cannot be.
+    """
+    if asked == "auto":
+        return None, "nccl", "the default; --sums one-shot has not run on cards yet"
     if asked == "nccl":
         return None, "nccl", "asked for by name"
-    steps = (connection.reach, connection.connect, connection.compile, connection.trial)
+    steps = (connection.reach, connection.offer, connection.connect, connection.compile, connection.trial)
     against = agreed(steps, everyone)
     if against is not None:
-        if asked == "one-shot":
-            raise ValueError(f"--sums one-shot: {against}; --sums nccl works without each other's memory")
-        return None, "nccl", f"not one-shot: {against}"
+        raise ValueError(f"--sums one-shot: {against}; --sums nccl works without each other's memory")
     from wellhead.ops.peer_sum import limit
 
-    how = "asked for by name" if asked == "one-shot" else "the first that fits"
-    return connection.sum, "one-shot", f"{how}; bf16 up to {limit(connection.world) // 1024} KB, nccl beyond"
+    return connection.sum, "one-shot", f"asked for by name; bf16 up to {limit(connection.world) // 1024} KB, nccl beyond"
