@@ -98,13 +98,14 @@ def test_the_picture_shows_shares_of_the_step(tmp_path: Path) -> None:
 def test_scaling_is_drawn_over_the_ranks(tmp_path: Path) -> None:
     records = [
         record(layers=43, tp=2, ms_mean=8.0), record(layers=43, tp=2, ms_mean=7.0, share=0.2),
-        record(layers=12, tp=2, ms_mean=2.0), record(layers=16, tp=1, ms_mean=4.0), record(tp=4, mode="eager"),
+        record(layers=12, tp=2, whole_ms=9.0), record(layers=16, tp=1, whole_ms=11.0, whole_share=0.3),
+        record(tp=4), record(layers=43, tp=4, mode="eager"), record(layers=43, tp=1, drafts=3),
         record(model="v4-pro", layers=61, tp=8, ms_mean=16.0, batch=64),
     ]  # fmt: skip
     found = scaling_picture.lines_of(records)
     assert list(found) == [("v4-flash", 1), ("v4-pro", 64)]
     one, two = found["v4-flash", 1]
-    assert (one.tp, one.ms, one.scaled) == (1, 4.0 * 43 / 16, True)
+    assert (one.tp, one.ms, one.share, one.scaled) == (1, 11.0, 0.3, True)
     assert (two.tp, two.ms, two.share, two.scaled) == (2, 7.0, 0.2, False)
     assert found["v4-pro", 64][0].tok_s == 64 / 16e-3
     path, lines = tmp_path / "scaling.png", tmp_path / "step.jsonl"

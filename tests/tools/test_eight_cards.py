@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tools.eight_cards import Stage, kept, main, run, stages
+from tools.eight_cards import main, stages
+from tools.stages import Stage, kept, run
 
 from tools import eight_cards
 

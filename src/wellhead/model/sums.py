@@ -130,4 +130,5 @@ def choose(asked: str, connection: Connection, everyone: Everyone) -> tuple[Peer
         raise ValueError(f"--sums one-shot: {against}; --sums nccl works without each other's memory")
     from wellhead.ops.peer_sum import limit
 
-    return connection.sum, "one-shot", f"asked for by name; bf16 up to {limit(connection.world) // 1024} KB, nccl beyond"
+    most = limit(connection.world) // 1024
+    return connection.sum, "one-shot", f"asked for by name; bf16 up to {most} KB, nccl beyond"

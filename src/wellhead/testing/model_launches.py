@@ -1,18 +1,13 @@
 """Every kernel variant that a model's steps launch, without its memory and without a card: the steps run on "meta".
 
-    python -m wellhead.testing.model_launches v4-pro 8 sm90 sm120 > rows.json
-
-compiles them, so that a rank's own sizes are seen by the compiler before any card is asked.
+`compiled` shows the compiler a rank's own sizes before any card is asked.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +15,6 @@ import triton
 from triton.runtime import JITFunction
 
 from wellhead.dispatch import capability
-from wellhead.dispatch.crosscompile import TARGETS
 from wellhead.dispatch.spec import KernelBuild
 from wellhead.model import device_model
 from wellhead.model.batch import Batch, Chunk
@@ -127,16 +121,3 @@ def compiled(name: str, world: int, archs: Sequence[str]) -> list[Row]:
         for arch in archs
         for build in launches(config, Split(world - 1, world), arch, 4096, decodes=(1, 8, 64), prefills=(512,))
     ]
-
-
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("tp", type=int)
-    parser.add_argument("arch", nargs="+", choices=list(TARGETS))
-    args = parser.parse_args(arguments)
-    json.dump([asdict(row) for row in compiled(args.config, args.tp, args.arch)], sys.stdout)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -18,7 +18,7 @@ from wellhead.model.published import published_config
 
 @dataclass(frozen=True)
 class Point:
-    """One captured decode. A model with fewer layers is taken times whole / layers, which `scaled` says."""
+    """One captured decode of all layers; `scaled`: made of the kinds of layers that were run (`step_whole`)."""
 
     tp: int
     ms: float
@@ -28,26 +28,29 @@ class Point:
 
 
 def lines_of(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], list[Point]]:
-    """(model, batch) -> its points by ranks, of equal ones the one with most layers, then the last."""
+    """(model, batch) -> its points by ranks, of equal ones the one with most layers, then the last. Steps with drafts,
+    and those of fewer layers that do not say what all would take, have none.
+    """
     found: dict[tuple[str, int, int], Mapping[str, Any]] = {}
     for record in records:
-        if record.get("mode") != "captured":
+        whole = record["layers"] == published_config(record["model"])["num_hidden_layers"] or "whole_ms" in record
+        if record.get("mode") != "captured" or record.get("drafts") or not whole:
             continue
         key = record["model"], record["batch"], record["tp"]
         if key not in found or record["layers"] >= found[key]["layers"]:
             found[key] = record
     lines: dict[tuple[str, int], list[Point]] = {}
     for (model, batch, tp), record in sorted(found.items()):
-        times = published_config(model)["num_hidden_layers"] / record["layers"]
-        ms = record["ms_mean"] * times
-        point = Point(tp, ms, 1e3 * batch / ms, record["share"], times != 1)
+        scaled = "whole_ms" in record
+        ms, share = (record["whole_ms"], record["whole_share"]) if scaled else (record["ms_mean"], record["share"])
+        point = Point(tp, ms, 1e3 * batch / ms, share, scaled)
         lines.setdefault((model, batch), []).append(point)
     return lines
 
 
 def draw(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Three panels over the ranks: ms a step, tokens/s, share of the bandwidth bound; scaled points are hollow.
-    ValueError where no record is a captured decode.
+    ValueError where no record is a captured decode of all layers.
     """
     import matplotlib
 
@@ -56,7 +59,7 @@ def draw(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
     lines = lines_of(records)
     if not lines:
-        raise ValueError(f"{path}: none of {len(records)} records is a captured decode; run bench step")
+        raise ValueError(f"{path}: none of {len(records)} records is a captured decode of all layers; run bench step")
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
     worlds = sorted({point.tp for points in lines.values() for point in points})
     for number, ((model, batch), points) in enumerate(lines.items()):
@@ -69,7 +72,7 @@ def draw(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     for panel, name in zip(axes, ("ms a step", "tokens/s, summed", "% of the bandwidth bound"), strict=True):
         panel.set_xscale("log", base=2)
         panel.set_xticks(worlds, [str(world) for world in worlds])
-        panel.set(xlabel="ranks (hollow: fewer layers, scaled)", ylabel=name)
+        panel.set(xlabel="ranks (hollow: from fewer layers)", ylabel=name)
         panel.grid(alpha=0.3)
     axes[0].set_yscale("log")
     axes[1].set_yscale("log")
