@@ -18,9 +18,9 @@ from wellhead.model.dummy import dummy_weights
 from wellhead.model.memory_plan import weight_bytes
 from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
-from wellhead.testing.bench_step import fitting_layers
 from wellhead.testing.compile_column import objections
 from wellhead.testing.model_launches import LAYERS, compiled, launches
+from wellhead.testing.step_fit import fitting_layers
 
 H200 = 141 * 10**9
 MODELS = ("v4-flash", "v4-pro")
@@ -52,7 +52,7 @@ def test_every_op_has_a_kernel_for_a_ranks_sizes(name: str, split: Split, arch: 
 def test_steps_launch_what_a_ranks_sizes_ask_for(name: str, split: Split) -> None:
     config = load_config(first_layers(published_config(name), LAYERS))
     assert set(config.compress_ratios) >= {4, 128}
-    found = launches(config, split, "sm90", 4096, decodes=(1, 8, 64), prefills=(512,))
+    found = launches(config, split, "sm90", 4096, decodes=(1, 8, 64), prefills=(512,), verifies=(1, 8))
     kernels = {build.kernel.__name__ for build in found}
     assert {"attend_kernel", "gate_up_kernel", "norm_quant_kernel", "project_kernel", "best_of_part"} <= kernels
     widths = {b.constants["D"] for b in found if b.kernel.__name__ == "norm_quant_kernel"}
@@ -78,7 +78,7 @@ def test_weights_of_a_rank(name: str, world: int) -> None:
 )
 def test_layers_that_fit_an_h200(name: str, world: int, whole: bool) -> None:
     layers = published_config(name)["num_hidden_layers"]
-    found = fitting_layers(name, Split(0, world), H200, (1, 8, 64), 4096, on("sm90"))
+    found = fitting_layers(name, Split(0, world), H200, (1, 8, 64), 4096, 0, on("sm90"))
     assert (found == layers) is whole and found > layers // 3
     if not whole:
         assert weight_bytes(load_config(first_layers(published_config(name), found)), Split(0, world)).total < H200

@@ -23,6 +23,8 @@ from wellhead.model.config_file import load_config
 from wellhead.model.device_graphs import empty_inputs
 from wellhead.model.device_layout import DeviceLayout
 from wellhead.model.device_model import DeviceModel
+from wellhead.model.device_mtp import DeviceMtp
+from wellhead.model.device_speculative import SpeculativeSteps
 from wellhead.model.device_step import StepInputs
 from wellhead.model.numerics import Numerics
 from wellhead.model.published import first_layers, published_config
@@ -30,6 +32,7 @@ from wellhead.model.split import Split
 from wellhead.model.state import pages_for
 from wellhead.testing.compile_column import Row, compile_row
 
+DRAFTS = 3
 LAYERS = 6  # of V4-Flash and V4-Pro: every kind of layer is among them
 TYPES = {
     torch.bfloat16: "bf16", torch.float32: "fp32", torch.uint8: "u8", torch.int32: "i32", torch.int64: "i64",
@@ -78,11 +81,11 @@ def recorded() -> Iterator[dict[str, KernelBuild]]:
         JITFunction.run = before
 
 
-def meta_model(config: ModelConfig, split: Split, arch: str) -> DeviceModel:
+def meta_model(config: ModelConfig, split: Split, arch: str, *, with_mtp: bool = False) -> DeviceModel:
     """One rank's model without bytes, with the choices of that architecture."""
     features = capability.features_of(capability.simulated(arch), triton.__version__)
     numerics = Numerics.named("checkpoint")
-    weights = DeviceLayout.of(config, split, "meta").allocate(False)
+    weights = DeviceLayout.of(config, split, "meta").allocate(with_mtp)
 
     def gather(part: torch.Tensor) -> torch.Tensor:
         return part.new_empty(part.shape[0], config.vocab_size)
@@ -97,10 +100,12 @@ def meta_model(config: ModelConfig, split: Split, arch: str) -> DeviceModel:
 
 def launches(
     config: ModelConfig, split: Split, arch: str, context: int, *, decodes: Sequence[int] = (),
-    prefills: Sequence[int] = (),
+    prefills: Sequence[int] = (), verifies: Sequence[int] = (),
 ) -> list[KernelBuild]:  # fmt: skip
-    """Of decodes of so many requests at that context, and of prompt steps of so many tokens at its end."""
-    model, width = meta_model(config, split, arch), pages_for(context)
+    """Of decodes of so many requests at that context, of prompt steps of so many tokens at its end, and of so many
+    requests with DRAFTS drafts each, verified and drafted anew.
+    """
+    model, width = meta_model(config, split, arch, with_mtp=bool(verifies)), pages_for(context)
     with recorded() as found:
         for size in decodes:
             state, best = model.allocate(size * width, size), torch.empty(size, dtype=torch.int64, device="meta")
@@ -110,14 +115,20 @@ def launches(
             batch = Batch.build([Chunk([1] * tokens, context - tokens, range(width), 0, logits="last")])
             ws, inputs = model.workspace(tokens, context, chunked=True), StepInputs.of(batch, "meta", chunked=True)
             model.logits(model.forward(inputs, model.allocate(width, 1), ws)[-1:], ws)
+        for size in verifies:
+            state = model.allocate(size * width, size)
+            step = SpeculativeSteps(DeviceMtp(model), model, state, context, [size], DRAFTS, captured=False).of(size)
+            step.verify()
+            step.draft()
     return list(found.values())
 
 
 def compiled(name: str, world: int, archs: Sequence[str]) -> list[Row]:
     """A published model's variants on the last of so many ranks, compiled."""
     config = load_config(first_layers(published_config(name), LAYERS))
+    split, sizes = Split(world - 1, world), {"decodes": (1, 8, 64), "prefills": (512,), "verifies": (1, 8)}
     return [
         compile_row("step", replace(build, mma={}), arch)
         for arch in archs
-        for build in launches(config, Split(world - 1, world), arch, 4096, decodes=(1, 8, 64), prefills=(512,))
+        for build in launches(config, split, arch, 4096, **sizes)
     ]
