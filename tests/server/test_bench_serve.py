@@ -53,11 +53,12 @@ def test_what_fails_is_said(server: RunningServer, capsys: pytest.CaptureFixture
     assert "rate is 0.0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", [b"data: {", b'data: {"usage": {}}', b'data: {"choices": 5}'])
-def test_an_endpoint_that_sends_something_else(line: bytes) -> None:
+def asked_of(lines: bytes) -> list[Answered]:
+    """What two requests make of an endpoint that sends these lines."""
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + line + b"\n\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + lines + b"\n\n")
         writer.close()
 
     async def both() -> list[Answered]:
@@ -65,8 +66,21 @@ def test_an_endpoint_that_sends_something_else(line: bytes) -> None:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             return await run(Load(requests=2, rate=math.inf), url, model="x")
 
-    answered = asyncio.run(both())
+    return asyncio.run(both())
+
+
+@pytest.mark.parametrize("line", [b"data: {", b'data: {"usage": {}}', b'data: {"choices": 5}'])
+def test_an_endpoint_that_sends_something_else(line: bytes) -> None:
+    answered = asked_of(line)
     assert [one.error is not None for one in answered] == [True, True], answered
+
+
+def test_an_answer_without_text_ends_with_its_first_token() -> None:
+    """A model may say its end at once: that took time too, and percentiles must not become NaN."""
+    end = b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": null}\n\n'
+    usage = b'data: {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 1}}\n\ndata: [DONE]'
+    for one in asked_of(end + usage):
+        assert one.error is None and one.tokens == 1 and 0 < one.first == one.last, one
 
 
 def test_arrivals_are_poisson_and_repeatable() -> None:

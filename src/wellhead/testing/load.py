@@ -161,10 +161,11 @@ async def _ask(client: Any, base: str, body: dict[str, Any], chat: bool, answere
             if event.get("usage"):
                 answered.prompt_tokens = event["usage"]["prompt_tokens"]
                 answered.tokens = event["usage"]["completion_tokens"]
-            if any(_says(choice) for choice in event["choices"]):
-                pieces += 1
+            says = any(_says(choice) for choice in event["choices"])
+            pieces += says
+            if says or any(choice.get("finish_reason") for choice in event["choices"]):
                 answered.last = time.perf_counter() - began - answered.at
-                if pieces == 1:
+                if math.isnan(answered.first):  # an answer without text has its end as its first token
                     answered.first = answered.last
     answered.tokens = answered.tokens or pieces
 
