@@ -32,23 +32,18 @@ class PeerLost(ConnectionError):
 class Group:
     """Rank `rank` of `world`; made without arguments it is one rank alone, for which every operation does nothing.
 
-    `sums` is how tensors are added, and why so; `peers` adds the small ones, where it is not None.
+    `sums` is how small tensors are added, and why so; `peers` adds them, where it is not None.
     """
-
-    sums: tuple[str, str] = ("none", "one rank")
-    _peers: PeerSum | None = None
 
     def __init__(
         self, rank: int = 0, world: int = 1, words: dist.ProcessGroup | None = None, *,
-        peers: PeerSum | None = None, sums: tuple[str, str] | None = None,
+        peers: PeerSum | None = None, sums: tuple[str, str] = ("none", "one rank"),
     ):  # fmt: skip
         if (words is None) != (world == 1):
             raise ValueError(f"a group of {world} ranks without connections; make it with Group.join")
         self.rank, self.world, self._words = rank, world, words
         self._lost = f"rank {rank} lost the other ranks"
-        self._peers = peers
-        if sums is not None:
-            self.sums = sums
+        self._peers, self.sums = peers, sums
 
     @classmethod
     def join(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean, median
@@ -54,10 +53,7 @@ class StepBench:
         if not fewest <= context <= most:
             raise ValueError(f"context is {context}, expected {fewest} to {most} tokens")
         self.numerics, self._width = Numerics.named("checkpoint"), pages_for(context)
-        began = time.perf_counter()
         weights = dummy_weights(self.config, split, device, with_mtp=drafts > 0)
-        torch.cuda.synchronize()
-        self._filled = round(time.perf_counter() - began, 1)
         self.model = DeviceModel(weights, self.config, self.numerics, reduce=group.reduce, gather=group.gather)
         self._group = group
         self._slots = max(batches)
@@ -87,15 +83,15 @@ class StepBench:
         step, each, times, drafting, chosen = steps.of(batch), 1 + self.drafts, [], [], []
         run = step.verify if isinstance(step, SpeculativeStep) else step.run
         generator = torch.Generator().manual_seed(batch)
-        drawn = torch.randint(self.config.vocab_size, (POSITIONS, batch, each + 1), generator=generator).tolist()
+        drawn = torch.randint(self.config.vocab_size, (POSITIONS, batch, each), generator=generator).tolist()
         first = self.context - POSITIONS - 2 * self.drafts  # the next drafts have their places as well
         for number in range(-WARM_UPS, POSITIONS):
             tokens, position = drawn[number], first + max(number, 0)
-            chunks = self._load(step, [own[:each] for own in tokens], position)
+            chunks = self._load(step, tokens, position)
             times.append(_took(run))
             chosen.append(_distinct(step.workspace.ids[: batch * each]))  # the last layer's
             if isinstance(step, SpeculativeStep):
-                step.choose(chunks, [own[1:] for own in tokens])
+                step.choose(chunks, [[*own[1:], own[0]] for own in tokens])
                 drafting.append(_took(step.draft))
         _check(step.logits[: batch * each])
         distinct = fmean(chosen[WARM_UPS:])
@@ -151,7 +147,6 @@ class StepBench:
             "ms_median": round(median(times), 4), "ms_mean": round(took, 4), "bytes": moved.total(),
             "roof_gb_s": round(roof.best, 1), "bound_ms": round(bound, 4), "share": round(bound / took, 4),
             "distinct_experts": round(distinct, 1), "tok_s": round(1e3 * tokens / took, 2),
-            "fill_s": self._filled, "weights_gb": round(self.model.weights.nbytes / 1e9, 2),
             **origin(),
         }  # fmt: skip
         return Measured(record, moved, run)
