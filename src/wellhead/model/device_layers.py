@@ -63,11 +63,11 @@ def attention(
 
     o, z, z_codes, z_scale = ws.o[:t], ws.z[:t], ws.z_codes[:t], ws.z_scale[:t]
     window = Pool(state.window, records_per_page(0), step.window_slots, step.window_length)
-    attend, turned = ws.attend[ratio], not ws.projection.turns(t)
-    attend.run(q, window, selected, weights.sink, o, *((positions, freqs) if turned and attend.turns else ()))
-    if turned and not attend.turns:
+    attend = ws.attend[ratio]
+    attend.run(q, window, selected, weights.sink, o, *((positions, freqs) if attend.turns else ()))
+    if not attend.turns:
         ws.turn_back.run(o, positions, freqs, o)
-    projected = (o, *((None, None) if turned else (positions, freqs)), weights.wo_a.weight, weights.wo_a.scale)
+    projected = (o, weights.wo_a.weight, weights.wo_a.scale)
     if t <= FEW_TOKENS:
         ws.projection.run(*projected, z)
         ws.round_z.run(z, None, z_codes, z_scale)
@@ -181,10 +181,11 @@ def experts(weights: MoeWeights, u: torch.Tensor, ws: Workspace, step: DeviceSte
             ws.router.choose(u, weights.gate, weights.bias, ids, chosen_weights, owners, ws.lists)
     gate_up, hidden, hidden_scale = ws.shared_gate_up[:t], ws.shared_codes[:t], ws.shared_scale[:t]
     ws.shared_w13.run(codes, scale, weights.shared_w13.weight, weights.shared_w13.scale, gate_up)
-    ws.shared_middle.run(gate_up, hidden, hidden_scale)
-    ws.shared_w2.run(hidden, hidden_scale, weights.shared_w2.weight, weights.shared_w2.scale, shared)
+    with ws.sharing():  # the chosen experts wait for the choice alone
+        ws.shared_middle.run(gate_up, hidden, hidden_scale)
+        ws.shared_w2.run(hidden, hidden_scale, weights.shared_w2.weight, weights.shared_w2.scale, shared)
     ws.routing.join()
     ws.weighing.join()
     packed = PackedWeights(weights.experts.w13, weights.experts.s13, weights.experts.w2, weights.experts.s2)
-    ws.experts.run(*ws.expert_rows(u), ids, chosen_weights, ws.lists, packed, shared, y)
+    ws.experts.run(*ws.expert_rows(u), ids, chosen_weights, ws.lists, packed, shared, y, ws.sharing.join)
     return y

@@ -148,3 +148,15 @@ def round_rows(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """fp32 [ROWS, COLUMNS] -> (E4M3, fp32 scale [ROWS, COLUMNS / 128]): the rounding of activations."""
     codes, exponent = round_groups(x, ROWS, COLUMNS, 128)
     return e4m3(codes), power_of_two(exponent)
+
+
+@triton.jit
+def settled(x):
+    """x bf16. What computes it stays above, once: the compiler would move it behind the change of layout of each dot,
+    where every warp that needs the operand computes it again.
+
+    It would also see bytes that x came from and lay the operands out for bytes, which ldmatrix cannot read.
+    """
+    if INTERPRETED:
+        return x
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.bfloat16, is_pure=False, pack=2)

@@ -23,7 +23,7 @@ SUMMARIES: dict[str, str] = {
     "indexer": "index logits over paged keys",
     "topk": "the k best entries of each query, as cache slots",
     "sparse_mla": "attention over window and selected records with sink",
-    "output_projection": "heads turned back, then the grouped output projection",
+    "output_projection": "grouped output projection",
     "routing": "experts of each token, weights and token lists",
     "moe": "the chosen experts and the shared one",
     "sampling": "the next token from its logits",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -92,7 +93,9 @@ class Mxfp4:
     def run(
         self, x: torch.Tensor, x_scale: torch.Tensor | None, ids: torch.Tensor, weights: torch.Tensor,
         lists: ExpertLists, packed: PackedWeights, shared: torch.Tensor, out: torch.Tensor,
+        shared_ready: Callable[[], object],
     ) -> None:  # fmt: skip
+        shared_ready()
         if x_scale is not None:
             raise ValueError("x_scale is given; expected bf16 rows without one")
         local = ids.long() - lists.first_expert

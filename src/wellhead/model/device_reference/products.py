@@ -10,7 +10,6 @@ from wellhead.formats import block_fp8
 from wellhead.ops.linear import reference as linear
 from wellhead.ops.moe import layout
 from wellhead.ops.norm_quant import reference as norm_quant
-from wellhead.ops.output_projection import api
 from wellhead.ops.output_projection import reference as output_projection
 from wellhead.ops.rope import reference as rope
 
@@ -95,17 +94,12 @@ class OutputProjection:
     heads: int
     groups: int
     n: int
-    turns = staticmethod(api.OutputProjection.turns)
 
     def run(
-        self, o: torch.Tensor, positions: Maybe, freqs: Maybe, weight: torch.Tensor, scale: torch.Tensor,
-        z: torch.Tensor, z_scale: Maybe = None,
-    ) -> None:  # fmt: skip
+        self, o: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, z: torch.Tensor, z_scale: Maybe = None
+    ) -> None:
         dense = block_fp8.dequantize_weight(weight, scale).unflatten(0, (self.groups, self.n))
-        if positions is None or freqs is None:  # heads that ops.rope has turned
-            found = linear.grouped(o.flatten(1).unflatten(-1, (self.groups, -1)), dense)
-        else:
-            found = output_projection.project(o, positions, freqs, dense)
+        found = output_projection.project(o, dense)
         if z_scale is None:
             z.copy_(found.flatten(1))
             return

@@ -156,8 +156,8 @@ def _project(plan: Plan, tokens: int, streams: torch.Tensor, site: Site, m: int,
     y, post_weight, comb, out = mixed or (None, None, None, None)
     kernels.project_kernel[grid](
         streams, y, post_weight, comb, out, site.fn, plan.partial, tokens, tiles,
-        **configs.project_constants(plan.d, m, mixed is not None), num_warps=4, num_stages=configs.PROJECT_STAGES,
-        **launch(),
+        **configs.project_constants(plan.d, m, mixed is not None), num_warps=4,
+        num_stages=configs.project_stages(tiles), **launch(),
     )  # fmt: skip
 
 

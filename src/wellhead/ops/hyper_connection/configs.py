@@ -5,7 +5,6 @@ from __future__ import annotations
 STREAMS = 4
 TILE = 16  # tokens of one tensor-core product
 CHANNELS = 64  # channels (of each stream) that one program projects
-PROJECT_STAGES = 3  # tiles of the streams in flight
 PRE_ROWS = STREAMS * (STREAMS + 2)
 MAX_TILES = 8  # tiles of 16 tokens that one program walks through, so that it reads its part of fn once
 
@@ -53,6 +52,11 @@ def columns(m: int) -> int:
 def tiles_a_program(tokens: int) -> int:
     """Tiles of 16 tokens that one program takes: one until there are programs enough to fill a card."""
     return min(MAX_TILES, -(-tokens // (16 * TILE)))
+
+
+def project_stages(tiles: int) -> int:
+    """Tiles of the streams in flight; a program's only tile goes to registers without a stop in shared memory."""
+    return 1 if tiles == 1 else 3
 
 
 def contract_warps(d: int) -> int:

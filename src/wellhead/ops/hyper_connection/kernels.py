@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
+from wellhead.ops.device_formats import settled
 from wellhead.ops.norm_quant.kernels import store_rounded
 
 
@@ -74,13 +75,12 @@ def project_kernel(
         squares = tl.zeros([TILE, BLOCK], tl.float32)
         for k in tl.static_range(4):
             if POST:
-                x = mixed_stream(y, x0, x1, x2, x3, post_ptr, comb_ptr, rows, valid, k).to(tl.bfloat16)
+                x = settled(mixed_stream(y, x0, x1, x2, x3, post_ptr, comb_ptr, rows, valid, k).to(tl.bfloat16))
                 tl.store(out_ptr + offset + k * D, x, mask=valid[:, None])
             else:
                 x = tl.load(streams_ptr + offset + k * D, mask=valid[:, None], other=0.0)
-            total = tl.dot(x, parts[k][2], total)
-            total = tl.dot(x, parts[k][1], total)
-            total = tl.dot(x, parts[k][0], total)
+            mine = tl.dot(x, parts[k][1], tl.dot(x, parts[k][2]))
+            total += tl.dot(x, parts[k][0], mine)  # a chain of products for each stream: four run beside each other
             squares += x.to(tl.float32) * x.to(tl.float32)
         total = tl.where(column[None, :] == M, tl.sum(squares, 1)[:, None], total)
         where = (rows[:, None] * (D // BLOCK) + split) * COLUMNS + column[None, :]

@@ -35,7 +35,9 @@ def _builds(d: int) -> Iterator[KernelBuild]:
             kinds |= {"y_ptr": "*bf16", "post_ptr": "*fp32", "comb_ptr": "*fp32", "out_ptr": "*bf16"}
         else:
             constants = {**constants, "y_ptr": None, "post_ptr": None, "comb_ptr": None, "out_ptr": None}
-        yield _build(f"{name}[d={d}]", kernels.project_kernel, kinds, constants, 4, configs.PROJECT_STAGES, mma)
+        for tiles in (1, configs.MAX_TILES):
+            title, stages = f"{name}[d={d},tiles={tiles}]", configs.project_stages(tiles)
+            yield _build(title, kernels.project_kernel, kinds, constants, 4, stages, mma)
     for name, m, norm, rounds in (
         ("contract_norm", PRE_ROWS, True, ("codes_ptr",)), ("contract_norm,halves", PRE_ROWS, True, CODES),
         ("contract", PRE_ROWS, False, ()), ("head_contract", STREAMS, True, ()),

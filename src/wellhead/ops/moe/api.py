@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from wellhead.ops.checks import expect
 from wellhead.ops.moe.configs import Config, choose_config
+from wellhead.ops.moe.grouped import at_hand
 from wellhead.ops.norm_quant import api as norm_quant
 from wellhead.ops.norm_quant.api import NormQuant
 from wellhead.ops.overlap import launch
@@ -33,8 +35,9 @@ class Mxfp4Experts:
     run(codes E4M3 [T, d] in halves order (`layout.halves`; norm_quant writes it), scale u8 [T, d/128], ids i32 [T, K],
     weights fp32 [T, K], lists, packed, shared bf16 [T, d], out bf16 [T, d]). `lists` are ExpertLists in blocks of
     `config.group`, of the same ids; an id that no list holds (-1, or another rank's) adds nothing and its expert is not
-    read. g, u, the hidden vector and each expert's result
-    are rounded to bf16; the hidden vector to E4M3 per 128 in front of w2. T may be 0. Allocates, synchronises nothing.
+    read. g, u, the hidden vector and each expert's result are rounded to bf16; the hidden vector to E4M3 per 128 in
+    front of w2. `shared_ready` is called before the one launch that reads `shared`: it may wait for another stream.
+    T may be 0. Allocates, synchronises nothing.
     """
 
     tokens: int
@@ -60,6 +63,7 @@ class Mxfp4Experts:
         packed: PackedWeights,
         shared: torch.Tensor,
         out: torch.Tensor,
+        shared_ready: Callable[[], object] = at_hand,
     ) -> None:
         from wellhead.ops.moe import kernels
 
@@ -94,6 +98,7 @@ class Mxfp4Experts:
             halves.view(torch.uint8), hidden_scale, packed.w2, packed.s2, lists.block_expert, lists.slots, self.each,
             d, m, **down_constants(c), num_warps=c.num_warps, **launch(),
         )  # fmt: skip
+        shared_ready()
         kernels.combine_kernel[(tokens, -(-d // 1024))](
             self.each, ids, shared, out, d, self.top_k, lists.first_expert, e, BLOCK=1024, num_warps=4, **launch()
         )

@@ -11,6 +11,10 @@ from wellhead.ops.overlap import launch
 from wellhead.ops.routing.api import ExpertLists
 
 
+def at_hand() -> None:
+    """What `shared_ready` is for those whose `shared` waits for nothing."""
+
+
 @dataclass(frozen=True)
 class Tiles:
     """`group` slots of one expert meet `rows` gate and up rows, or `down_rows` rows of w2, `inputs` at a step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from wellhead.ops.checks import expect
 from wellhead.ops.moe import api
 from wellhead.ops.moe.configs import FEW_TOKENS
-from wellhead.ops.moe.grouped import Grouped, Tiles, refusal, workspaces
+from wellhead.ops.moe.grouped import Grouped, Tiles, at_hand, refusal, workspaces
 from wellhead.ops.moe.grouped_configs import choose_prefill
 from wellhead.ops.routing.api import ExpertLists
 
@@ -45,6 +46,7 @@ class Mxfp4Prefill(Grouped):
     def run(
         self, x: torch.Tensor, x_scale: torch.Tensor | None, ids: torch.Tensor, weights: torch.Tensor,
         lists: ExpertLists, packed: api.PackedWeights, shared: torch.Tensor, out: torch.Tensor,
+        shared_ready: Callable[[], object] = at_hand,
     ) -> None:  # fmt: skip
         from wellhead.ops.moe import prefill_kernels as kernels
 
@@ -79,6 +81,7 @@ class Mxfp4Prefill(Grouped):
             self.hidden, self.hidden_scale, w2, packed.s2, lists.block_expert, lists.slots, self.each, d, m,
             **down_constants(c, self.product), num_warps=c.down_warps, num_stages=c.num_stages,
         )  # fmt: skip
+        shared_ready()
         self.combine(ids, lists, shared, out)
 
 
@@ -116,8 +119,8 @@ def plan(
 ) -> api.Mxfp4Experts | Mxfp4Prefill:  # fmt: skip
     """The plan for at most `tokens` tokens: up to FEW_TOKENS the kernels that stream, beyond them `product`.
 
-    Both run over (codes, scale, ids, weights, lists, packed, shared, out) with lists in blocks of `config.group`.
-    W4A16 has no form for few tokens: those kernels multiply E4M3.
+    Both run over (codes, scale, ids, weights, lists, packed, shared, out, shared_ready) with lists in blocks of
+    `config.group`. W4A16 has no form for few tokens: those kernels multiply E4M3.
     """
     if tokens <= FEW_TOKENS and product.rounded:
         return api.plan(tokens, d, m, experts, top_k, limit, device=device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FEW_TOKENS = 64  # up to here heads are turned on the way in; beyond, a launch of its own is cheaper than turning again
+FEW_TOKENS = 64  # up to here tiles are too narrow to round z, whose scales are of 128 channels
 GEMV_TOKENS = 2  # every few weight rows read all tokens' activations again: beyond this L2 is the limit, not the memory
 
 

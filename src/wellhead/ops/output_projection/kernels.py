@@ -1,8 +1,7 @@
-"""Grouped output projection: heads turned back by their position, then a block-FP8 weight times bf16 rows.
+"""Grouped output projection: a block-FP8 weight times bf16 rows, group by group.
 
-`grouped_gemv_kernel` multiplies on CUDA cores, a few weight rows a program: for one or two tokens, whose heads come
-turned. `tile_kernel` gives the weight, widened to bf16, to the tensor cores as their M side: for more. A head is 512
-inputs, of which the last 64 turn.
+`grouped_gemv_kernel` multiplies on CUDA cores, a few weight rows a program: for one or two tokens. `tile_kernel` gives
+the weight, widened to bf16, to the tensor cores as their M side: for more. A head is 512 inputs.
 """
 
 import triton
@@ -10,19 +9,10 @@ import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import e4m3, power_of_two, round_groups
-from wellhead.ops.rope.kernels import cos_sin, turn
 from wellhead.ops.row_sums import near_sums
 
 HEAD = tl.constexpr(512)
-ROTATED = tl.constexpr(64)
 NEAR = tl.constexpr(8)  # as many neighbours as one load has of bf16
-
-
-@triton.jit
-def _turned_back(tail, position, freqs, ROWS: tl.constexpr):
-    """bf16 [ROWS, 64]: the last dims of heads, turned back by their position ([1] or [ROWS])."""
-    cos, sin = cos_sin(position.to(tl.float32)[:, None] * tl.load(freqs + tl.arange(0, ROTATED // 2))[None, :])
-    return turn(tail.to(tl.float32), cos, -sin, ROWS).to(tl.bfloat16)
 
 
 @triton.jit(do_not_specialize=["TOKENS"])
@@ -31,7 +21,7 @@ def grouped_gemv_kernel(
     TOKENS, N,
     M: tl.constexpr, P: tl.constexpr, BN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """z bf16 [TOKENS, G N] of M >= TOKENS tokens, turned: one program per (BN rows of w E4M3 [G N, 512 P], group).
+    """z bf16 [TOKENS, G N] of M >= TOKENS tokens: one program per (BN rows of w E4M3 [G N, 512 P], group).
 
     No loop: all of a program's weights are asked for at once, before o exists. The scales multiply the activations.
     """
@@ -52,40 +42,28 @@ def grouped_gemv_kernel(
 
 @triton.jit(do_not_specialize=["TOKENS"])
 def tile_kernel(
-    o, positions, freqs, w, w_scale, z, z_scale,
+    o, w, w_scale, z, z_scale,
     TOKENS, N,
-    P: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, ROTATE: tl.constexpr, ROUND: tl.constexpr,
-    PDL: tl.constexpr,
+    P: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, ROUND: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """z [TOKENS, G N]: one program per (BN rows of w, BT tokens, group of P heads); BN 32, 64 or 128.
+    """z [TOKENS, G N]: one program per (BN rows of w, BT tokens, group of P heads); BN a divisor of 128.
 
-    z is bf16, or with ROUND (BN 128) E4M3 with a scale byte per 128, z_scale u8 [TOKENS, G N / 128]. With ROTATE the
-    dims that turn are left out of the first loop and come in the second, 64 a step.
+    z is bf16, or with ROUND (BN 128) E4M3 with a scale byte per 128, z_scale u8 [TOKENS, G N / 128].
     """
     K: tl.constexpr = P * HEAD
     group, groups = tl.program_id(2), tl.num_programs(2)
     first = group * N + tl.program_id(0) * BN
     row, token = first + tl.arange(0, BN), tl.program_id(1) * BT + tl.arange(0, BT)
     used, k = token < TOKENS, tl.arange(0, 128)
-    w_at = w + row.to(tl.int64)[:, None] * K
+    w_at = w + row.to(tl.int64)[:, None] * K + k[None, :]
     scale_at = w_scale + (first // 128).to(tl.int64) * (K // 128)
-    o_at = o + ((token.to(tl.int64) * groups + group) * K)[:, None]
+    o_at = o + ((token.to(tl.int64) * groups + group) * K)[:, None] + k[None, :]
     after_producers(PDL)
     acc = tl.zeros((BN, BT), dtype=tl.float32)
     for block in range(K // 128):
-        codes = e4m3(tl.load(w_at + block * 128 + k[None, :]))
-        mask = used[:, None]
-        if ROTATE:
-            mask = mask & ((block % 4 < 3) | (k < 64))[None, :]
-        a = tl.load(o_at + block * 128 + k[None, :], mask=mask, other=0.0)
+        codes = e4m3(tl.load(w_at + block * 128)).to(tl.float32)  # by way of fp32: E4M3 to bf16 is a slow conversion
+        a = tl.load(o_at + block * 128, mask=used[:, None], other=0.0)
         acc += tl.dot(codes.to(tl.bfloat16), tl.trans(a)) * power_of_two(tl.load(scale_at + block))
-    if ROTATE:
-        last, position = HEAD - ROTATED + tl.arange(0, ROTATED)[None, :], tl.load(positions + token, mask=used, other=0)
-        for head in range(P):
-            codes = e4m3(tl.load(w_at + head * HEAD + last))
-            tail = tl.load(o_at + head * HEAD + last, mask=used[:, None], other=0.0)
-            a = _turned_back(tail, position, freqs, BT)
-            acc += tl.dot(codes.to(tl.bfloat16), tl.trans(a)) * power_of_two(tl.load(scale_at + head * 4 + 3))
     out = tl.trans(acc).to(tl.bfloat16)
     place = token.to(tl.int64)[:, None] * (groups * N) + row[None, :]
     if ROUND:

@@ -24,7 +24,7 @@ class Config:
 
 
 def choose_config(tokens: int, heads: int, most_records: int) -> Config:
-    """As many parts as fill the card, none shorter than a tile; a power of two up to 16, one for many tokens.
+    """As many parts as fill the card, a power of two up to 32, a tile in each if they reach; one for many tokens.
 
     32 heads by four warps of eight, measured on an H100 against 16 and 64 (docs/log.md): two such programs share a
     multiprocessor there, on SM120, with 99 KB, it is one. A token of few heads is quicker in more, smaller programs.
@@ -33,5 +33,7 @@ def choose_config(tokens: int, heads: int, most_records: int) -> Config:
     small = heads <= 16 or tokens * -(-heads // 16) <= 8
     width, stages = (16, 2) if small else (32, 1)
     programs = tokens * -(-heads // width)
-    wanted = min(16, max(1, PROGRAMS // programs), max(1, -(-most_records // RECORDS)))
-    return Config(width, 1 << (wanted.bit_length() - 1), RECORDS, 4, stages, keys_first=not small)
+    parts = 1
+    while parts < 32 and 2 * parts * programs <= PROGRAMS and parts * RECORDS < most_records:
+        parts *= 2
+    return Config(width, parts, RECORDS, 4, stages, keys_first=not small)

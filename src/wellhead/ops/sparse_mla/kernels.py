@@ -11,22 +11,11 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
-from wellhead.ops.device_formats import INTERPRETED, e4m3, power_of_two
+from wellhead.ops.device_formats import e4m3, power_of_two, settled
 from wellhead.ops.rope.kernels import PAIRS, cos_sin
 
 DIM = tl.constexpr(512)
 QUARTER = tl.constexpr(128)  # a tile is unpacked, and the sums are kept, a quarter at a time: fewer live registers
-
-
-@triton.jit
-def _settled(x):
-    """x bf16. What unpacks it stays above, once: the compiler would move it behind the change of layout of each dot.
-
-    It would also see the bytes that x came from and lay the operands out for bytes, which ldmatrix cannot read.
-    """
-    if INTERPRETED:
-        return x
-    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.bfloat16, is_pure=False, pack=2)
 
 
 @triton.jit
@@ -41,7 +30,7 @@ def _quarter(cache, data, scales, known, START: tl.constexpr, BT: tl.constexpr):
     if START == 384:  # the last 64 dims are rotary, stored as bf16
         pointer = (cache + data + 448).to(tl.pointer_type(tl.bfloat16))[:, None] + (column - 64)
         nope = tl.where(column < 64, nope, tl.load(pointer, mask=known & (column >= 64), other=0.0))
-    return _settled(nope)
+    return settled(nope)
 
 
 @triton.jit
