@@ -25,26 +25,39 @@ def _vectors(x, row, inside):
 
 
 @triton.jit
-def _positioned(vectors, positions, freqs, token, inside, BN: tl.constexpr):
-    """bf16 [BN, 128]: the last 64 of each vector rotated by its token's position, rounded (ops.rope)."""
+def _angles(positions, freqs, token, inside):
+    """fp32 (cos, sin) [BN, 64] of the pairs of vectors of 128; all but the last 32 turn by nothing."""
     pair = tl.arange(0, DIM // 2)
     freq = tl.load(freqs + pair - 32, mask=pair >= 32, other=0.0)
     position = tl.load(positions + token, mask=inside, other=0).to(tl.float32)
-    cos, sin = cos_sin(position[:, None] * freq[None, :])
+    return cos_sin(position[:, None] * freq[None, :])
+
+
+@triton.jit
+def _positioned(vectors, cos, sin, BN: tl.constexpr):
+    """bf16 [BN, 128]: the pairs of each vector rotated, rounded (ops.rope)."""
     a, b = tl.split(tl.reshape(vectors.to(tl.float32), (BN, DIM // 2, 2)))
     return tl.reshape(tl.join(a * cos - b * sin, a * sin + b * cos), (BN, DIM)).to(tl.bfloat16)
 
 
 @triton.jit
-def _turned(vectors, BN: tl.constexpr, ROTATE: tl.constexpr):
-    """fp32 [BN, 128] of bf16 vectors, through the Hadamard matrix where ROTATE says so."""
+def _signs(ROTATE: tl.constexpr):
+    """bf16 [128, 128] of 1 and -1 where ROTATE says so, else None: made before the vectors exist, by integers alone."""
     if ROTATE:
         column = tl.arange(0, DIM)
         common = column[:, None] & column[None, :]  # Sylvester: the sign is the parity of the common bits
         common = common ^ (common >> 4)
         common = common ^ (common >> 2)
         common = common ^ (common >> 1)
-        signs = (1 - 2 * (common & 1)).to(tl.float32).to(tl.bfloat16)
+        return (((common & 1) << 15) | 0x3F80).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return None
+
+
+@triton.jit
+def _turned(vectors, signs, BN: tl.constexpr):
+    """fp32 [BN, 128] of bf16 vectors, through the Hadamard matrix where there are signs."""
+    if signs is not None:
         turned = tl.dot(vectors, signs, tl.zeros((BN, DIM), dtype=tl.float32))
         vectors = (turned * 0.08838834764831845).to(tl.bfloat16)
     return vectors.to(tl.float32)
@@ -78,13 +91,14 @@ def write_keys_kernel(
     keys, slots, cache, COUNT, STRIDE, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr, PDL: tl.constexpr
 ):
     """Record of keys[n] bf16 [N, 128] at slots[n] int64 (page * 64 + offset, -1: none) of cache u8, pages of STRIDE."""
+    signs = _signs(ROTATE)
     after_producers(PDL)
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     slot = tl.load(slots + row, mask=row < COUNT, other=-1)
     known = slot >= 0
     slot = tl.maximum(slot, 0).to(tl.int64)
     page, offset = cache + slot // PAGE * STRIDE, slot % PAGE
-    vectors = _turned(_vectors(keys, row.to(tl.int64), known), BN, ROTATE)
+    vectors = _turned(_vectors(keys, row.to(tl.int64), known), signs, BN)
     if FP4:
         codes, exponent = _fp4(vectors, BN)
         tl.store((page + offset * 64)[:, None] + tl.arange(0, 64)[None, :], codes, mask=known[:, None])
@@ -107,14 +121,17 @@ def round_query_kernel(
     FP8: codes E4M3 [N, 128] and tail fp32 [N] = weight times q's scale. FP4: codes u8 [N, 64], tail u8 [N, 4], the
     scales, and scaled fp32 [N], the weights.
     """
-    after_producers(PDL)
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     inside = row < COUNT
     wide = row.to(tl.int64)
+    signs = _signs(ROTATE)
+    if positions is not None:
+        cos, sin = _angles(positions, freqs, row // HEADS, inside)  # a step's inputs: older than the kernel in front
+    after_producers(PDL)
     vectors = _vectors(q, wide, inside)
     if positions is not None:
-        vectors = _positioned(vectors, positions, freqs, row // HEADS, inside, BN)
-    vectors = _turned(vectors, BN, ROTATE)
+        vectors = _positioned(vectors, cos, sin, BN)
+    vectors = _turned(vectors, signs, BN)
     weight = tl.load(weights + row, mask=inside, other=0.0).to(tl.float32) * factor
     if FP4:
         packed, exponent = _fp4(vectors, BN)

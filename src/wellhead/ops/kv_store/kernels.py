@@ -52,10 +52,10 @@ def kv_store_kernel(
     PAGE: tl.constexpr, STRIDE: tl.constexpr, BH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """q bf16 [T, H, 512] or None -> q_out; kv bf16 rows, KV_STRIDE apart -> cache, and kv_out [T, 512] or None."""
-    after_producers(PDL)
     token = tl.program_id(0).to(tl.int64)
     column, last = tl.arange(0, DIM)[None, :], NOPE + tl.arange(0, ROTATED)[None, :]
-    cos, sin = angles(positions, freqs, token)
+    cos, sin = angles(positions, freqs, token)  # a step's inputs: older than the kernel in front
+    after_producers(PDL)
     if tl.program_id(1) == 0:
         here = token + tl.zeros((1, 1), dtype=tl.int64)
         row, tail = _norm_and_turn(kv, weight, here * KV_STRIDE, here >= 0, eps, cos, sin, 1)

@@ -51,14 +51,14 @@ def rope_kernel(
     D: tl.constexpr, BH: tl.constexpr, INVERSE: tl.constexpr, COPY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out bf16 [T, H, D]: the last 64 of BH heads of one token turned; COPY brings the other D - 64 along."""
-    after_producers(PDL)
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1) * BH + tl.arange(0, BH)
     inside = (head < HEADS)[:, None]
     place = ((token * HEADS + head) * D)[:, None]
     last = D - ROTATED + tl.arange(0, ROTATED)[None, :]
-    cos, sin = angles(positions, freqs, token)
+    cos, sin = angles(positions, freqs, token)  # a step's inputs: older than the kernel in front
     if INVERSE:
         sin = -sin
+    after_producers(PDL)
     tail = tl.load(x + place + last, mask=inside, other=0.0).to(tl.float32)
     if COPY:
         column = tl.arange(0, D)[None, :]

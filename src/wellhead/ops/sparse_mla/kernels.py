@@ -141,13 +141,17 @@ def attend_kernel(
 
 
 @triton.jit
-def _turned_back(row, positions, freqs, token):
-    """bf16 [512]: the last 64 dims of a bf16 row turned back by the token's position, pair by pair."""
-    pair: tl.constexpr = DIM // 2
-    turning = tl.arange(0, pair) - (pair - PAIRS)
-    freq = tl.load(freqs + turning, mask=turning >= 0, other=0.0)  # the others turn by nothing
-    cos, sin = cos_sin(tl.load(positions + token).to(tl.float32) * freq)
-    a, b = tl.split(tl.reshape(row.to(tl.float32), (pair, 2)))
+def _angles_of_row(positions, freqs, token):
+    """fp32 (cos, sin) [256] of the pairs of a row of 512; all but the last 32 turn by nothing."""
+    turning = tl.arange(0, DIM // 2) - (DIM // 2 - PAIRS)
+    freq = tl.load(freqs + turning, mask=turning >= 0, other=0.0)
+    return cos_sin(tl.load(positions + token).to(tl.float32) * freq)
+
+
+@triton.jit
+def _turned_back(row, cos, sin):
+    """bf16 [512]: a bf16 row turned back, pair by pair."""
+    a, b = tl.split(tl.reshape(row.to(tl.float32), (DIM // 2, 2)))
     return tl.reshape(tl.join(a * cos + b * sin, b * cos - a * sin), (DIM,)).to(tl.bfloat16)
 
 
@@ -161,6 +165,8 @@ def merge_kernel(part, part_stat, sink, out, positions, freqs, HEADS, SPLITS: tl
     split = tl.arange(0, SPLITS)
     row = (token * SPLITS + split) * HEADS + head
     bias = tl.load(sink + head)
+    if positions is not None:
+        cos, sin = _angles_of_row(positions, freqs, token)  # a step's inputs: older than the kernel in front
     after_producers(PDL)
     peaks = tl.load(part_stat + row * 2)
     highest = tl.max(peaks, axis=0)
@@ -170,5 +176,5 @@ def merge_kernel(part, part_stat, sink, out, positions, freqs, HEADS, SPLITS: tl
     parts = tl.load(part + row[:, None] * DIM + column[None, :])
     merged = (tl.sum(parts * fade[:, None], axis=0) / weight).to(tl.bfloat16)
     if positions is not None:
-        merged = _turned_back(merged, positions, freqs, token)
+        merged = _turned_back(merged, cos, sin)
     tl.store(out + (token * HEADS + head) * DIM + column, merged)
