@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from wellhead.formats import block_fp8
+from wellhead.ops.addends import Addends
 from wellhead.ops.hyper_connection import api, configs, reference
 from wellhead.ops.hyper_connection.spec import SPEC
 from wellhead.ops.moe import layout
@@ -81,6 +82,31 @@ def test_mixing_weights_beside_the_contraction(d: int) -> None:
     for name in ("post", "comb"):
         torch.testing.assert_close(alone[name], both[name], **CLOSE)
     alone.check_guards()
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 17])
+def test_a_sum_taken_on_the_way_in_is_that_of_its_own_launch(tokens: int) -> None:
+    """Bit for bit, with rows of NaN that no id in range names."""
+    d, places, first, count = 256, 3, 4, 8
+    data, whole, summed = draw(tokens, d), Run(tokens, d), Run(tokens, d)
+    generator = torch.Generator().manual_seed(tokens)
+    ids = torch.randint(-1, 16, (tokens, places), dtype=torch.int32, generator=generator)
+    rows = torch.randn(tokens * places, d, generator=generator).bfloat16()
+    rows[((ids < first) | (ids >= first + count)).flatten()] = torch.nan
+    addends = Addends(rows.to(DEVICE), ids.to(DEVICE), first, count, data["y"])
+    y = torch.full_like(data["y"], torch.nan)
+    addends.add_up(y)
+    assert torch.equal(y, addends.total())
+    for run, given in ((whole, y), (summed, addends)):
+        api.post_pre(
+            run.plan, given, data["streams"], data["post_weight"], data["comb"], site(data, norm=True), run["streams"],
+            run["out"], run["post"], run["comb"],
+        )  # fmt: skip
+    for name in ("streams", "out", "post", "comb"):
+        assert torch.equal(whole[name], summed[name]), name
+    summed.check_guards()
+    with pytest.raises(ValueError, match=r"rows is torch.bfloat16 \(2,"):
+        Addends(addends.rows[:2], addends.ids, first, count, data["y"]).add_up(y)
 
 
 @pytest.mark.parametrize(("tokens", "d"), SHAPES)

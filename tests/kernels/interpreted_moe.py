@@ -30,7 +30,7 @@ def found(case: dict[str, torch.Tensor], *, first: int = 0, planned: int | None 
     out = torch.full((tokens, d_out), torch.nan, dtype=torch.bfloat16, device=DEVICE)
     lists.run(case["ids"])
     packed = api.PackedWeights(case["w13"], case["s13"], case["w2"], case["s2"])
-    plan.run(case["halves"], case["scale"], case["ids"], case["weights"], lists, packed, case["shared"], out)
+    plan.run(case["halves"], case["scale"], case["ids"], case["weights"], lists, packed, case["shared"]).add_up(out)
     return out.cpu()
 
 

@@ -33,7 +33,7 @@ def found(case: dict[str, torch.Tensor], *, first: int = 0, planned: int | None 
     out = torch.full((tokens, d), torch.nan, dtype=torch.bfloat16, device=DEVICE)
     lists.run(case["ids"])
     packed = fp8_api.Fp8Weights(case["w13"], case["s13"], case["w2"], case["s2"])
-    plan.run(case["codes"], case["scale"], case["ids"], case["weights"], lists, packed, case["shared"], out)
+    plan.run(case["codes"], case["scale"], case["ids"], case["weights"], lists, packed, case["shared"]).add_up(out)
     return out.cpu()
 
 

@@ -43,7 +43,7 @@ def found(
     lists.run(case["ids"])
     packed = api.PackedWeights(case["w13"], case["s13"], case["w2"], case["s2"])
     x, scale = (case["codes"], case["scale"]) if product.rounded else (case["x"], None)
-    plan.run(x, scale, case["ids"], case["weights"], lists, packed, case["shared"], out)
+    plan.run(x, scale, case["ids"], case["weights"], lists, packed, case["shared"]).add_up(out)
     return out.cpu()
 
 

@@ -171,7 +171,7 @@ def experts(
         codes, halves, scale = rounded(x, plain=not halved, halved=halved)
         rows = halves if halved else codes
     lists.run(ids)
-    layer.run(rows, scale, ids, weights, lists, packed, shared[:tokens], out)
+    layer.run(rows, scale, ids, weights, lists, packed, shared[:tokens]).add_up(out)
     return out
 
 

@@ -22,6 +22,7 @@ from wellhead.model.device_weights import (
 )
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.state import LayerState, records_per_page
+from wellhead.ops.addends import Addends
 from wellhead.ops.addresses.reference import Entries
 from wellhead.ops.hyper_connection.api import Site
 from wellhead.ops.indexer.api import Query
@@ -166,11 +167,11 @@ def _select(ws: Workspace, step: DeviceStep, places: Entries, state: LayerState)
     return selected
 
 
-def experts(weights: MoeWeights, u: torch.Tensor, ws: Workspace, step: DeviceStep) -> torch.Tensor:
-    """u bf16 [T, d], normed, and `ws.rounded` -> bf16 [T, d]: this rank's chosen experts and part of the shared one."""
+def experts(weights: MoeWeights, u: torch.Tensor, ws: Workspace, step: DeviceStep) -> Addends:
+    """u bf16 [T, d], normed, and `ws.rounded` -> this rank's chosen experts and part of the shared one."""
     t = step.tokens
     codes, scale = ws.codes[:t], ws.scale[:t]
-    ids, chosen_weights, shared, y = ws.ids[:t], ws.weights[:t], ws.shared[:t], ws.y[:t]
+    ids, chosen_weights, shared = ws.ids[:t], ws.weights[:t], ws.shared[:t]
     owners = step.inputs.state_slots  # padding reads no expert
     with ws.routing():
         if weights.table is not None:
@@ -187,5 +188,6 @@ def experts(weights: MoeWeights, u: torch.Tensor, ws: Workspace, step: DeviceSte
     ws.routing.join()
     ws.weighing.join()
     packed = PackedWeights(weights.experts.w13, weights.experts.s13, weights.experts.w2, weights.experts.s2)
-    ws.experts.run(*ws.expert_rows(u), ids, chosen_weights, ws.lists, packed, shared, y, ws.sharing.join)
-    return y
+    found: Addends = ws.experts.run(*ws.expert_rows(u), ids, chosen_weights, ws.lists, packed, shared)
+    ws.sharing.join()
+    return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
 
 from wellhead.formats import block_fp8
+from wellhead.ops.addends import Addends
 from wellhead.ops.linear.reference import round_input
 from wellhead.ops.moe import reference as moe
 from wellhead.ops.moe.api import PackedWeights
@@ -84,6 +84,14 @@ class Routings:
 
 
 @dataclass(frozen=True)
+class Sums(Addends):
+    """Addends that are added up in torch."""
+
+    def add_up(self, out: torch.Tensor) -> None:
+        out.copy_(self.total())
+
+
+@dataclass(frozen=True)
 class Mxfp4:
     """The experts over bf16 rows, which it rounds itself."""
 
@@ -92,10 +100,8 @@ class Mxfp4:
 
     def run(
         self, x: torch.Tensor, x_scale: torch.Tensor | None, ids: torch.Tensor, weights: torch.Tensor,
-        lists: ExpertLists, packed: PackedWeights, shared: torch.Tensor, out: torch.Tensor,
-        shared_ready: Callable[[], object],
-    ) -> None:  # fmt: skip
-        shared_ready()
+        lists: ExpertLists, packed: PackedWeights, shared: torch.Tensor,
+    ) -> Addends:  # fmt: skip
         if x_scale is not None:
             raise ValueError("x_scale is given; expected bf16 rows without one")
         local = ids.long() - lists.first_expert
@@ -103,7 +109,7 @@ class Mxfp4:
         gate, up = (moe.PackedExperts(packed.w13[:, part::2], packed.s13[:, part::2]) for part in (0, 1))
         down = moe.PackedExperts(packed.w2, packed.s2)
         y = moe.routed(x, local, weights, gate, up, down, self.limit, round_input)
-        out.copy_(y + shared.float())
+        return Sums(y, ids.new_zeros(len(ids), 1), 0, 1, shared)  # added up already, not rounded yet
 
 
 @dataclass(frozen=True)

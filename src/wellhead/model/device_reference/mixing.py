@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.formats import block_fp8
+from wellhead.ops.addends import Addends
 from wellhead.ops.hyper_connection import reference
 from wellhead.ops.hyper_connection.api import Beside, Site
 from wellhead.ops.moe import layout
@@ -50,11 +51,11 @@ class HyperConnection:
 
     @classmethod
     def post_pre(
-        cls, plan: Constants, y: torch.Tensor, streams: torch.Tensor, post_weight: torch.Tensor, comb: torch.Tensor,
-        site: Site, streams_out: torch.Tensor, out: torch.Tensor, post_out: torch.Tensor, comb_out: torch.Tensor,
-        rounded: Rounded | None = None, beside: Beside | None = None,
+        cls, plan: Constants, y: torch.Tensor | Addends, streams: torch.Tensor, post_weight: torch.Tensor,
+        comb: torch.Tensor, site: Site, streams_out: torch.Tensor, out: torch.Tensor, post_out: torch.Tensor,
+        comb_out: torch.Tensor, rounded: Rounded | None = None, beside: Beside | None = None,
     ) -> None:  # fmt: skip
-        cls.post(y, streams, post_weight, comb, streams_out)
+        cls.post(y.total() if isinstance(y, Addends) else y, streams, post_weight, comb, streams_out)
         cls.pre(plan, streams_out, site, out, post_out, comb_out, rounded)
 
     @staticmethod

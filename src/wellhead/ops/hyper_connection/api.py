@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 
+from wellhead.ops.addends import Addends
 from wellhead.ops.hyper_connection import configs, kernels
 from wellhead.ops.hyper_connection.configs import CHANNELS, PRE_ROWS, STREAMS, TILE
 from wellhead.ops.norm_quant.api import Rounded, as_bytes
@@ -89,7 +91,7 @@ def pre(
 
 def post_pre(
     plan: Plan,
-    y: torch.Tensor,
+    y: torch.Tensor | Addends,
     streams: torch.Tensor,
     post_weight: torch.Tensor,
     comb: torch.Tensor,
@@ -101,7 +103,7 @@ def post_pre(
     rounded: Rounded | None = None,
     beside: Beside | None = None,
 ) -> None:
-    """`post` into streams_out, then `pre` of those streams at `site`.
+    """`post` into streams_out, then `pre` of those streams at `site`; y may be a sum that is taken here.
 
     The streams have the bits that `post` gives; the rest is that of `pre` up to the order of one fp32 sum.
 
@@ -146,7 +148,7 @@ def post(
         kernels.post_kernel[grid](y, streams, post_weight, comb, out, tokens, **build, num_warps=4, **launch())
 
 
-Mixed = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Mixed = tuple[torch.Tensor | Addends, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _project(plan: Plan, tokens: int, streams: torch.Tensor, site: Site, m: int, mixed: Mixed | None = None) -> None:
@@ -154,9 +156,13 @@ def _project(plan: Plan, tokens: int, streams: torch.Tensor, site: Site, m: int,
     tiles = configs.tiles_a_program(tokens)
     grid = (triton.cdiv(tokens, TILE * tiles), plan.d // CHANNELS)
     y, post_weight, comb, out = mixed or (None, None, None, None)
+    summed: tuple[Any, ...] = (y, None, None, 0, 0)
+    if isinstance(y, Addends):
+        summed = (y.rows, y.ids, y.last, y.first, y.count)
+    places = y.ids.shape[1] if isinstance(y, Addends) else 0
     kernels.project_kernel[grid](
-        streams, y, post_weight, comb, out, site.fn, plan.partial, tokens, tiles,
-        **configs.project_constants(plan.d, m, mixed is not None), num_warps=4,
+        streams, *summed, post_weight, comb, out, site.fn, plan.partial, tokens, tiles,
+        **configs.project_constants(plan.d, m, mixed is not None, places), num_warps=4,
         num_stages=configs.project_stages(tiles), **launch(),
     )  # fmt: skip
 
@@ -219,8 +225,10 @@ def _check(plan: Plan, tokens: int, site: Site, m: int, out: Wanted) -> None:
         _check_tensor("norm_weight", site.norm_weight, torch.bfloat16, (plan.d,))
 
 
-def _check_post(d: int, tokens: int, y: torch.Tensor, streams_out: torch.Tensor) -> None:
-    _check_tensor("y", y, torch.bfloat16, (tokens, d))
+def _check_post(d: int, tokens: int, y: torch.Tensor | Addends, streams_out: torch.Tensor) -> None:
+    if isinstance(y, Addends):
+        y.check()
+    _check_tensor("y", y.last if isinstance(y, Addends) else y, torch.bfloat16, (tokens, d))
     _check_tensor("streams_out", streams_out, torch.bfloat16, (tokens, STREAMS, d))
 
 

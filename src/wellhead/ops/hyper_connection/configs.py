@@ -23,9 +23,11 @@ def next_power_of_2(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def project_constants(d: int, m: int, mixes: bool) -> dict[str, int | bool]:
-    """Constants of the projection; the same for every number of tokens."""
-    return {"D": d, "M": m, "POST": mixes, "TILE": TILE, "BLOCK": CHANNELS, "COLUMNS": columns(m)}
+def project_constants(d: int, m: int, mixes: bool, places: int = 0) -> dict[str, int | bool]:
+    """Constants of the projection; the same for every number of tokens. places: rows that y is the sum of."""
+    return {
+        "D": d, "M": m, "POST": mixes, "PLACES": places, "TILE": TILE, "BLOCK": CHANNELS, "COLUMNS": columns(m)
+    }  # fmt: skip
 
 
 def mixing_constants(d: int, m: int) -> dict[str, int | bool]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from wellhead.ops.addend_kernels import added_up
 from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import settled
 from wellhead.ops.norm_quant.kernels import store_rounded
@@ -42,14 +43,16 @@ def fn_parts(fn_ptr, column, channel, D: tl.constexpr, M: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tokens", "tiles"])
 def project_kernel(
-    streams_ptr, y_ptr, post_ptr, comb_ptr, out_ptr, fn_ptr, partial_ptr, tokens, tiles,
-    D: tl.constexpr, M: tl.constexpr, POST: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr, PDL: tl.constexpr,
+    streams_ptr, y_ptr, ids_ptr, last_ptr, first, count, post_ptr, comb_ptr, out_ptr, fn_ptr, partial_ptr,
+    tokens, tiles,
+    D: tl.constexpr, M: tl.constexpr, POST: tl.constexpr, PLACES: tl.constexpr, TILE: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """partial[t, split] = (fn . x, sum x^2) over channels [split*BLOCK, (split+1)*BLOCK) of all four streams.
 
     Grid (ceil(tokens / (TILE*tiles)), D / BLOCK). With POST the streams are mixed with y, rounded to bf16 and
-    stored first; out may be the streams themselves, since a program reads a channel before it writes it.
+    stored first; out may be the streams themselves, since a program reads a channel before it writes it. With PLACES
+    y is `ops.addends` of so many rows a token.
     """
     split = tl.program_id(1)
     channel = split * BLOCK + tl.arange(0, BLOCK)
@@ -66,7 +69,12 @@ def project_kernel(
         valid = rows < tokens
         offset = rows[:, None] * (4 * D) + channel[None, :]
         if POST:
-            y = tl.load(y_ptr + rows[:, None] * D + channel[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
+            if PLACES > 0:
+                inside = channel < D
+                y = added_up(y_ptr, ids_ptr, last_ptr, rows, valid, channel, inside, D, first, count, PLACES)
+            else:
+                y = tl.load(y_ptr + rows[:, None] * D + channel[None, :], mask=valid[:, None], other=0.0)
+            y = y.to(tl.float32)
             x0 = tl.load(streams_ptr + offset, mask=valid[:, None], other=0.0).to(tl.float32)
             x1 = tl.load(streams_ptr + offset + D, mask=valid[:, None], other=0.0).to(tl.float32)
             x2 = tl.load(streams_ptr + offset + 2 * D, mask=valid[:, None], other=0.0).to(tl.float32)

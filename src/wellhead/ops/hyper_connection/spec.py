@@ -24,17 +24,16 @@ def _builds(d: int) -> Iterator[KernelBuild]:
     from wellhead.ops.hyper_connection import kernels
 
     mma = dict.fromkeys(("sm80", "sm89", "sm90", "sm120", "sm121"), BF16_MMA)
-    for name, m, mixes in (
-        ("project", PRE_ROWS, False),
-        ("post_project", PRE_ROWS, True),
-        ("head_project", STREAMS, False),
-    ):
+    for name, m, mixes, places in (
+        ("project", PRE_ROWS, False, 0), ("post_project", PRE_ROWS, True, 0), ("sum_post_project", PRE_ROWS, True, 6),
+        ("head_project", STREAMS, False, 0),
+    ):  # fmt: skip
         kinds = {"streams_ptr": "*bf16", "fn_ptr": "*fp32", "partial_ptr": "*fp32", "tokens": "i32", "tiles": "i32"}
-        constants: dict[str, Any] = configs.project_constants(d, m, mixes)
-        if mixes:
-            kinds |= {"y_ptr": "*bf16", "post_ptr": "*fp32", "comb_ptr": "*fp32", "out_ptr": "*bf16"}
-        else:
-            constants = {**constants, "y_ptr": None, "post_ptr": None, "comb_ptr": None, "out_ptr": None}
+        constants: dict[str, Any] = configs.project_constants(d, m, mixes, places)
+        mixed = {"y_ptr": "*bf16", "post_ptr": "*fp32", "comb_ptr": "*fp32", "out_ptr": "*bf16"}
+        summed = {"ids_ptr": "*i32", "last_ptr": "*bf16", "first": "i32", "count": "i32"}
+        kinds |= (mixed if mixes else {}) | (summed if places else {})
+        constants |= dict.fromkeys(() if mixes else mixed) | dict.fromkeys(() if places else summed)
         for tiles in (1, configs.MAX_TILES):
             title, stages = f"{name}[d={d},tiles={tiles}]", configs.project_stages(tiles)
             yield _build(title, kernels.project_kernel, kinds, constants, 4, stages, mma)

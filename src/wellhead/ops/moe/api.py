@@ -1,15 +1,14 @@
-"""MXFP4 experts as a plan: four launches over token lists that routing built on the device."""
+"""MXFP4 experts as a plan: three launches over token lists that routing built on the device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
 from wellhead.ops.moe.configs import Config, choose_config
-from wellhead.ops.moe.grouped import at_hand
 from wellhead.ops.norm_quant import api as norm_quant
 from wellhead.ops.norm_quant.api import NormQuant
 from wellhead.ops.overlap import launch
@@ -30,14 +29,14 @@ class PackedWeights:
 
 @dataclass(frozen=True)
 class Mxfp4Experts:
-    """out = bf16(sum over a token's experts of w2 round(weight * silu(min(g, limit)) * clamp(u)) + shared).
+    """Addends of bf16(sum over a token's experts of w2 round(weight * silu(min(g, limit)) * clamp(u)) + shared).
 
     run(codes E4M3 [T, d] in halves order (`layout.halves`; norm_quant writes it), scale u8 [T, d/128], ids i32 [T, K],
-    weights fp32 [T, K], lists, packed, shared bf16 [T, d], out bf16 [T, d]). `lists` are ExpertLists in blocks of
-    `config.group`, of the same ids; an id that no list holds (-1, or another rank's) adds nothing and its expert is not
-    read. g, u, the hidden vector and each expert's result are rounded to bf16; the hidden vector to E4M3 per 128 in
-    front of w2. `shared_ready` is called before the one launch that reads `shared`: it may wait for another stream.
-    T may be 0. Allocates, synchronises nothing.
+    weights fp32 [T, K], lists, packed, shared bf16 [T, d]). `lists` are ExpertLists in blocks of `config.group`, of the
+    same ids; an id that no list holds (-1, or another rank's) adds nothing and its expert is not read. g, u, the hidden
+    vector and each expert's result are rounded to bf16; the hidden vector to E4M3 per 128 in front of w2. The result
+    refers to buffers of this plan and to `shared`, which no launch of this reads. T may be 0. Allocates, synchronises
+    nothing.
     """
 
     tokens: int
@@ -62,9 +61,7 @@ class Mxfp4Experts:
         lists: ExpertLists,
         packed: PackedWeights,
         shared: torch.Tensor,
-        out: torch.Tensor,
-        shared_ready: Callable[[], object] = at_hand,
-    ) -> None:
+    ) -> Addends:
         from wellhead.ops.moe import kernels
 
         tokens, d, m, e, c = codes.shape[0], self.d, self.m, self.experts, self.config
@@ -82,10 +79,10 @@ class Mxfp4Experts:
         expect("s13", packed.s13, (e, 2 * m, d // 32), torch.uint8)
         expect("w2", packed.w2, (e, d, m // 2), torch.uint8)
         expect("s2", packed.s2, (e, d, m // 32), torch.uint8)
-        expect("shared", shared, (tokens, d), torch.bfloat16)
-        expect("out", out, (tokens, d), torch.bfloat16)
+        addends = Addends(self.each[: tokens * self.top_k], ids, lists.first_expert, e, shared)
+        addends.check()
         if not tokens:
-            return
+            return addends
         groups = lists.block_expert.shape[0]
         kernels.gate_up_kernel[(groups, 2 * m // c.rows)](
             codes.view(torch.uint8), scale, packed.w13, packed.s13, lists.block_expert, lists.slots, weights,
@@ -98,10 +95,7 @@ class Mxfp4Experts:
             halves.view(torch.uint8), hidden_scale, packed.w2, packed.s2, lists.block_expert, lists.slots, self.each,
             d, m, **down_constants(c), num_warps=c.num_warps, **launch(),
         )  # fmt: skip
-        shared_ready()
-        kernels.combine_kernel[(tokens, -(-d // 1024))](
-            self.each, ids, shared, out, d, self.top_k, lists.first_expert, e, BLOCK=1024, num_warps=4, **launch()
-        )
+        return addends
 
 
 def gate_up_constants(config: Config) -> dict[str, int]:

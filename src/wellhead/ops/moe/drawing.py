@@ -62,7 +62,7 @@ def over_lists(
     x, x_scale, out = inputs[rows], None if scale is None else inputs[scale], torch.empty_like(shared)
 
     def run() -> torch.Tensor:
-        layer.run(x, x_scale, ids, weights, lists, packed, shared, out)
+        layer.run(x, x_scale, ids, weights, lists, packed, shared).add_up(out)
         return out
 
     return run

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
 from wellhead.ops.moe.grouped import Grouped, Tiles, refusal, workspaces
 from wellhead.ops.moe.grouped_configs import choose_fp8
@@ -27,10 +28,10 @@ class Fp8Weights:
 
 @dataclass(frozen=True)
 class Fp8Experts(Grouped):
-    """out = bf16(sum over a token's experts of w2 round(weight * silu(min(g, limit)) * clamp(u)) + shared).
+    """Addends of bf16(sum over a token's experts of w2 round(weight * silu(min(g, limit)) * clamp(u)) + shared).
 
-    run(codes E4M3 [T, d], scale u8 [T, d/128], ids i32 [T, K], weights fp32 [T, K], lists, packed, shared bf16 [T, d],
-    out bf16 [T, d]). `lists` are ExpertLists in blocks of `config.group`, of the same ids; an id that no list holds
+    run(codes E4M3 [T, d], scale u8 [T, d/128], ids i32 [T, K], weights fp32 [T, K], lists, packed, shared bf16 [T, d]).
+    `lists` are ExpertLists in blocks of `config.group`, of the same ids; an id that no list holds
     (-1, or another rank's) adds nothing and its expert is not read. g, u, the hidden vector and each expert's result
     are rounded to bf16; the hidden vector to E4M3 with a power-of-two scale per 128 in front of w2. T may be 0.
     Allocates, synchronises nothing.
@@ -38,12 +39,12 @@ class Fp8Experts(Grouped):
 
     def run(
         self, codes: torch.Tensor, scale: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
-        lists: ExpertLists, packed: Fp8Weights, shared: torch.Tensor, out: torch.Tensor,
-    ) -> None:  # fmt: skip
+        lists: ExpertLists, packed: Fp8Weights, shared: torch.Tensor,
+    ) -> Addends:  # fmt: skip
         from wellhead.ops.moe import fp8_kernels as kernels
 
         tokens, d, m, e, c = codes.shape[0], self.d, self.m, self.experts, self.config
-        self.check(tokens, ids, weights, lists, shared, out)
+        addends = self.addends(tokens, ids, weights, lists, shared)
         expect("codes", codes, (tokens, d), torch.float8_e4m3fn)
         expect("scale", scale, (tokens, d // 128), torch.uint8)
         expect("w13", packed.w13, (e, 2 * m, d), torch.float8_e4m3fn)
@@ -51,7 +52,7 @@ class Fp8Experts(Grouped):
         expect("w2", packed.w2, (e, d, m), torch.float8_e4m3fn)
         expect("s2", packed.s2, (e, d // 128, m // 128), packed.s13.dtype)
         if not tokens:
-            return
+            return addends
         wide = packed.s13.dtype == torch.float32
         blocks = lists.block_expert.shape[0]
         hidden = as_bytes(self.hidden) if rounds_early(c) else self.hidden
@@ -64,7 +65,7 @@ class Fp8Experts(Grouped):
             hidden, self.hidden_scale, as_bytes(packed.w2), packed.s2, lists.block_expert, lists.slots, self.each, d, m,
             **down_constants(c, wide), num_warps=c.down_warps, num_stages=c.num_stages,
         )  # fmt: skip
-        self.combine(ids, lists, shared, out)
+        return addends
 
 
 def rounds_early(config: Tiles) -> bool:

@@ -1,4 +1,4 @@
-"""What plans over expert lists share: tiles, workspaces, the checks of a run, and the sum over a token's experts."""
+"""What plans over expert lists share: tiles, workspaces, the checks of a run and what it leaves."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
-from wellhead.ops.overlap import launch
 from wellhead.ops.routing.api import ExpertLists
-
-
-def at_hand() -> None:
-    """What `shared_ready` is for those whose `shared` waits for nothing."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +39,13 @@ class Grouped:
     hidden_scale: torch.Tensor | None  # u8 [tokens * K, m / 128]
     each: torch.Tensor  # bf16 [tokens * K, d]
 
-    def check(
-        self, tokens: int, ids: torch.Tensor, weights: torch.Tensor, lists: ExpertLists, shared: torch.Tensor,
-        out: torch.Tensor,
-    ) -> None:  # fmt: skip
-        """ValueError unless everything that does not depend on the format of weights and activations fits."""
+    def addends(
+        self, tokens: int, ids: torch.Tensor, weights: torch.Tensor, lists: ExpertLists, shared: torch.Tensor
+    ) -> Addends:
+        """What a run leaves: each expert's rows, to be added up with `shared`.
+
+        ValueError unless everything that does not depend on the format of weights and activations fits.
+        """
         if tokens > self.tokens:
             raise ValueError(f"x has {tokens} tokens; the plan was made for at most {self.tokens}")
         group, experts = self.config.group, self.experts
@@ -58,16 +56,7 @@ class Grouped:
         expect("ids", ids, (tokens, self.top_k), torch.int32)
         expect("weights", weights, (tokens, self.top_k), torch.float32)
         expect("shared", shared, (tokens, self.d), torch.bfloat16)
-        expect("out", out, (tokens, self.d), torch.bfloat16)
-
-    def combine(self, ids: torch.Tensor, lists: ExpertLists, shared: torch.Tensor, out: torch.Tensor) -> None:
-        """out = bf16(sum of this rank's rows of `each` + shared)."""
-        from wellhead.ops.moe.kernels import combine_kernel
-
-        combine_kernel[(ids.shape[0], -(-self.d // 1024))](
-            self.each, ids, shared, out, self.d, self.top_k, lists.first_expert, self.experts,
-            BLOCK=1024, num_warps=4, **launch(),
-        )  # fmt: skip
+        return Addends(self.each[: tokens * self.top_k], ids, lists.first_expert, experts, shared)
 
 
 def refusal(tokens: int, d: int, m: int, top_k: int) -> str | None:

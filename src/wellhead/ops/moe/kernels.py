@@ -105,23 +105,3 @@ def down_kernel(
     rows = expert.to(tl.int64) * D + channel
     sums = _product(h, h_scale, slot, used, w2, s2, rows, M_INTER, R, G, KC, STAGES)
     tl.store(y + slot[:, None] * D + channel[None, :], tl.trans(sums).to(tl.bfloat16), mask=used[:, None])
-
-
-@triton.jit
-def combine_kernel(y, ids, shared, out, D, TOP_K: tl.constexpr, FIRST, EXPERTS, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """out bf16 [T, D] = sum over a token's experts, in order and in fp32, of y bf16 [T * TOP_K, D], plus shared bf16.
-
-    An id outside FIRST .. FIRST + EXPERTS - 1, -1 included, adds nothing: its row of y is not read.
-    """
-    token = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < D
-    after_producers(PDL)
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for place in tl.static_range(TOP_K):
-        expert = tl.load(ids + token * TOP_K + place)
-        mine = (expert >= FIRST) & (expert < FIRST + EXPERTS)
-        row = tl.load(y + (token * TOP_K + place) * D + column, mask=inside & mine, other=0.0)
-        total += row.to(tl.float32)
-    total += tl.load(shared + token * D + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + token * D + column, total.to(tl.bfloat16), mask=inside)

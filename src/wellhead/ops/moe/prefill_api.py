@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
 from wellhead.ops.moe import api
 from wellhead.ops.moe.configs import FEW_TOKENS
-from wellhead.ops.moe.grouped import Grouped, Tiles, at_hand, refusal, workspaces
+from wellhead.ops.moe.grouped import Grouped, Tiles, refusal, workspaces
 from wellhead.ops.moe.grouped_configs import choose_prefill
 from wellhead.ops.routing.api import ExpertLists
 
@@ -31,13 +31,13 @@ PRODUCTS = {"w4a8": W4A8, "w4a8-bf16": W4A8_BF16, "w4a16": W4A16}
 
 @dataclass(frozen=True)
 class Mxfp4Prefill(Grouped):
-    """out = bf16(sum over a token's experts of w2 round(weight * silu(min(g, limit)) * clamp(u)) + shared).
+    """Addends of bf16(sum over a token's experts of w2 round(weight * silu(min(g, limit)) * clamp(u)) + shared).
 
-    run(x, x_scale, ids i32 [T, K], weights fp32 [T, K], lists, packed, shared bf16 [T, d], out bf16 [T, d]): x is E4M3
+    run(x, x_scale, ids i32 [T, K], weights fp32 [T, K], lists, packed, shared bf16 [T, d]): x is E4M3
     [T, d] with x_scale u8 [T, d/128] if the product is rounded, otherwise bf16 with x_scale None and no rounding to
     E4M3 anywhere. `lists` are ExpertLists in blocks of `config.group`, of the same ids; an id that no list holds adds
     nothing and its expert is not read. g, u, the hidden vector and each expert's result are rounded to bf16. T may be
-    0. Three launches, four for W4A8_BF16, which first widens x. Allocates, synchronises nothing.
+    0. Two launches, three for W4A8_BF16, which first widens x. Allocates, synchronises nothing.
     """
 
     product: Product
@@ -45,13 +45,12 @@ class Mxfp4Prefill(Grouped):
 
     def run(
         self, x: torch.Tensor, x_scale: torch.Tensor | None, ids: torch.Tensor, weights: torch.Tensor,
-        lists: ExpertLists, packed: api.PackedWeights, shared: torch.Tensor, out: torch.Tensor,
-        shared_ready: Callable[[], object] = at_hand,
-    ) -> None:  # fmt: skip
+        lists: ExpertLists, packed: api.PackedWeights, shared: torch.Tensor,
+    ) -> Addends:  # fmt: skip
         from wellhead.ops.moe import prefill_kernels as kernels
 
         tokens, d, m, e, c = x.shape[0], self.d, self.m, self.experts, self.config
-        self.check(tokens, ids, weights, lists, shared, out)
+        addends = self.addends(tokens, ids, weights, lists, shared)
         expect("x", x, (tokens, d), torch.float8_e4m3fn if self.product.rounded else torch.bfloat16)
         if (x_scale is None) == self.product.rounded:
             raise ValueError(f"x_scale is {'missing' if x_scale is None else 'given'}; the product is {self.product}")
@@ -62,7 +61,7 @@ class Mxfp4Prefill(Grouped):
         expect("w2", packed.w2, (e, d, m // 2), torch.uint8)
         expect("s2", packed.s2, (e, d, m // 32), torch.uint8)
         if not tokens:
-            return
+            return addends
         if self.widened is not None:
             kernels.widen_kernel[(tokens, -(-d // 1024))](
                 x.view(torch.uint8), x_scale, self.widened, d, BLOCK=1024, num_warps=4
@@ -81,8 +80,7 @@ class Mxfp4Prefill(Grouped):
             self.hidden, self.hidden_scale, w2, packed.s2, lists.block_expert, lists.slots, self.each, d, m,
             **down_constants(c, self.product), num_warps=c.down_warps, num_stages=c.num_stages,
         )  # fmt: skip
-        shared_ready()
-        self.combine(ids, lists, shared, out)
+        return addends
 
 
 def gate_up_constants(config: Tiles, product: Product) -> dict[str, int | bool]:
@@ -119,8 +117,8 @@ def plan(
 ) -> api.Mxfp4Experts | Mxfp4Prefill:  # fmt: skip
     """The plan for at most `tokens` tokens: up to FEW_TOKENS the kernels that stream, beyond them `product`.
 
-    Both run over (codes, scale, ids, weights, lists, packed, shared, out, shared_ready) with lists in blocks of
-    `config.group`. W4A16 has no form for few tokens: those kernels multiply E4M3.
+    Both run over (codes, scale, ids, weights, lists, packed, shared) with lists in blocks of `config.group`. W4A16 has
+    no form for few tokens: those kernels multiply E4M3.
     """
     if tokens <= FEW_TOKENS and product.rounded:
         return api.plan(tokens, d, m, experts, top_k, limit, device=device)

@@ -22,6 +22,7 @@ def builds() -> tuple[KernelBuild, ...]:
 
 def few_builds() -> tuple[KernelBuild, ...]:
     """MXFP4 experts, few tokens."""
+    from wellhead.ops import addend_kernels, addends
     from wellhead.ops.moe import kernels
     from wellhead.ops.moe.api import down_constants, gate_up_constants
     from wellhead.ops.moe.configs import choose_config
@@ -46,12 +47,12 @@ def few_builds() -> tuple[KernelBuild, ...]:
             **dict.fromkeys(given, "constexpr"),
         }  # fmt: skip
         found.append(KernelBuild(f"down[{shape}]", kernels.down_kernel, signature, given, *tile))
-    given = {"TOP_K": 6, "BLOCK": 1024, "PDL": False}
+    given = {"PLACES": 6, "BLOCK": addends.BLOCK, "PDL": False}
     signature = {
-        "y": "*bf16", "ids": "*i32", "shared": "*bf16", "out": "*bf16", "D": "i32:16", "FIRST": "i32", "EXPERTS": "i32",
+        "rows": "*bf16", "ids": "*i32", "last": "*bf16", "out": "*bf16", "D": "i32:16", "FIRST": "i32", "COUNT": "i32",
         **dict.fromkeys(given, "constexpr"),
     }  # fmt: skip
-    found.append(KernelBuild("combine[6]", kernels.combine_kernel, signature, given))
+    found.append(KernelBuild("add_up[6]", addend_kernels.add_up_kernel, signature, given))
     given = {"BLOCK": BLOCK, "PDL": False}
     signature = {"gate_up": "*bf16", "codes": "*u8", "scale": "*u8", "limit": "fp32", "M_INTER": "i32:16"}
     signature |= dict.fromkeys(given, "constexpr")
