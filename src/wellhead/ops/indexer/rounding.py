@@ -41,23 +41,20 @@ def _positioned(vectors, cos, sin, BN: tl.constexpr):
 
 
 @triton.jit
-def _signs(ROTATE: tl.constexpr):
-    """bf16 [128, 128] of 1 and -1 where ROTATE says so, else None: made before the vectors exist, by integers alone."""
-    if ROTATE:
-        column = tl.arange(0, DIM)
-        common = column[:, None] & column[None, :]  # Sylvester: the sign is the parity of the common bits
-        common = common ^ (common >> 4)
-        common = common ^ (common >> 2)
-        common = common ^ (common >> 1)
-        return (((common & 1) << 15) | 0x3F80).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    else:
-        return None
+def _signs():
+    """bf16 [128, 128], the Hadamard matrix times 128^1/2: made before the vectors exist, by integers alone."""
+    column = tl.arange(0, DIM)
+    common = column[:, None] & column[None, :]  # Sylvester: the sign is the parity of the common bits
+    common = common ^ (common >> 4)
+    common = common ^ (common >> 2)
+    common = common ^ (common >> 1)
+    return (((common & 1) << 15) | 0x3F80).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
-def _turned(vectors, signs, BN: tl.constexpr):
-    """fp32 [BN, 128] of bf16 vectors, through the Hadamard matrix where there are signs."""
-    if signs is not None:
+def _turned(vectors, signs, BN: tl.constexpr, ROTATE: tl.constexpr):
+    """fp32 [BN, 128] of bf16 vectors, through the Hadamard matrix where ROTATE says so."""
+    if ROTATE:
         turned = tl.dot(vectors, signs, tl.zeros((BN, DIM), dtype=tl.float32))
         vectors = (turned * 0.08838834764831845).to(tl.bfloat16)
     return vectors.to(tl.float32)
@@ -91,14 +88,14 @@ def write_keys_kernel(
     keys, slots, cache, COUNT, STRIDE, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr, PDL: tl.constexpr
 ):
     """Record of keys[n] bf16 [N, 128] at slots[n] int64 (page * 64 + offset, -1: none) of cache u8, pages of STRIDE."""
-    signs = _signs(ROTATE)
+    signs = _signs()
     after_producers(PDL)
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     slot = tl.load(slots + row, mask=row < COUNT, other=-1)
     known = slot >= 0
     slot = tl.maximum(slot, 0).to(tl.int64)
     page, offset = cache + slot // PAGE * STRIDE, slot % PAGE
-    vectors = _turned(_vectors(keys, row.to(tl.int64), known), signs, BN)
+    vectors = _turned(_vectors(keys, row.to(tl.int64), known), signs, BN, ROTATE)
     if FP4:
         codes, exponent = _fp4(vectors, BN)
         tl.store((page + offset * 64)[:, None] + tl.arange(0, 64)[None, :], codes, mask=known[:, None])
@@ -124,14 +121,14 @@ def round_query_kernel(
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     inside = row < COUNT
     wide = row.to(tl.int64)
-    signs = _signs(ROTATE)
+    signs = _signs()
     if positions is not None:
         cos, sin = _angles(positions, freqs, row // HEADS, inside)  # a step's inputs: older than the kernel in front
     after_producers(PDL)
     vectors = _vectors(q, wide, inside)
     if positions is not None:
         vectors = _positioned(vectors, cos, sin, BN)
-    vectors = _turned(vectors, signs, BN)
+    vectors = _turned(vectors, signs, BN, ROTATE)
     weight = tl.load(weights + row, mask=inside, other=0.0).to(tl.float32) * factor
     if FP4:
         packed, exponent = _fp4(vectors, BN)

@@ -25,7 +25,7 @@ def choose_config(tokens: int) -> Config:
     if padded <= GEMV_TOKENS:
         return Config(True, padded, 4, 8, 1)
     if padded <= 16:
-        return Config(False, 16, 32, 4, 6)
+        return Config(False, 16, 32, 2, 6)
     if padded <= FEW_TOKENS:
         return Config(False, padded, 64, 4, 5 if padded == 32 else 4)
     return Config(False, 64, 128, 8, 4) if padded <= 256 else Config(False, 128, 128, 8, 3)
