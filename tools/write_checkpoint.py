@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import torch
 
@@ -144,7 +144,7 @@ def write(
     names = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
     with progress_bar(total, progress, "writing weights") as advance, ThreadPoolExecutor(threads) as pool:
         jobs = [
-            pool.submit(_write_shard, folder / name, shard, source, advance)
+            pool.submit(write_shard, folder / name, shard, source, advance)
             for name, shard in zip(names, shards, strict=True)
         ]
         for job in jobs:
@@ -156,7 +156,13 @@ def write(
     return total
 
 
-def _write_shard(path: Path, shard: Shard, source: RandomBytes, advance: Callable[[int], None]) -> None:
+class Source(Protocol):
+    def chunks(self, spec: TensorSpec) -> Iterator[torch.Tensor]:
+        """The tensor's bytes in order, uint8, in pieces."""
+
+
+def write_shard(path: Path, shard: Shard, source: Source, advance: Callable[[int], None]) -> None:
+    """One safetensors file of the tensors in `shard`."""
     with path.open("wb", buffering=0) as stream:
         _write_all(stream, _header(shard))
         for spec in shard:

@@ -42,6 +42,13 @@ def wait_politely(environ: MutableMapping[str, str] | None = None) -> None:
         (os.environ if environ is None else environ).setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def without_multicast(environ: MutableMapping[str, str] | None = None) -> None:
+    """Keep torch's symmetric memory from NVLink multicast (TORCH_SYMM_MEM_DISABLE_MULTICAST=1), unless told otherwise:
+    nothing here uses it, and setting it up fails on hosts whose fabric manager does not allow it.
+    """
+    (os.environ if environ is None else environ).setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+
+
 def default_model(environ: Mapping[str, str] | None = None) -> str | None:
     """WELLHEAD_MODEL, or None where it is unset or empty: then the embedded checkpoint is meant."""
     check(environ)

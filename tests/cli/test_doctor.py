@@ -144,14 +144,14 @@ def test_whether_the_cards_hold_it(
 
 
 def test_ops_are_chosen_for_the_models_own_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """V4-Pro's output is too wide for one launch on one rank, and no number of H100 holds it; eight H200 do."""
+    """V4-Pro has a kernel for each of its ops, and no number of H100 holds it; eight H200 do."""
     put(monkeypatch, archs=["sm90"])
     report = doctor.examine("sm90", model="v4-pro")
     assert report.model is not None and report.problems == []
     assert {row["card"]: row["needed"] for row in report.model.memory}["H200 141GB SXM"] == 8
     monkeypatch.setattr(cards, "of_arch", lambda arch: [cards.find("h100")])
     found = problems(doctor.examine("sm90", model="v4-pro"))
-    assert "d=16384" in found["op norm_quant"] and "no number of known sm90 cards" in found["memory"]
+    assert list(found) == ["memory"] and "no number of known sm90 cards" in found["memory"]
 
 
 def test_the_hosts_memory_where_there_is_no_card(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,3 +49,12 @@ def test_openmp_threads_wait_politely_unless_told_otherwise(
     show = f"{code}; import os; print(os.environ.get('OMP_WAIT_POLICY'))"
     done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(policy)
+
+
+def test_multicast_stays_off_unless_told_otherwise() -> None:
+    variables: dict[str, str] = {}
+    environment.without_multicast(variables)
+    assert variables == {"TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
+    told = {"TORCH_SYMM_MEM_DISABLE_MULTICAST": "0"}
+    environment.without_multicast(told)
+    assert told == {"TORCH_SYMM_MEM_DISABLE_MULTICAST": "0"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
 from wellhead.model.step_bytes import EMBEDDING, op_of, step_bytes
 from wellhead.ops import registry
-from wellhead.testing import step_profile
+from wellhead.testing import scaling_picture, step_profile
 from wellhead.testing.step_picture import REST, _parts, draw
 from wellhead.testing.step_profile import OTHERS, SUMS, Launch, by_op
 from wellhead.testing.step_whole import SITE, halves, kinds, whole_step
@@ -26,6 +27,7 @@ def test_every_kernel_belongs_to_one_op() -> None:
     assert step_profile.op_of("gate_up_kernel") == "moe"
     assert step_profile.op_of("fp8_gemv_kernel") == "linear" and step_profile.op_of("bf16_gemv_kernel") == "bf16_linear"
     assert step_profile.op_of("ncclDevKernel_AllReduce_Sum_bf16_RING_LL") == SUMS
+    assert step_profile.op_of("peer_sum_kernel") == SUMS
     assert step_profile.op_of("void at::native::vectorized_elementwise_kernel") == OTHERS
     assert set(step_profile._kernels().values()) == {spec.name for spec in registry.specs()}
 
@@ -91,3 +93,24 @@ def test_the_picture_shows_shares_of_the_step(tmp_path: Path) -> None:
     assert path.stat().st_size > 5000
     with pytest.raises(ValueError, match="none of 1 records has its ops"):
         draw(path, [{"model": "an older line"}])
+
+
+def test_scaling_is_drawn_over_the_ranks(tmp_path: Path) -> None:
+    records = [
+        record(layers=43, tp=2, ms_mean=8.0), record(layers=43, tp=2, ms_mean=7.0, share=0.2),
+        record(layers=12, tp=2, whole_ms=9.0), record(layers=16, tp=1, whole_ms=11.0, whole_share=0.3),
+        record(tp=4), record(layers=43, tp=4, mode="eager"), record(layers=43, tp=1, drafts=3),
+        record(model="v4-pro", layers=61, tp=8, ms_mean=16.0, batch=64),
+    ]  # fmt: skip
+    found = scaling_picture.lines_of(records)
+    assert list(found) == [("v4-flash", 1), ("v4-pro", 64)]
+    one, two = found["v4-flash", 1]
+    assert (one.tp, one.ms, one.share, one.scaled) == (1, 11.0, 0.3, True)
+    assert (two.tp, two.ms, two.share, two.scaled) == (2, 7.0, 0.2, False)
+    assert found["v4-pro", 64][0].tok_s == 64 / 16e-3
+    path, lines = tmp_path / "scaling.png", tmp_path / "step.jsonl"
+    lines.write_text("".join(json.dumps(each) + "\n" for each in records))
+    scaling_picture.main([str(lines), str(path)])
+    assert path.stat().st_size > 5000
+    with pytest.raises(ValueError, match="none of 1 records is a captured decode"):
+        scaling_picture.draw(path, records[4:5])

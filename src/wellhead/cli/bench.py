@@ -16,6 +16,7 @@ _EXAMPLES = """examples:
   wellhead bench serve --url http://127.0.0.1:8000 --rate 4 --picture load.png
   wellhead bench step --layers 16 --batch 1 8 64 --context 4096 --jsonl benchmarks/results/step.jsonl
   wellhead bench step --layers 43 --tp 2 --batch 1 8 64 --eager
+  wellhead bench step --layers 16 --batch 1 --drafts 3
   wellhead bench step --layers 12 --batch 1 64 --prefill 512 4096 --picture step.png
 """
 

@@ -13,13 +13,24 @@ from wellhead.cli import options
 def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("bench step: whole steps at a published model's width (--picture draws them)")
     group.add_argument("--config", default="v4-flash", help="which published configuration (v4-flash)")
-    group.add_argument("--layers", type=int, default=4, help="how many of its first layers (4)")
-    group.add_argument("--batch", type=int, nargs="+", default=[1], help="decoding requests, one token each (1)")
+    group.add_argument(
+        "--layers", type=_layers, default=4, metavar="N|fit", help="its first N layers, or as many as fit the card (4)"
+    )
+    group.add_argument("--batch", type=int, nargs="+", default=[1], help="decoding requests (1)")
+    group.add_argument(
+        "--drafts", type=int, choices=range(4), default=0,
+        help="a step verifies so many drafts of each request behind its newest token (0)",
+    )  # fmt: skip
     group.add_argument(
         "--prefill", type=int, nargs="+", default=[], metavar="T", help="prompt steps of T tokens as well"
     )
     group.add_argument("--context", type=int, default=4096, help="position of every request (4096)")
     group.add_argument("--eager", action="store_true", help="launch by launch as well, after the CUDA graphs")
+
+
+def _layers(word: str) -> int | None:
+    """None is "fit"; ValueError for what is no number."""
+    return None if word == "fit" else int(word)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,8 +41,12 @@ def run(args: argparse.Namespace) -> int:
     from wellhead.testing.bench_step import StepBench
 
     needed_card()
+    import torch
+
+    from wellhead.dispatch.capability import here
     from wellhead.model.parallel import ALONE, WHOLE
     from wellhead.testing.record import append
+    from wellhead.testing.step_fit import fitting_layers
     from wellhead.testing.timing import roof
 
     group, split = (ALONE, WHOLE) if args.group is None else (args.group, options.split(args))
@@ -39,7 +54,13 @@ def run(args: argparse.Namespace) -> int:
     if wrong:
         raise ValueError(f"--prefill {wrong[0]}: expected 2 tokens to the context's {args.context}")
     measured = roof()
-    bench = StepBench(args.config, args.layers, args.batch, args.context, split=split, group=group, device=args.device)
+    layers = args.layers
+    if layers is None:
+        total = torch.cuda.mem_get_info(args.device)[1]
+        layers = fitting_layers(args.config, split, total, args.batch, args.context, args.drafts, here())
+    bench = StepBench(
+        args.config, layers, args.batch, args.context, drafts=args.drafts, split=split, group=group, device=args.device
+    )
     ladders = {mode: bench.steps(captured=mode == "captured") for mode in ("captured", *["eager"] * args.eager)}
     found = [bench.decode(steps, batch, measured, mode) for mode, steps in ladders.items() for batch in args.batch]
     found += [bench.prefill(tokens, measured) for tokens in args.prefill]
@@ -60,11 +81,13 @@ def run(args: argparse.Namespace) -> int:
 def tell(record: dict[str, Any]) -> None:
     """One measurement, for people."""
     what = f"{record['tokens']} tokens" if record["mode"] == "prefill" else f"batch {record['batch']}"
+    drafts = record.get("drafts", 0)
+    what += f" of {1 + drafts} tokens each" if drafts else ""
     print(
         f"{record['model']}, {record['layers']} layers, tp {record['tp']}, {what}, "
         f"context {record['context']}, {record['mode']}: {record['ms_mean']:.3f} ms "
         f"(median {record['ms_median']:.3f}), bound {record['bound_ms']:.3f} ms ({record['share']:.1%}), "
-        f"{record['tok_s']:.1f} tokens/s, "
+        f"{record['tok_s']:.1f} tokens/s{' verified' if drafts else ''}, "
         f"{record['launches_per_layer']} launches a layer, {record['distinct_experts']} distinct experts"
         + (
             f", {record['memory_gb']:.2f} GB in use ({record['planned_gb']:.2f} planned)"
@@ -72,6 +95,11 @@ def tell(record: dict[str, Any]) -> None:
             else ""
         )
     )
+    if drafts:
+        print(f"  the next {drafts} drafts, by the MTP module over all those tokens: {record['draft_ms']:.3f} ms")
+    if "sums" in record:
+        times = (f"{way} {record['sum_8k_us'][way]} and {us} us" for way, us in record["sum_64k_us"].items())
+        print(f"  sums over ranks: {record['sums']}; of 8 and 64 KB: {', '.join(times)}")
     if "whole_ms" in record:
         print(
             f"  all {record['whole_layers']} layers, each kind timed here: {record['whole_ms']:.3f} ms, "

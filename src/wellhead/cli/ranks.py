@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from wellhead import environment
 from wellhead.engine.launch import EXIT_LOST, Ranks, hold, launch
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--experts", default="width", metavar="width|expert",
         help="a rank holds a part of every expert's width, or some experts whole (width)",
+    )  # fmt: skip
+    group.add_argument(
+        "--sums", default="auto", metavar="auto|nccl|one-shot",
+        help="how ranks on cards add small tensors: nccl; one-shot, through each other's memory, which has not run on "
+        "cards yet; auto is nccl until it has (auto)",
     )  # fmt: skip
     group.add_argument("--nnodes", type=int, default=1, metavar="N", help="hosts that share the ranks (1)")
     group.add_argument("--node-rank", type=int, default=0, metavar="I", help="which of them this is, from 0 (0)")
@@ -54,6 +60,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--experts {args.experts}: expected width or expert")
     if args.cp != 1:
         raise NotImplementedError(f"--cp {args.cp}: context parallelism is not implemented, expected 1")
+    if args.sums != "auto":
+        from wellhead.model import sums
+
+        sums.check(args.sums, args.tp, args.device.split(":")[0])
     from wellhead.cli import options
 
     if not args.everywhere:
@@ -65,6 +75,7 @@ def _check(args: argparse.Namespace) -> None:
 def _as_rank(args: argparse.Namespace) -> int:
     """This process is one of the ranks."""
     hold(args.lifeline, args.rank)
+    environment.without_multicast()
     import torch
 
     from wellhead.model.parallel import Group, PeerLost
@@ -76,7 +87,7 @@ def _as_rank(args: argparse.Namespace) -> int:
             raise ValueError(f"--tp {args.tp} --device cuda: {here} ranks on this host, torch sees {cards} CUDA cards")
         args.device = f"cuda:{args.rank % here}"
     try:
-        args.group = Group.join(args.rendezvous, args.rank, args.tp, args.device)
+        args.group = Group.join(args.rendezvous, args.rank, args.tp, args.device, args.sums)
         if args.everywhere:
             status = int(args.run(args))
         elif args.rank:

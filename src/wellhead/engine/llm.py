@@ -116,6 +116,7 @@ class LLM:
         )  # fmt: skip
         if group.world > 1:
             make_runner = partial(LeadingRunner, group, make_runner)
+        self._group = group
         self._folder, self._model, self._tokenizer = checkpoint.folder, loaded, tokenizer
         self._pending: dict[Request, list[Delta]] = {}
         eos_ids = tokenizer.eos_ids if tokenizer else frozenset([checkpoint.config.eos_token_id])
@@ -141,8 +142,13 @@ class LLM:
         return self._tokenizer
 
     def describe(self) -> list[tuple[str, str, str]]:
-        """(operation, implementation, why) of every operation."""
-        return self._model.describe()
+        """(operation, implementation, why) of every operation, and of the sums over several ranks."""
+        return [*self._model.describe(), *([] if self.sums is None else [("sums over ranks", *self.sums)])]
+
+    @property
+    def sums(self) -> tuple[str, str] | None:
+        """How several ranks add tensors, and why so."""
+        return None if self._group.world == 1 else self._group.sums
 
     def generate(
         self,

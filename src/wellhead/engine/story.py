@@ -48,8 +48,10 @@ class Story:
         self.seconds[name] = time.perf_counter() - began
         self.tell(f"  {name:<40} {self.seconds[name]:6.1f} s")
 
-    def ready(self, engine: Engine, name: str, ranks: int, url: str) -> None:
-        """The one line."""
+    def ready(self, engine: Engine, name: str, ranks: int, url: str, sums: tuple[str, str] | None = None) -> None:
+        """The one line; with several ranks, one before it of how they add (way, why)."""
+        if sums is not None:
+            self.tell(f"  sums over ranks: {sums[0]} ({sums[1]})")
         self.doing = "ready"
         sizes, misses = engine.graph_sizes, engine.graph_misses
         graphs = f"decode graphs for {', '.join(map(str, sizes))} requests" if sizes else "no graphs"

@@ -46,7 +46,7 @@ class SpeculativeStep:
         places, device = size * self.each, model.device
         self.logits, self.best = results.logits[:places], results.best[:places]
         self.guesses = results.guesses[:size]
-        self._ws = model.workspace(places, context, chunked=True)
+        self.workspace = model.workspace(places, context, chunked=True)
 
         def full(value: int, *shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.full(shape, value, dtype=dtype, device=device)
@@ -105,9 +105,9 @@ class SpeculativeStep:
     def _verify(self) -> None:
         """Logits and best ids of every place; accepted is a draft that is the best id of the accepted place before."""
         inputs = replace(self._inputs, ends={ratio: self._ends(ratio) for ratio in (4, 128)})
-        streams = self._model.forward(inputs, self._state, self._ws)
-        self.logits.copy_(self._model.logits(streams, self._ws))
-        self._model.best(self.logits, self._ws, self.best)
+        streams = self._model.forward(inputs, self._state, self.workspace)
+        self.logits.copy_(self._model.logits(streams, self.workspace))
+        self._model.best(self.logits, self.workspace, self.best)
         ids, best = inputs.token_ids.view(self.size, self.each), self.best.view(self.size, self.each)
         right = torch.ones_like(ids)
         right[:, 1:] = (ids[:, 1:] == best[:, :-1]).cumprod(1)
@@ -126,10 +126,10 @@ class SpeculativeStep:
     def _draft(self) -> None:
         """MTP over the accepted places of the streams that `verify` left in the workspace, then over its guesses."""
         inputs = replace(self._inputs, state_slots=self._accepted)
-        streams = self._mtp.forward(self._ws.streams, self._following, inputs, self._state, self._ws)
+        streams = self._mtp.forward(self.workspace.streams, self._following, inputs, self._state, self.workspace)
         count = (self._accepted.view(self.size, self.each) >= 0).sum(1)
         at = self._first + (count - 1).clamp_min(0)
-        self.guesses.copy_(self._mtp.guess(streams[at], inputs.only(at), self._state, self._ws, self._drafts))
+        self.guesses.copy_(self._mtp.guess(streams[at], inputs.only(at), self._state, self.workspace, self._drafts))
 
 
 class SpeculativeSteps:

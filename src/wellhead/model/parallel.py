@@ -1,7 +1,8 @@
 """The ranks that hold one model: sums and gathers of tensors, words from rank 0, and nothing else.
 
-Tensors travel over NCCL on cards and gloo on the CPU; words (a step's schedule) always over gloo, in a group of their
-own, since the other ranks wait there for as long as nobody asks anything.
+Tensors travel over NCCL on cards, small sums through each other's memory where that is asked for (`sums`), and over
+gloo on the CPU; words (a step's schedule) always over gloo, in a group of their own, since the other ranks wait there
+for as long as nobody asks anything.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
+from wellhead.model import sums as ways
 from wellhead.model.split import Split
+
+if TYPE_CHECKING:
+    from wellhead.ops.peer_sum import PeerSum
 
 IDLE = timedelta(days=365)
 WORDS = 4096  # of a message's first part, its length included; longer ones take a second broadcast
@@ -24,19 +30,30 @@ class PeerLost(ConnectionError):
 
 
 class Group:
-    """Rank `rank` of `world`; made without arguments it is one rank alone, for which every operation does nothing."""
+    """Rank `rank` of `world`; made without arguments it is one rank alone, for which every operation does nothing.
 
-    def __init__(self, rank: int = 0, world: int = 1, words: dist.ProcessGroup | None = None):
+    `sums` is how small tensors are added, and why so; `peers` adds them, where it is not None.
+    """
+
+    def __init__(
+        self, rank: int = 0, world: int = 1, words: dist.ProcessGroup | None = None, *,
+        peers: PeerSum | None = None, sums: tuple[str, str] = ("none", "one rank"),
+    ):  # fmt: skip
         if (words is None) != (world == 1):
             raise ValueError(f"a group of {world} ranks without connections; make it with Group.join")
         self.rank, self.world, self._words = rank, world, words
         self._lost = f"rank {rank} lost the other ranks"
+        self._peers, self.sums = peers, sums
 
     @classmethod
-    def join(cls, rendezvous: str, rank: int, world: int, device: torch.device | str = "cpu") -> Group:
+    def join(
+        cls, rendezvous: str, rank: int, world: int, device: torch.device | str = "cpu", sums: str = "auto"
+    ) -> Group:
         """Meet the other ranks at a torch.distributed URL (tcp://host:port on rank 0's host, or file:///path); every
-        rank calls this once, with its own rank and device.
+        rank calls this once, with its own rank and device. `sums` is one of `sums.ASKED`; ValueError where an explicit
+        one cannot be.
         """
+        ways.check(sums, world, torch.device(device).type)
         if world == 1:
             return cls()
         device = torch.device(device)
@@ -48,11 +65,30 @@ class Group:
                 "nccl" if on_card else "gloo", init_method=rendezvous, rank=rank, world_size=world,
                 device_id=device if on_card else None,
             )  # fmt: skip
-            return cls(rank, world, dist.new_group(backend="gloo", timeout=IDLE))
+            words = dist.new_group(backend="gloo", timeout=IDLE)
 
-    def reduce(self, partial: torch.Tensor) -> None:
-        """Add up contiguous tensors of one shape over the ranks, in place; every rank gets the same bits."""
-        if self.world > 1:
+            def everyone(word: object) -> list[object]:
+                told: list[object] = [None] * world
+                dist.all_gather_object(told, word, group=words)
+                return told
+
+            if not on_card:
+                return cls(rank, world, words, sums=("gloo", "ranks on the CPU"))
+            peers, name, why = ways.choose(sums, ways.Connection(rank, world, device, everyone), everyone)
+            return cls(rank, world, words, peers=peers, sums=(name, why))
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The ways of adding that `reduce` can be told to take: those that are connected."""
+        return ("nccl", "one-shot") if self._peers is not None else (self.sums[0],)
+
+    def reduce(self, partial: torch.Tensor, way: str | None = None) -> None:
+        """Add up contiguous tensors of one shape over the ranks, in place; every rank gets the same bits. way: that one
+        of `ways`, to measure it.
+        """
+        if self._peers is not None and way != "nccl" and (way is not None or self._peers.takes(partial)):
+            self._peers.run(partial)
+        elif self.world > 1:
             with _naming(self._lost):
                 dist.all_reduce(partial)
 

@@ -86,7 +86,7 @@ class Life:
             serving.limits,
             self._metrics,
             may_recover=serving.may_recover,
-            announce=lambda llm: story.ready(llm.engine, serving.names[0], serving.ranks, self.url),
+            announce=lambda llm: story.ready(llm.engine, serving.names[0], serving.ranks, self.url, llm.sums),
         )
         self._preparer: Preparer  # there once the bridge serves
         self._server: _Uvicorn | None = None

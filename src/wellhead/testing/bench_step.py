@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
 
@@ -11,130 +12,100 @@ import torch
 
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.config_file import load_config
-from wellhead.model.device_graphs import LADDER, DecodeStep, DecodeSteps
+from wellhead.model.device_graphs import DecodeStep, DecodeSteps
 from wellhead.model.device_layout import DeviceLayout
 from wellhead.model.device_model import DeviceModel
+from wellhead.model.device_mtp import DeviceMtp
+from wellhead.model.device_speculative import SpeculativeStep, SpeculativeSteps
 from wellhead.model.device_step import StepInputs
 from wellhead.model.dummy import dummy_weights
-from wellhead.model.memory_plan import plan_memory
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState, pages_for
 from wellhead.model.step_bytes import step_bytes
-from wellhead.model.working_memory import Steps
 from wellhead.testing.bench import needed_card
 from wellhead.testing.record import origin
-from wellhead.testing.step_profile import Launch, by_op, profile
-from wellhead.testing.step_whole import Kind, kinds, whole_step
+from wellhead.testing.step_fit import ladder, needed_bytes
+from wellhead.testing.step_measured import Measured, Whole
+from wellhead.testing.step_whole import kinds
+from wellhead.testing.sum_times import sum_times
 from wellhead.testing.timing import Roof
 
 POSITIONS = 128  # consecutive ones that a measurement runs through: every block of either ratio ends in its turn
 WARM_UPS, PREFILLS = 4, 10
 
 
-@dataclass(frozen=True)
-class Whole:
-    """The published model that a step of its first layers stands for."""
-
-    measured: Sequence[Kind]  # the layers that are run
-    layers: Sequence[Kind]  # all of them
-    bytes: int  # that a step of all of them streams at least
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A step that was measured: its record with the keys of benchmarks/results/step.jsonl, and what runs it again."""
-
-    record: dict[str, Any]
-    bytes: Mapping[str, int]  # least bytes by op
-    run: Callable[[], None]
-    whole: Whole | None = None
-
-    def profiled(self) -> dict[str, Any]:
-        """The record with each op's part: microseconds, launches, bytes and their share of the roof; and, of a decode,
-        what all layers of the published model take and stream.
-        """
-        runs = profile(self.run)
-        ops = by_op(runs)
-        parts = {
-            op: {
-                "us": round(of.us, 1), "launches": round(of.launches, 1), "bytes": self.bytes.get(op, 0),
-                "share": round(self.bytes.get(op, 0) / of.us / 1e3 / self.record["roof_gb_s"], 3) if of.us else None,
-            }
-            for op, of in ops.items()
-        }  # fmt: skip
-        a_layer = sum(of.launches for of in ops.values()) / self.record["layers"]
-        return {**self.record, "launches_per_layer": round(a_layer, 1), **self._of_whole(runs), "ops": parts}
-
-    def _of_whole(self, runs: Sequence[Sequence[Launch]]) -> dict[str, Any]:
-        if self.whole is None:
-            return {}
-        took = whole_step(runs, self.record["ms_mean"], self.whole.measured, self.whole.layers)
-        bound = self.whole.bytes / self.record["roof_gb_s"] / 1e6
-        return {
-            "whole_layers": len(self.whole.layers), "whole_ms": round(took, 4), "whole_bytes": self.whole.bytes,
-            "whole_bound_ms": round(bound, 4), "whole_share": round(bound / took, 4),
-        }  # fmt: skip
-
-
 class StepBench:
     """One rank's first `layers` layers of a published model, random weights in the official formats, caches of nonzero
-    bytes for the largest of `batches` at `context` tokens. Every rank makes the same calls.
+    bytes for the largest of `batches` at `context` tokens. With `drafts`, 1 to 3, decodes verify as many tokens behind
+    each request's newest one. Every rank makes the same calls.
     """
 
     def __init__(
-        self, name: str, layers: int, batches: Sequence[int], context: int, *, split: Split = WHOLE,
+        self, name: str, layers: int, batches: Sequence[int], context: int, *, drafts: int = 0, split: Split = WHOLE,
         group: Group = ALONE, device: str = "cuda",
     ):  # fmt: skip
-        self.name, self.context, self.split, self.card = name, context, split, needed_card()
+        self.name, self.context, self.drafts, self.split, self.card = name, context, drafts, split, needed_card()
         self.config = load_config(first_layers(published_config(name), layers))
-        if context > self.config.max_position_embeddings or context <= POSITIONS:
-            raise ValueError(
-                f"context is {context}, expected {POSITIONS + 1} to {self.config.max_position_embeddings} tokens"
-            )
+        fewest, most = POSITIONS + 2 * drafts + 1, self.config.max_position_embeddings
+        if not fewest <= context <= most:
+            raise ValueError(f"context is {context}, expected {fewest} to {most} tokens")
         self.numerics, self._width = Numerics.named("checkpoint"), pages_for(context)
-        weights = dummy_weights(self.config, split, device)
+        weights = dummy_weights(self.config, split, device, with_mtp=drafts > 0)
         self.model = DeviceModel(weights, self.config, self.numerics, reduce=group.reduce, gather=group.gather)
+        self._group = group
         self._slots = max(batches)
         self.state = self.model.allocate(self._slots * self._width, self._slots)
         _fill(self.state)
-        self._sizes = sorted({*batches, *(size for size in LADDER if size < self._slots)})
+        self._sizes = ladder(batches)
 
-    def steps(self, *, captured: bool) -> DecodeSteps:
+    def steps(self, *, captured: bool) -> DecodeSteps | SpeculativeSteps:
         """The whole ladder up to the largest batch."""
-        return DecodeSteps(self.model, self.state, self.context, self._sizes, captured=captured)
+        made = (self.model, self.state, self.context, self._sizes)
+        if self.drafts:
+            return SpeculativeSteps(DeviceMtp(self.model), *made, self.drafts, captured=captured)
+        return DecodeSteps(*made, captured=captured)
 
     def memory(self) -> dict[str, float]:
         """GB of this rank's card in use now, by whomever, and what the planner says of it."""
         torch.cuda.synchronize()
         free, total = torch.cuda.mem_get_info(self.model.device)
-        steps = Steps(0, tuple(self._sizes), self.context)
-        plan = plan_memory(
-            self.config, self.numerics, self.split, total, steps, self.model.choices, slots=self._slots
-        )
-        pages = self._slots * self._width * plan.state.page
-        planned = plan.weights.total + pages + self._slots * plan.state.slot + plan.workspace + plan.graphs
-        return {"memory_gb": round((total - free) / 1e9, 2), "planned_gb": round((planned + plan.reserved) / 1e9, 2)}
+        planned = needed_bytes(self.config, self.split, self.model.choices, self._sizes, self.context, self.drafts)
+        return {"memory_gb": round((total - free) / 1e9, 2), "planned_gb": round(planned / 1e9, 2)}
 
-    def decode(self, steps: DecodeSteps, batch: int, roof: Roof, mode: str) -> Measured:
-        """One token of each of `batch` requests, at the last POSITIONS positions of the context in turn. ValueError
-        where nothing is computed.
+    def decode(self, steps: DecodeSteps | SpeculativeSteps, batch: int, roof: Roof, mode: str) -> Measured:
+        """One token of each of `batch` requests, with drafts behind it or without, at the last POSITIONS positions of
+        the context in turn; with drafts also `draft_ms`, what drafting the next ones takes where all these are
+        accepted. ValueError where nothing is computed.
         """
-        step, times, chosen = steps.of(batch), [], []
+        step, each, times, drafting, chosen = steps.of(batch), 1 + self.drafts, [], [], []
+        run = step.verify if isinstance(step, SpeculativeStep) else step.run
         generator = torch.Generator().manual_seed(batch)
-        tokens = torch.randint(self.config.vocab_size, (POSITIONS, batch), generator=generator).tolist()
+        drawn = torch.randint(self.config.vocab_size, (POSITIONS, batch, each), generator=generator).tolist()
+        first = self.context - POSITIONS - 2 * self.drafts  # the next drafts have their places as well
         for number in range(-WARM_UPS, POSITIONS):
-            self._load(step, tokens[number], self.context - POSITIONS + max(number, 0))
-            times.append(_took(step.run))
-            chosen.append(len(step.workspace.ids[:batch].unique()))  # the last layer's
-        _check(step.logits[:batch])
+            tokens, position = drawn[number], first + max(number, 0)
+            chunks = self._load(step, tokens, position)
+            times.append(_took(run))
+            chosen.append(_distinct(step.workspace.ids[: batch * each]))  # the last layer's
+            if isinstance(step, SpeculativeStep):
+                step.choose(chunks, [[*own[1:], own[0]] for own in tokens])
+                drafting.append(_took(step.draft))
+        _check(step.logits[: batch * each])
         distinct = fmean(chosen[WARM_UPS:])
-        measured = self._measured(times[WARM_UPS:], roof, mode, step.run, batch, batch, distinct)
-        return replace(measured, record=measured.record | self.memory(), whole=self._whole(batch, distinct))
+        measured = self._measured(times[WARM_UPS:], roof, mode, run, batch * each, batch, distinct)
+        drafted = {"draft_ms": round(fmean(drafting[WARM_UPS:]), 4)} if drafting else {}
+        record = measured.record | {"drafts": self.drafts} | drafted | self.memory() | self.sums
+        return replace(measured, record=record, whole=self._whole(batch, batch * each, distinct))
 
-    def _whole(self, batch: int, distinct: float) -> Whole | None:
+    @functools.cached_property
+    def sums(self) -> dict[str, Any]:
+        """With several ranks `sum_times`."""
+        return {} if self._group.world == 1 else sum_times(self._group, self.model.device)
+
+    def _whole(self, batch: int, tokens: int, distinct: float) -> Whole | None:
         """None where these are all layers, or some kind of them is not among these."""
         config = load_config(published_config(self.name))
         measured, layers = kinds(self.config), kinds(config)
@@ -142,7 +113,7 @@ class StepBench:
             return None
         weights = DeviceLayout.of(config, self.split, "meta").allocate(False)
         moved = step_bytes(
-            weights, config, self.numerics, tokens=batch, requests=batch, context=self.context, distinct=distinct
+            weights, config, self.numerics, tokens=tokens, requests=batch, context=self.context, distinct=distinct
         )
         return Whole(measured, layers, moved.total())
 
@@ -159,7 +130,7 @@ class StepBench:
 
         times = [_took(run) for _ in range(WARM_UPS + PREFILLS)]
         _check(logits[0])
-        return self._measured(times[WARM_UPS:], roof, "prefill", run, tokens, 1, len(ws.ids[:tokens].unique()))
+        return self._measured(times[WARM_UPS:], roof, "prefill", run, tokens, 1, _distinct(ws.ids[:tokens]))
 
     def _measured(
         self, times: Sequence[float], roof: Roof, mode: str, run: Callable[[], None], tokens: int, requests: int,
@@ -180,12 +151,14 @@ class StepBench:
         }  # fmt: skip
         return Measured(record, moved, run)
 
-    def _load(self, step: DecodeStep, tokens: Sequence[int], position: int) -> None:
+    def _load(self, step: DecodeStep | SpeculativeStep, tokens: Sequence[Sequence[int]], position: int) -> list[Chunk]:
         width = self._width
-        chunks = [
-            Chunk([token], position, range(row * width, (row + 1) * width), row) for row, token in enumerate(tokens)
-        ]
-        step.load(Batch.build(chunks, pad_to=step.size, table_width=width))
+        chunks = [Chunk(own, position, range(row * width, (row + 1) * width), row) for row, own in enumerate(tokens)]
+        if isinstance(step, SpeculativeStep):
+            step.load(chunks)
+        else:
+            step.load(Batch.build(chunks, pad_to=step.size, table_width=width))
+        return chunks
 
 
 def _fill(state: ModelState) -> None:
@@ -207,6 +180,11 @@ def _took(run: Callable[[], None]) -> float:
     end.record()
     torch.cuda.synchronize()
     return begin.elapsed_time(end)
+
+
+def _distinct(ids: torch.Tensor) -> int:
+    """How many experts tokens chose."""
+    return len(ids.unique())
 
 
 def _check(logits: torch.Tensor) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from wellhead.dispatch.crosscompile import TARGETS, claimed, compile_for
 from wellhead.dispatch.spec import KernelBuild
-from wellhead.ops import registry
+from wellhead.ops import peer_sum, registry
 
 SM12X_SHARED = 101376
 
@@ -50,10 +50,11 @@ class Row:
 
 
 def builds() -> Iterator[tuple[str, KernelBuild]]:
-    """(op, build) of every implementation of every SPEC."""
+    """(op, build) of every implementation of every SPEC, and of the sums over ranks, which are no op of one card."""
     for spec in registry.specs():
         for impl in spec.impls:
             yield from ((spec.name, build) for build in impl.builds())
+    yield from (("peer_sum", build) for build in peer_sum.builds())
 
 
 def compile_row(op: str, build: KernelBuild, arch: str) -> Row:

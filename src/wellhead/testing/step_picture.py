@@ -54,6 +54,7 @@ def _parts(record: Mapping[str, Any]) -> dict[str, float]:
 
 def _title(record: Mapping[str, Any]) -> str:
     what = f"{record['tokens']} tokens" if record["mode"] == "prefill" else f"batch {record['batch']}"
+    what += f", {record['drafts']} drafts" if record.get("drafts") else ""
     card = record["gpu"].replace("NVIDIA ", "").split(" ")[0]
     return (
         f"{record['model']}\n{record['layers']} layers\n{record['tp']} x {card}\n{what}\nat {record['context']:,}\n"

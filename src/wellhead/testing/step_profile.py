@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-from wellhead.ops import registry
+from wellhead.ops import peer_sum, registry
 
 SUMS, OTHERS = "sums over ranks", "torch"
 
@@ -69,7 +69,7 @@ def by_op(runs: Sequence[Sequence[Launch]]) -> dict[str, OpTime]:
 
 def op_of(kernel: str) -> str:
     """The op that a kernel belongs to; torch's and NCCL's have names of their own."""
-    if kernel.startswith("nccl"):
+    if kernel.startswith("nccl") or kernel in {build.kernel.__name__ for build in peer_sum.builds()}:
         return SUMS
     return _kernels().get(kernel, OTHERS)
 

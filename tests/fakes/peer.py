@@ -1,0 +1,48 @@
+"""Ranks that add through common memory under Triton's interpreter, a process each: their cards' memory is mapped files.
+
+python peer.py RANK WORLD FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from wellhead.ops.peer_sum import PROGRAMS, PeerSum, place_words
+
+SIZES = (4096, 2, 514, 33_000, 4096)  # elements of one call after another: part of a tile, more than PROGRAMS tiles
+
+
+def part(call: int, rank: int, size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1000 * call + rank)
+    return torch.randn(size, generator=generator).bfloat16() * 2.0**rank
+
+
+def expected(call: int, world: int, size: int) -> torch.Tensor:
+    """fp32 in the order of the ranks, rounded once."""
+    total = part(call, 0, size).float()
+    for rank in range(1, world):
+        total = total + part(call, rank, size).float()
+    return total.bfloat16()
+
+
+def main(rank: int, world: int, folder: Path) -> None:
+    from wellhead.testing.interpreter import repair
+
+    repair()
+    torch.set_num_threads(1)
+    words = place_words(world)
+    memories = [torch.from_file(str(folder / str(r)), shared=True, size=words, dtype=torch.int64) for r in range(world)]
+    places = torch.tensor([memory.data_ptr() for memory in memories])
+    peer_sum = PeerSum(rank, places, torch.zeros(PROGRAMS, dtype=torch.int32))
+    for call, size in enumerate(SIZES):
+        found = part(call, rank, size)
+        peer_sum.run(found)
+        assert torch.equal(found.view(torch.int16), expected(call, world, size).view(torch.int16)), (call, size)
+    assert peer_sum.calls.tolist() == [len(SIZES)] * PROGRAMS
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

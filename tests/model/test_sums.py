@@ -1,0 +1,154 @@
+"""Which way ranks add small tensors: decided together, for a reason that is kept, without any card."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from wellhead.cli import EXIT_ERROR, main
+from wellhead.model import sums
+from wellhead.model.parallel import ALONE, Group
+
+CARD = torch.device("cuda:0")
+STEPS = ["reach", "offer", "connect", "compile", "trial"]
+
+
+def alone(word: object) -> Sequence[object]:
+    """Two ranks in the same situation."""
+    return [word, word]
+
+
+class Fake(sums.Connection):
+    """Rank 0 of `world`, on whose way one step fails."""
+
+    def __init__(self, fails: str = "", how: object = None, world: int = 2):
+        super().__init__(0, world, CARD, alone)
+        self.went: list[str] = []
+        for step in STEPS:
+            setattr(self, step, lambda step=step: self._go(step, how if step == fails else None))
+
+    def _go(self, step: str, how: Any) -> str | None:
+        self.went.append(step)
+        if isinstance(how, Exception):
+            raise how
+        self.sum = "memory"  # type: ignore[assignment]
+        return how  # type: ignore[no-any-return]
+
+
+def test_one_shot_takes_every_step() -> None:
+    fake = Fake()
+    assert sums.choose("one-shot", fake, alone) == (
+        "memory", "one-shot", "asked for by name; bf16 up to 1024 KB, nccl beyond"
+    )  # fmt: skip
+    assert fake.went == STEPS
+    assert sums.choose("one-shot", Fake(world=8), alone)[2] == "asked for by name; bf16 up to 256 KB, nccl beyond"
+
+
+def test_auto_is_nccl_until_one_shot_has_run_on_cards() -> None:
+    fake = Fake()
+    assert sums.choose("nccl", fake, alone) == (None, "nccl", "asked for by name")
+    assert sums.choose("auto", fake, alone) == (None, "nccl", "the default; --sums one-shot has not run on cards yet")
+    assert fake.went == []
+
+
+@pytest.mark.parametrize(
+    ("step", "how", "why"),
+    [
+        ("reach", "card 0 has no peer access to card 1", "rank 0: card 0 has no peer access to card 1"),
+        ("connect", RuntimeError("CUDA driver error: bad\nmore"), "rank 0: RuntimeError: CUDA driver error: bad"),
+        ("offer", ImportError("no symmetric memory"), "rank 0: ImportError: no symmetric memory"),
+        ("trial", "a trial sum came out wrong in 3 of 4096 numbers", "rank 0: a trial sum came out wrong in 3"),
+    ],
+)
+def test_what_stops_one_rank_is_the_reason(step: str, how: object, why: str) -> None:
+    fake = Fake(step, how)
+    with pytest.raises(ValueError, match=f"--sums one-shot: {why}.*; --sums nccl works without"):
+        sums.choose("one-shot", fake, alone)
+    assert fake.went[-1] == step
+
+
+def test_another_ranks_reason_stops_this_one() -> None:
+    fake = Fake()
+    with pytest.raises(ValueError, match="--sums one-shot: rank 1: OutOfMemoryError: 8 MB; "):
+        sums.choose("one-shot", fake, lambda word: [word, "OutOfMemoryError: 8 MB"])
+    assert fake.went == ["reach"]
+
+
+def reach(hosts: Sequence[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, peers: bool = True) -> str | None:
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda mine, other: peers)
+    return sums.Connection(0, len(hosts), CARD, lambda _: hosts).reach()
+
+
+def test_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reach([("a", 0), ("a", 1)], monkeypatch) is None
+    assert reach([("a", 0), ("b", 0)], monkeypatch) == "the ranks are on 2 hosts"
+    assert reach([("a", card) for card in range(3)], monkeypatch) == "3 ranks, expected 2, 4, 8"
+    assert reach([("a", 0), ("a", 1)], monkeypatch, False) == "card 0 has no peer access to card 1"
+
+
+def test_ranks_offer_memory_and_learn_where_the_others_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wellhead.ops.peer_sum import PROGRAMS, place_words
+
+    buffers = [torch.ones(place_words(2), dtype=torch.int64) for _ in range(2)]
+    handle = SimpleNamespace(get_buffer=lambda rank, sizes, dtype: buffers[rank])
+    fake = SimpleNamespace(empty=lambda *_, **__: buffers[0], rendezvous=lambda memory, name: handle)
+    monkeypatch.setitem(sys.modules, "torch.distributed._symmetric_memory", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.distributed, "_symmetric_memory", fake, raising=False)
+    world = SimpleNamespace(group=SimpleNamespace(WORLD=SimpleNamespace(group_name="0")))
+    monkeypatch.setattr(sums, "dist", world)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    connection = sums.Connection(1, 2, torch.device("cpu"), alone)
+    connection.offer()
+    connection.connect()
+    assert connection.sum is not None and connection.sum.rank == 1
+    assert connection.sum.places.tolist() == [buffer.data_ptr() for buffer in buffers]
+    assert connection.sum.calls.tolist() == [0] * PROGRAMS and not buffers[0].any()
+
+
+class Counting:
+    def __init__(self) -> None:
+        self.ran = 0
+
+    def takes(self, partial: torch.Tensor) -> bool:
+        return partial.numel() <= 4
+
+    def run(self, partial: torch.Tensor) -> None:
+        self.ran += 1
+
+
+def test_small_tensors_go_one_way_and_others_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    peers, reduced = Counting(), []
+    monkeypatch.setattr(torch.distributed, "all_reduce", reduced.append)
+    group = Group(0, 2, "words", peers=peers, sums=("one-shot", "why"))  # type: ignore[arg-type]
+    small, large = torch.zeros(4), torch.zeros(5)
+    group.reduce(small)
+    group.reduce(large)
+    assert peers.ran == 1 and len(reduced) == 1 and reduced[0] is large
+    group.reduce(small, "nccl")
+    assert peers.ran == 1 and reduced[1] is small and group.ways == ("nccl", "one-shot")
+    ALONE.reduce(large)
+    assert len(reduced) == 2 and ALONE.sums == ("none", "one rank")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--tp", "2", "--sums", "two-shot"], "--sums two-shot: expected auto, nccl, one-shot"),
+        (["--sums", "one-shot", "--device", "cuda"], "--sums one-shot with one rank, which has nothing to add"),
+        (["--tp", "2", "--sums", "nccl"], "--sums nccl on device 'cpu', where gloo adds"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "x", *words]) == EXIT_ERROR
+    assert reason in capsys.readouterr().err
+
+
+def test_ranks_on_the_cpu_say_that_gloo_adds(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="where gloo adds"):
+        Group.join(f"file://{tmp_path}/meeting", 0, 2, "cpu", "one-shot")
