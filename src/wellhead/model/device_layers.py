@@ -176,12 +176,10 @@ def experts(weights: MoeWeights, u: torch.Tensor, ws: Workspace, step: DeviceSte
             ws.router.choose(u, weights.gate, weights.bias, ids, chosen_weights, owners, ws.lists)
     gate_up, hidden, hidden_scale = ws.shared_gate_up[:t], ws.shared_codes[:t], ws.shared_scale[:t]
     ws.shared_w13.run(codes, scale, weights.shared_w13.weight, weights.shared_w13.scale, gate_up)
-    with ws.sharing():  # the chosen experts wait for the choice alone
-        ws.shared_middle.run(gate_up, hidden, hidden_scale)
-        ws.shared_w2.run(hidden, hidden_scale, weights.shared_w2.weight, weights.shared_w2.scale, shared)
+    ws.shared_middle.run(gate_up, hidden, hidden_scale)
+    ws.shared_w2.run(hidden, hidden_scale, weights.shared_w2.weight, weights.shared_w2.scale, shared)
     ws.routing.join()
     ws.weighing.join()
     packed = PackedWeights(weights.experts.w13, weights.experts.s13, weights.experts.w2, weights.experts.s2)
-    found: Addends = ws.experts.run(*ws.expert_rows(u), ids, chosen_weights, ws.lists, packed, shared)
-    ws.sharing.join()
-    return found
+    addends: Addends = ws.experts.run(*ws.expert_rows(u), ids, chosen_weights, ws.lists, packed, shared)
+    return addends

@@ -38,10 +38,9 @@ class Workspace:
         sparse_mla, output_projection, routing, moe = map(use, ("sparse_mla", "output_projection", "routing", "moe"))
         hyper_connection, addresses = use("hyper_connection"), use("addresses")
         self.config, self.tokens = config, tokens
-        # branches of a step: the compressor's rows (and index keys), records, index queries; routing, the shared
-        # expert's second product; mixing weights
-        self.keys, self.records, self.queries, self.routing, self.sharing, self.weighing = (
-            Aside(torch.device(device)) for _ in range(6)
+        # branches of a step: the compressor's rows (and index keys), records, index queries; routing; mixing weights
+        self.keys, self.records, self.queries, self.routing, self.weighing = (
+            Aside(torch.device(device)) for _ in range(5)
         )
         self.ahead = Ahead(torch.device(device), tokens)
         self.mixing, self.indexing = hyper_connection, indexer
