@@ -68,10 +68,10 @@ class Connection:
         everyone = dist.group.WORLD
         assert everyone is not None
         handle = symmetric.rendezvous(self._own, everyone.group_name)
-        self._all = [handle.get_buffer(rank, self._own.shape, torch.int64) for rank in range(self.world)]
-        places = torch.tensor([memory.data_ptr() for memory in self._all], device=self.device)
+        every = [handle.get_buffer(rank, self._own.shape, torch.int64) for rank in range(self.world)]
+        places = torch.tensor([memory.data_ptr() for memory in every], device=self.device)
         calls = torch.zeros(PROGRAMS, dtype=torch.int32, device=self.device)
-        self.sum = PeerSum(self.rank, places, calls)
+        self.sum = PeerSum(self.rank, places, calls, (self._own, handle, every))
 
     def compile(self) -> None:
         """A call that adds nothing, so that the trial's patience is not spent on compiling."""

@@ -30,13 +30,14 @@ def place_words(world: int) -> int:
 
 @dataclass(frozen=True)
 class PeerSum:
-    """One rank's half: places int64 [world], the address of every rank's memory; calls int32 [PROGRAMS], zeros. Every
-    rank makes the same calls in the same order, in one stream or in graphs.
+    """One rank's half: places int64 [world], the address of every rank's memory; calls int32 [PROGRAMS], zeros; kept:
+    what holds that memory. Every rank makes the same calls in the same order, in one stream or in graphs.
     """
 
     rank: int
     places: torch.Tensor
     calls: torch.Tensor
+    kept: object = None
 
     def takes(self, partial: torch.Tensor) -> bool:
         """Whether this tensor is added here: bf16, an even number of them within the limit, four bytes aligned."""

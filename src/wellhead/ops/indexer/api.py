@@ -9,7 +9,7 @@ import torch
 from wellhead.formats import index_key
 from wellhead.formats.paged import PagedLayout
 from wellhead.ops.checks import expect
-from wellhead.ops.indexer.configs import PAGE, VECTORS, Config, choose_config
+from wellhead.ops.indexer.configs import PAGE, QUERY_WARPS, VECTORS, Config, choose_config
 from wellhead.ops.overlap import launch
 
 LAYOUTS = {"fp8": index_key.FP8, "fp4": index_key.FP4}
@@ -170,7 +170,8 @@ def round_query(
     if count:
         rounding.round_query_kernel[(-(-count // VECTORS),)](
             q, positions, freqs, weights, codes.view(torch.uint8), tail, scaled, count, heads, factor,
-            **rounding_constants(layout, rotate), num_warps=4, num_stages=2, **launch(),
+            **rounding_constants(layout, rotate), ONE=heads % VECTORS == 0, num_warps=QUERY_WARPS, num_stages=2,
+            **launch(),
         )  # fmt: skip
 
 

@@ -32,4 +32,5 @@ def choose_config(tokens: int, heads: int, columns: int, layout: str, *, chunked
 
 
 VECTORS = 16
+QUERY_WARPS = 8  # a token of 64 heads has four such programs, which its step waits for
 """Keys or query heads that one program rounds."""

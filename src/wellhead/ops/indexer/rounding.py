@@ -26,7 +26,7 @@ def _vectors(x, row, inside):
 
 @triton.jit
 def _angles(positions, freqs, token, inside):
-    """fp32 (cos, sin) [BN, 64] of the pairs of vectors of 128; all but the last 32 turn by nothing."""
+    """fp32 (cos, sin) [tokens, 64] of the pairs of vectors of 128; all but the last 32 turn by nothing."""
     pair = tl.arange(0, DIM // 2)
     freq = tl.load(freqs + pair - 32, mask=pair >= 32, other=0.0)
     position = tl.load(positions + token, mask=inside, other=0).to(tl.float32)
@@ -41,14 +41,23 @@ def _positioned(vectors, cos, sin, BN: tl.constexpr):
 
 
 @triton.jit
+def _parity(number):
+    """0x8000 of numbers below 16 with an odd number of bits, else 0."""
+    number = number ^ (number >> 2)
+    return ((number ^ (number >> 1)) & 1) << 15
+
+
+@triton.jit
 def _signs():
-    """bf16 [128, 128], the Hadamard matrix times 128^1/2: made before the vectors exist, by integers alone."""
-    column = tl.arange(0, DIM)
-    common = column[:, None] & column[None, :]  # Sylvester: the sign is the parity of the common bits
-    common = common ^ (common >> 4)
-    common = common ^ (common >> 2)
-    common = common ^ (common >> 1)
-    return (((common & 1) << 15) | 0x3F80).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    """bf16 [128, 128], the Hadamard matrix times 128^1/2, made before the vectors exist.
+
+    Sylvester: the sign is the parity of the common bits of row and column, that is of the four low and the three high.
+    """
+    row = tl.arange(0, DIM)
+    low = _parity((row & 15)[:, None] & tl.arange(0, 16)[None, :])
+    high = _parity((row >> 4)[:, None] & tl.arange(0, 8)[None, :])
+    bits = tl.reshape((high[:, :, None] ^ low[:, None, :]) | 0x3F80, (DIM, DIM))
+    return bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
@@ -111,9 +120,11 @@ def write_keys_kernel(
 @triton.jit(do_not_specialize=["COUNT"])
 def round_query_kernel(
     q, positions, freqs, weights, codes, tail, scaled, COUNT, HEADS, factor,
-    BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr, PDL: tl.constexpr,
+    BN: tl.constexpr, ONE: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """q bf16 [N, 128], N = T H, rotated by positions int64 [T] if given; weights fp32 or bf16 [N], times factor.
+
+    ONE: the vectors of a program are of one token.
 
     FP8: codes E4M3 [N, 128] and tail fp32 [N] = weight times q's scale. FP4: codes u8 [N, 64], tail u8 [N, 4], the
     scales, and scaled fp32 [N], the weights.
@@ -123,7 +134,8 @@ def round_query_kernel(
     wide = row.to(tl.int64)
     signs = _signs()
     if positions is not None:
-        cos, sin = _angles(positions, freqs, row // HEADS, inside)  # a step's inputs: older than the kernel in front
+        some = tl.program_id(0) * BN + tl.arange(0, 1) if ONE else row
+        cos, sin = _angles(positions, freqs, some // HEADS, some < COUNT)  # inputs: older than the kernel in front
     after_producers(PDL)
     vectors = _vectors(q, wide, inside)
     if positions is not None:

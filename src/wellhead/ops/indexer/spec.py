@@ -18,7 +18,7 @@ _MMA = dict.fromkeys(("sm89", "sm120"), "m16n8k32.row.col.f32.e4m3.e4m3.f32")
 def builds() -> tuple[KernelBuild, ...]:
     from wellhead.ops.indexer import kernels, rounding
     from wellhead.ops.indexer.api import LAYOUTS, constants, rounding_constants
-    from wellhead.ops.indexer.configs import choose_config
+    from wellhead.ops.indexer.configs import QUERY_WARPS, choose_config
 
     sizes = {"TOKENS": "i32", "HEADS": "i32", "TABLE_WIDTH": "i32", "COLUMNS": "i32:16", "STRIDE": "i32:16"}
     tensors = {
@@ -47,11 +47,11 @@ def builds() -> tuple[KernelBuild, ...]:
                 signature = {
                     "q": "*bf16", "positions": "*i64", "freqs": "*fp32", "weights": weights, "codes": "*u8",
                     "tail": tail, "scaled": scaled or "constexpr", "COUNT": "i32", "HEADS": "i32:16", "factor": "fp32",
-                    **kinds,
+                    "ONE": "constexpr", **kinds,
                 }  # fmt: skip
                 title = f"round_query[{name}{turned},{weights[1:]}]"
-                kept = given if scaled else {**given, "scaled": None}
-                found.append(KernelBuild(title, rounding.round_query_kernel, signature, kept))
+                kept = {**given, "ONE": True} | ({} if scaled else {"scaled": None})
+                found.append(KernelBuild(title, rounding.round_query_kernel, signature, kept, QUERY_WARPS))
     return tuple(found)
 
 

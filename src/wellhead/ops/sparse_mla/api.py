@@ -80,9 +80,14 @@ class SparseMla:
         )  # fmt: skip
         if c.splits > 1:
             kernels.merge_kernel[(tokens, self.heads)](
-                self.part, self.part_stat, sink, out, positions, freqs, self.heads, SPLITS=c.splits, num_warps=4,
-                **launch(),
+                self.part, self.part_stat, sink, out, positions, freqs, self.heads, SPLITS=c.splits,
+                num_warps=merge_warps(c.splits), **launch(),
             )  # fmt: skip
+
+
+def merge_warps(splits: int) -> int:
+    """A row of every part lies in registers: at most 64 a thread."""
+    return 8 if splits > 16 else 4
 
 
 def constants(config: Config, page: int, stride: int, other_page: int, other_stride: int) -> dict[str, int]:
