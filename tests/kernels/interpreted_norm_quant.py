@@ -134,8 +134,8 @@ def test_normed_may_be_x() -> None:
 
 
 def test_what_is_refused() -> None:
-    for d in (0, 64, 200, 8320):
-        with pytest.raises(ValueError, match=rf"d={d}: a multiple of 128 from 128 to 8192"):
+    for d in (0, 64, 200, 16512):
+        with pytest.raises(ValueError, match=rf"d={d}: a multiple of 128 from 128 to 16384"):
             api.plan(d, EPS)
     with pytest.raises(ValueError, match=r"eps=-1"):
         api.plan(256, -1)

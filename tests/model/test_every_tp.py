@@ -56,7 +56,7 @@ def test_steps_launch_what_a_ranks_sizes_ask_for(name: str, split: Split) -> Non
     kernels = {build.kernel.__name__ for build in found}
     assert {"attend_kernel", "gate_up_kernel", "norm_quant_kernel", "project_kernel", "best_of_part"} <= kernels
     widths = {b.constants["D"] for b in found if b.kernel.__name__ == "norm_quant_kernel"}
-    assert config.q_lora_rank in widths
+    assert {config.q_lora_rank, config.o_groups * config.o_lora_rank // split.world} <= widths
 
 
 # GB of weights a rank; what is divided shrinks with the ranks, latents, compressors and hyper-connections do not.

@@ -88,7 +88,7 @@ def uses_of(config: ModelConfig, split: Split) -> dict[str, list[Sizes]]:
     return {
         "addresses": [{"window": config.sliding_window, "page": PAGE_TOKENS}],
         "hyper_connection": [{"tokens": 1, "n": config.hc_mult, "d": d}],
-        "norm_quant": [{"d": q_rank}],
+        "norm_quant": [{"d": q_rank}, {"d": width}],
         "linear": [{"n": n, "k": k} for n, k in products],
         "bf16_linear": [{"n": n, "k": k} for n, k in [*gates, (config.vocab_size // world, d)]],
         "rope": [{"heads": heads, "dim": dim}],

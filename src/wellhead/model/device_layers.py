@@ -27,6 +27,7 @@ from wellhead.ops.addresses.reference import Entries
 from wellhead.ops.hyper_connection.api import Site
 from wellhead.ops.indexer.api import Query
 from wellhead.ops.moe.api import PackedWeights
+from wellhead.ops.output_projection.configs import FEW_TOKENS
 from wellhead.ops.sparse_mla.api import Pool
 
 
@@ -67,7 +68,12 @@ def attention(
     attend.run(q, window, selected, weights.sink, o, *((positions, freqs) if attend.turns else ()))
     if not attend.turns:
         ws.turn_back.run(o, positions, freqs, o)
-    ws.projection.run(o, weights.wo_a.weight, weights.wo_a.scale, z, z_codes, z_scale)
+    projected = (o, weights.wo_a.weight, weights.wo_a.scale)
+    if t <= FEW_TOKENS:
+        ws.projection.run(*projected, z)
+        ws.round_z.run(z, None, z_codes, z_scale)
+    else:
+        ws.projection.run(*projected, z_codes, z_scale)
     y = ws.y[:t]
     ws.wo_b.run(z_codes, z_scale, weights.wo_b.weight, weights.wo_b.scale, y)
     return y

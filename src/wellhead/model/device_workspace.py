@@ -56,10 +56,10 @@ class Workspace:
         self.norm_q = norm_quant.plan(q_rank, eps)
         self.wq_a_kv, self.wq_b = linear.plan(q_rank + dim, d), linear.plan(heads * dim, q_rank)
         self.store = kv_store.plan(heads, records_per_page(0), eps)
-        self.projection = output_projection.plan(heads, groups, config.o_lora_rank, device=device)
+        self.projection = output_projection.plan(heads, groups, config.o_lora_rank)
         self.turn_back = rope.plan(heads, dim, inverse=True)
         width = groups * config.o_lora_rank
-        self.wo_b = linear.plan(d, width)
+        self.round_z, self.wo_b = norm_quant.plan(width, eps), linear.plan(d, width)
         scale = dim**-0.5
         records = {0: 0, 4: config.index_topk, 128: pages * records_per_page(128)}
         self.attend = {

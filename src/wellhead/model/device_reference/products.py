@@ -96,18 +96,17 @@ class OutputProjection:
     n: int
 
     def run(
-        self, o: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, z: torch.Tensor, codes: Maybe = None,
-        code_scale: Maybe = None,
-    ) -> None:  # fmt: skip
+        self, o: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, z: torch.Tensor, z_scale: Maybe = None
+    ) -> None:
         dense = block_fp8.dequantize_weight(weight, scale).unflatten(0, (self.groups, self.n))
-        z.copy_(output_projection.project(o, dense).flatten(1))
-        if codes is not None and code_scale is not None:
-            rounded, exponents = block_fp8.quantize_rows(z)
-            codes.copy_(rounded)
-            code_scale.copy_(exponents)
+        found = output_projection.project(o, dense)
+        if z_scale is None:
+            z.copy_(found.flatten(1))
+            return
+        codes, exponents = block_fp8.quantize_rows(found.flatten(1))
+        z.copy_(codes)
+        z_scale.copy_(exponents)
 
 
 class OutputProjections:
-    @staticmethod
-    def plan(heads: int, groups: int, n: int, *, device: torch.device | str) -> OutputProjection:
-        return OutputProjection(heads, groups, n)
+    plan = OutputProjection

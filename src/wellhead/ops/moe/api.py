@@ -1,4 +1,4 @@
-"""MXFP4 experts as a plan: two launches over token lists that routing built on the device."""
+"""MXFP4 experts as a plan: three launches over token lists that routing built on the device."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
 from wellhead.ops.moe.configs import Config, choose_config
+from wellhead.ops.norm_quant import api as norm_quant
+from wellhead.ops.norm_quant.api import NormQuant
 from wellhead.ops.overlap import launch
 from wellhead.ops.routing.api import ExpertLists
 
@@ -44,11 +46,11 @@ class Mxfp4Experts:
     top_k: int
     limit: float
     config: Config
+    rounding: NormQuant
     hidden: torch.Tensor  # bf16 [tokens * K, m]
     hidden_codes: torch.Tensor  # E4M3 [tokens * K, m], halves order
     hidden_scale: torch.Tensor  # u8 [tokens * K, m / 128]
     each: torch.Tensor  # bf16 [tokens * K, d]
-    tickets: torch.Tensor  # i32 [tokens * K, m / 128], 0 between runs
 
     def run(
         self,
@@ -81,16 +83,16 @@ class Mxfp4Experts:
         addends.check()
         if not tokens:
             return addends
-        groups, hidden_codes = lists.block_expert.shape[0], self.hidden_codes.view(torch.uint8)
-        if groups > len(self.tickets):
-            raise ValueError(f"lists have room for {groups} blocks; the plan was made for {len(self.tickets)} slots")
+        groups = lists.block_expert.shape[0]
         kernels.gate_up_kernel[(groups, 2 * m // c.rows)](
             codes.view(torch.uint8), scale, packed.w13, packed.s13, lists.block_expert, lists.slots, weights,
-            self.hidden, hidden_codes, self.hidden_scale, self.tickets, d, m, self.top_k, self.limit,
-            **gate_up_constants(c), num_warps=c.num_warps, **launch(),
+            self.hidden, d, m, self.top_k, self.limit, **gate_up_constants(c), num_warps=c.num_warps, **launch(),
         )  # fmt: skip
+        used = tokens * self.top_k
+        hidden, halves, hidden_scale = self.hidden[:used], self.hidden_codes[:used], self.hidden_scale[:used]
+        self.rounding.run(hidden, None, None, hidden_scale, halves=halves)
         kernels.down_kernel[(groups, d // c.down_rows)](
-            hidden_codes, self.hidden_scale, packed.w2, packed.s2, lists.block_expert, lists.slots, self.each,
+            halves.view(torch.uint8), hidden_scale, packed.w2, packed.s2, lists.block_expert, lists.slots, self.each,
             d, m, **down_constants(c), num_warps=c.num_warps, **launch(),
         )  # fmt: skip
         return addends
@@ -123,6 +125,5 @@ def plan(
     codes = torch.empty(tokens * top_k, m, dtype=torch.float8_e4m3fn, device=device)
     scale = torch.empty(tokens * top_k, m // 128, dtype=torch.uint8, device=device)
     each = torch.empty(tokens * top_k, d, dtype=torch.bfloat16, device=device)
-    tickets = torch.zeros(tokens * top_k, m // 128, dtype=torch.int32, device=device)
-    config = choose_config(tokens, top_k, experts)
-    return Mxfp4Experts(tokens, d, m, experts, top_k, limit, config, hidden, codes, scale, each, tickets)
+    config, rounding = choose_config(tokens, top_k, experts), norm_quant.plan(m, 0.0)
+    return Mxfp4Experts(tokens, d, m, experts, top_k, limit, config, rounding, hidden, codes, scale, each)

@@ -11,9 +11,8 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
-from wellhead.ops.device_formats import e4m3, power_of_two, round_groups, widen_e2m1
+from wellhead.ops.device_formats import e4m3, power_of_two, widen_e2m1
 from wellhead.ops.moe.hidden_kernels import swiglu
-from wellhead.ops.tickets import last_of
 
 
 @triton.jit
@@ -58,14 +57,11 @@ def _product(
 
 @triton.jit
 def gate_up_kernel(
-    x, x_scale, w13, s13, group_expert, group_slots, slot_weight, h, codes, scales, tickets,
+    x, x_scale, w13, s13, group_expert, group_slots, slot_weight, h,
     D, M_INTER, TOP_K, limit,
     G: tl.constexpr, BN: tl.constexpr, KC: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """h[slot] = bf16(weight * silu(min(gate, limit)) * clamp(up)): one program per (group, BN hidden channels).
-
-    The last one of 128 channels rounds them: codes E4M3 [slots, m] in halves order, scales u8 [slots, m/128], tickets
-    i32 [groups, m/128].
 
     x E4M3 [T, D], x_scale u8 [T, D/128]; w13 u8 [E, 2m, D/2] and s13 u8 [E, 2m, D/32], rows gate_i, up_i in turn;
     group_expert i32 [groups] (-1: no group), group_slots i32 [groups, G] (slot = token * TOP_K + place, -1 none).
@@ -84,15 +80,6 @@ def gate_up_kernel(
     hidden = swiglu(sums, slot_weight, slot, used, limit, G, R)
     channel = tl.program_id(1) * BN + tl.arange(0, BN)
     tl.store(h + slot[:, None] * M_INTER + channel[None, :], hidden, mask=used[:, None])
-    block, blocks = tl.program_id(1) * BN // 128, M_INTER // 128
-    if last_of(tickets + group * blocks + block, 128 // BN):
-        input = tl.arange(0, 128)
-        row = tl.load(h + slot[:, None] * M_INTER + (block * 128 + input)[None, :], mask=used[:, None], other=0.0)
-        rounded, exponent = round_groups(row.to(tl.float32), G, 128, 128)
-        half = block * 128 + input // 32 * 32 + input % 2 * 16 + input % 32 // 2
-        tl.store(codes + slot[:, None] * M_INTER + half[None, :], rounded, mask=used[:, None])
-        scale_at = slot[:, None] * blocks + block + tl.arange(0, 1)[None, :]
-        tl.store(scales + scale_at, exponent.to(tl.uint8), mask=used[:, None])
 
 
 @triton.jit

@@ -35,8 +35,7 @@ def few_builds() -> tuple[KernelBuild, ...]:
     for config in {choose_config(tokens, 6, POOL): None for tokens in (1, 4, 16, 40, 64)}:
         given = {**gate_up_constants(config), "PDL": False}
         signature = {
-            "x": "*u8", "x_scale": "*u8", "w13": "*u8", "s13": "*u8", **lists, "slot_weight": "*fp32",
-            "h": "*bf16", "codes": "*u8", "scales": "*u8", "tickets": "*i32",
+            "x": "*u8", "x_scale": "*u8", "w13": "*u8", "s13": "*u8", **lists, "slot_weight": "*fp32", "h": "*bf16",
             **sizes, "TOP_K": "i32", "limit": "fp32", **dict.fromkeys(given, "constexpr"),
         }  # fmt: skip
         tile = config.num_warps, config.num_stages, _MMA

@@ -10,7 +10,7 @@ from wellhead.ops.checks import expect, row_stride
 from wellhead.ops.norm_quant.configs import block_of, warps_of
 from wellhead.ops.overlap import launch
 
-MOST = 8192
+MOST = 16384
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
 
 EPS = 1e-6
-WIDTHS = (256, 1024, 1536, 2048, 3072, 4096, 7168)  # embedded checkpoint; latents, expert and hidden sizes of V4
+WIDTHS = (256, 1024, 1536, 2048, 3072, 4096, 7168, 8192, 16384)  # embedded checkpoint; latents, widths, groups of V4
 
 
 def builds() -> tuple[KernelBuild, ...]:
@@ -87,7 +87,7 @@ SPEC = OpSpec(
         Impl(
             "triton",
             needs=("kernels",),
-            shared_bytes=8192,
+            shared_bytes=16384,
             builds=builds,
             supports=supports,
             prepare=prepare,

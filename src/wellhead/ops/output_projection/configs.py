@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FEW_TOKENS = 256  # beyond, a program's tile has the 128 channels of a scale of z
+FEW_TOKENS = 256  # up to here tiles are too narrow to round z, whose scales are of 128 channels
 TILE = 64  # tokens of a program at most, up to there
 GEMV_TOKENS = 2  # every few weight rows read all tokens' activations again: beyond this L2 is the limit, not the memory
 

@@ -22,19 +22,19 @@ def builds() -> tuple[KernelBuild, ...]:
     for per_group in HEADS_A_GROUP:
         for tokens in TOKENS:
             config = choose_config(tokens)
-            kernel = kernels.grouped_gemv_kernel if config.gemv else kernels.tile_kernel
-            kind = "gemv" if config.gemv else "tile" if tokens <= FEW_TOKENS else "large"
-            mma = {} if config.gemv else dict.fromkeys(("sm89", "sm120", "sm121"), "f32.bf16.bf16.f32")
-            if not config.gemv:
-                mma["sm90"] = "wgmma.mma_async.sync.aligned" if config.rows >= 64 else "f32.bf16.bf16.f32"
-            for rounds in (False, True):
-                given: dict[str, Any] = {**constants(config, per_group), "PDL": False}
-                pointers = {"o": "*bf16", "w": "*u8", "w_scale": "*u8", "z": "*bf16", "tickets": "*i32"}
-                rounded = {"codes": "*u8", "scales": "*u8"}
-                pointers |= rounded if rounds else {}
-                given |= dict.fromkeys(() if rounds else rounded)
+            for rounds in (False, True) if tokens > FEW_TOKENS else (False,):
+                given: dict[str, Any] = {**constants(config, per_group, rounds), "PDL": False}
+                pointers = {"o": "*bf16", "w": "*u8", "w_scale": "*u8", "z": "*u8" if rounds else "*bf16"}
+                if not config.gemv:
+                    pointers |= {"z_scale": "*u8"}
+                    given |= dict.fromkeys(() if rounds else ("z_scale",))
                 signature = {**pointers, "TOKENS": "i32", "N": "i32:16", **dict.fromkeys(given, "constexpr")}
+                kernel = kernels.grouped_gemv_kernel if config.gemv else kernels.tile_kernel
+                kind = "gemv" if config.gemv else "tile" if tokens <= FEW_TOKENS else "large"
                 name = f"{kind}[{config.tokens},heads={per_group}{',e4m3' if rounds else ''}]"
+                mma = {} if config.gemv else dict.fromkeys(("sm89", "sm120", "sm121"), "f32.bf16.bf16.f32")
+                if not config.gemv:
+                    mma["sm90"] = "wgmma.mma_async.sync.aligned" if config.rows >= 64 else "f32.bf16.bf16.f32"
                 found.append(KernelBuild(name, kernel, signature, given, config.num_warps, config.num_stages, mma))
     return tuple(found)
 
@@ -64,9 +64,8 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     from wellhead.ops.output_projection.api import plan
 
     (tokens, heads, _), (rows, _), groups = inputs["o"].shape, inputs["weight"].shape, inputs["groups"]
-    on = inputs["o"].device
-    z = torch.empty(tokens, rows, dtype=torch.bfloat16, device=on)
-    projection = plan(heads, groups, rows // groups, device=on)
+    z = torch.empty(tokens, rows, dtype=torch.bfloat16, device=inputs["o"].device)
+    projection = plan(heads, groups, rows // groups)
 
     def run() -> torch.Tensor:
         projection.run(inputs["o"], inputs["weight"], inputs["scale"], z)

@@ -11,7 +11,6 @@ import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.row_sums import near_sums
-from wellhead.ops.tickets import last_of
 from wellhead.ops.topk.kernels import ordered_key
 
 SUM_FLOOR = tl.constexpr(1e-20)
@@ -133,7 +132,10 @@ def route(
     mask = (t < tokens)[:, None] & (e < E)[None, :]
     tl.store(scores_ptr + t[:, None].to(tl.int64) * E + e[None, :], affinity(z), mask=mask)
 
-    if last_of(arrived_ptr + tl.program_id(1), tl.num_programs(0)):
+    tl.debug_barrier()  # every thread's scores are written before one thread says so
+    before = tl.atomic_add(arrived_ptr + tl.program_id(1), 1, sem="acq_rel")
+    if before == tl.num_programs(0) - 1:
+        tl.store(arrived_ptr + tl.program_id(1), 0)
         for first in range(0, BLOCK_T, CHOOSE_T):
             some = tl.program_id(1) * BLOCK_T + first + tl.arange(0, CHOOSE_T)
             choose_best(
