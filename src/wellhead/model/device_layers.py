@@ -17,6 +17,7 @@ from wellhead.model.device_weights import (
     AttentionWeights,
     CompressorWeights,
     HyperWeights,
+    IndexerWeights,
     MoeWeights,
 )
 from wellhead.model.device_workspace import Workspace
@@ -49,11 +50,9 @@ def attention(
             _compress(weights, ratio, u, ws, step, state)
     ws.wq_a_kv.run(codes, scale, weights.wq_a_kv.weight, weights.wq_a_kv.scale, latent_kv)
     ws.norm_q.run(latent_kv[:, :q_rank], weights.q_norm, latent, latent_scale)
-    if weights.indexer is not None:  # its product in front of the larger one: the choice of records waits for it
-        index = weights.indexer.wq_b
-        ws.index_wq_b.run(latent, latent_scale, index.weight, index.scale, ws.index_q[:t].view(t, -1))
+    if weights.indexer is not None:
         with ws.queries():
-            _round_index_query(ws, step)
+            _index_query(weights.indexer, latent, latent_scale, ws, step)
     if weights.compressor is not None:
         with ws.keys.again():
             selected = _selected(weights, ratio, ws, step, state)
@@ -125,12 +124,16 @@ def _advance(
         plan.run(*given, rings, weights.norm, *tail)
 
 
-def _round_index_query(ws: Workspace, step: DeviceStep) -> None:
+def _index_query(
+    weights: IndexerWeights, latent: torch.Tensor, latent_scale: torch.Tensor, ws: Workspace, step: DeviceStep
+) -> None:
     """The index queries, rotated and rounded; their weights come from `_compress`."""
     t = step.tokens
+    q = ws.index_q[:t]
+    ws.index_wq_b.run(latent, latent_scale, weights.wq_b.weight, weights.wq_b.scale, q.view(t, -1))
     ws.keys.join_marked()
     ws.indexing.round_query(
-        ws.index_q[:t], ws.index_weights[:t], ws.index_codes[:t], ws.index_tail[:t], layout=ws.layout, rotate=True,
+        q, ws.index_weights[:t], ws.index_codes[:t], ws.index_tail[:t], layout=ws.layout, rotate=True,
         rotation=(step.inputs.positions, step.freqs(4)), factor=ws.index_scale, scaled=ws.index_scaled[:t],
     )  # fmt: skip
 
