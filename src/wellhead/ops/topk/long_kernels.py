@@ -150,8 +150,8 @@ def choose_long(
     ends, total = tl.cumsum(counts, 0), tl.sum(counts, 0)
     found, low = whole_range()
     if (length <= k) | (tl.max(counts, 0) > region):
-        k = tl.minimum(length, k)
-        choose_in_blocks(row, table, out, listed, ends, region, found, low, length, k, SPLITS, BLOCK, PAGE, False)
+        some = tl.minimum(length, k)
+        choose_in_blocks(row, table, out, listed, ends, region, found, low, length, some, SPLITS, BLOCK, PAGE, False)
     elif total > BLOCK:
         low -= bound - found
         choose_in_blocks(row, table, out, listed, ends, region, bound, low, total, k, SPLITS, BLOCK, PAGE, True)
