@@ -111,17 +111,17 @@ class DeviceModel:
             site = device_layers.site(layer.ffn_hyper)
             hyper_connection.post_pre(ws.hyper, *mixing, site, streams, u, post, comb, routed, beside=ws.weighing)
             found = device_layers.experts(layer.moe, u, ws, step)
-            last = index + 1 == len(layers)
+            last, alone = index + 1 == len(layers), self.weights.split.world == 1
             if not last:
                 ws.ahead(*device_layers.first_of_attention(layers[index + 1].attention))
-            if last or self.weights.split.world > 1:  # otherwise the hyper-connection adds up what it reads
+            if last or not alone:  # otherwise the hyper-connection adds up what it reads
                 found.add_up(y)
                 self._reduce(y)
             if last:
                 hyper_connection.post(*mixing, streams)
             else:
+                summed = (found if alone else y, streams, post, comb)
                 site = device_layers.site(layers[index + 1].attn_hyper)
-                summed = (found if self.weights.split.world == 1 else y, *mixing[1:])
                 hyper_connection.post_pre(ws.hyper, *summed, site, streams, u, post, comb, attended, beside=ws.weighing)
         ws.ahead.join()
         return streams

@@ -157,9 +157,9 @@ def _project(plan: Plan, tokens: int, streams: torch.Tensor, site: Site, m: int,
     grid = (triton.cdiv(tokens, TILE * tiles), plan.d // CHANNELS)
     y, post_weight, comb, out = mixed or (None, None, None, None)
     summed: tuple[Any, ...] = (y, None, None, 0, 0)
+    places = 0
     if isinstance(y, Addends):
-        summed = (y.rows, y.ids, y.last, y.first, y.count)
-    places = y.ids.shape[1] if isinstance(y, Addends) else 0
+        summed, places = (y.rows, y.ids, y.last, y.first, y.count), y.ids.shape[1]
     kernels.project_kernel[grid](
         streams, *summed, post_weight, comb, out, site.fn, plan.partial, tokens, tiles,
         **configs.project_constants(plan.d, m, mixed is not None, places), num_warps=4,
