@@ -21,7 +21,7 @@ tests() { # name, options of pytest, command in front of it
     for file in "${files[@]}"; do
         local log="$out/$name-$(basename "$file" .py).log"
         # shellcheck disable=SC2086
-        timeout "${LIMIT:-900}" $front python3 -m pytest -q -x --tb=short -p no:cacheprovider --record "$out/tests.jsonl" $options "$file" >"$log" 2>&1 || echo "exit status $?" >>"$log" &
+        timeout "${LIMIT:-900}" $front python3 -m pytest -q --maxfail=5 --tb=short -p no:cacheprovider --record "$out/tests.jsonl" $options "$file" >"$log" 2>&1 || echo "exit status $?" >>"$log" &
     done
     wait
     for log in "$out/$name"-*.log; do
