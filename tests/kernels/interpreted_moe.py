@@ -55,6 +55,17 @@ def test_agrees_with_the_reference(tokens: int) -> None:
     assert agree(found(case), expected(case))
 
 
+@pytest.mark.parametrize("warp_groups", [False, True])
+@pytest.mark.parametrize(("d", "m"), [(1024, 512), (512, 256)])
+def test_tiles_of_either_kind_of_product(d: int, m: int, warp_groups: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen blocks a step where the card has warp groups and a row is long enough, eight elsewhere."""
+    monkeypatch.setattr(api, "has", lambda feature: warp_groups)
+    config = api.choose_config(1, 2, 5, d, m, warp_groups)
+    assert (config.inputs, config.down_inputs) == ((512, 512 if m == 512 else 256) if warp_groups else (256, 256))
+    case = drawn(1, d=d, m=m)
+    assert agree(found(case), expected(case))
+
+
 def test_missing_ids_add_nothing_even_where_expert_0_is_nan() -> None:
     case = drawn(4)
     case["ids"][case["ids"] == 0] = -1

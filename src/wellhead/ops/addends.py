@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
-from wellhead.ops.overlap import launch
 
 BLOCK = 1024  # channels of a program
 

@@ -30,6 +30,17 @@ def e4m3(codes):
 
 
 @triton.jit
+def load_e4m3(place, mask):
+    """`e4m3` of the bytes at `place`, zero where `mask` is not. Loaded as E4M3: of bytes that become E4M3 later, the
+    compiler takes a copy through registers where a product could read shared memory.
+    """
+    if has_e4m3():
+        return tl.load(place.to(tl.pointer_type(tl.float8e4nv)), mask=mask, other=0.0)
+    else:
+        return e4m3(tl.load(place, mask=mask, other=0))
+
+
+@triton.jit
 def e4m3_by_integers(codes):
     """bf16 of E4M3 bytes seeeemmm: s0000eeeemmm0000 is value * 2^-120, denormals too; 0x7F and 0xFF are NaN."""
     wide = codes.to(tl.uint16)

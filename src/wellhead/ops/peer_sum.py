@@ -8,7 +8,7 @@ import torch
 import triton
 
 from wellhead.dispatch.spec import KernelBuild
-from wellhead.ops.overlap import launch
+from wellhead.ops.card import launch
 from wellhead.ops.peer_sum_kernel import peer_sum_kernel
 
 WORLDS = (2, 4, 8)

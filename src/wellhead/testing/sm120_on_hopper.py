@@ -20,10 +20,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wellhead.dispatch.capability import detect
+from wellhead.dispatch.capability import detect, features_of, simulated
 from wellhead.dispatch.crosscompile import ALIGNMENT, TARGETS, Compiled, assemble, compile_for
 from wellhead.dispatch.spec import KernelBuild
-from wellhead.ops import overlap
+from wellhead.ops import card as asked
 
 SHARED_LIMIT = 101376
 KEY = "sm120-on-hopper"
@@ -221,6 +221,7 @@ def adopt() -> None:
 
     Call it before the first launch, in a process of its own; it is not undone. ValueError without an sm_90 card.
     """
+    import triton
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
 
@@ -228,7 +229,8 @@ def adopt() -> None:
     if card is None or card.arch != "sm90":
         raise ValueError(f"SM120's code is moved to sm_90a; this process has {card or 'no CUDA card'}")
     install_stages()
-    setattr(overlap, "pdl", lambda: False)  # noqa: B010 - as on SM120
+    sm120 = features_of(simulated("sm120"), triton.__version__)
+    setattr(asked, "has", lambda feature: sm120[feature].present)  # noqa: B010
     driver.active.get_current_target = lambda: GPUTarget("cuda", TARGETS["sm120"], 32)
 
 

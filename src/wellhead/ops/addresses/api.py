@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.ops.addresses.reference import Entries, Window
+from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
-from wellhead.ops.overlap import launch
 
 BLOCK = 256  # pages or entries a program
 ALIGNED = 16  # rows of all slots are a multiple of it

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.ops.bf16_linear.configs import Config, choose_config
+from wellhead.ops.card import launch
 from wellhead.ops.checks import expect, row_stride
-from wellhead.ops.overlap import launch
 
 MOST_PARTS = 3
 WHOLE = 128  # rows of the widest tile: every part but the last is a multiple of it

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.formats import kv_record
+from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
 from wellhead.ops.compressor.configs import Config, choose_config
 from wellhead.ops.compressor.reference import overlap, ring_rows
-from wellhead.ops.overlap import launch
 
 CACHE_DTYPES = (torch.uint8, torch.float8_e4m3fn, torch.int8)
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
 from wellhead.ops.compressor.api import check_cache, check_plan, constants
 from wellhead.ops.compressor.configs import PrefillConfig, choose_prefill_config
 from wellhead.ops.compressor.reference import overlap, ring_rows
-from wellhead.ops.overlap import launch
 
 INTEGERS = (torch.int32, torch.int64)
 

@@ -15,10 +15,10 @@ import torch
 import triton
 
 from wellhead.ops.addends import Addends
+from wellhead.ops.card import launch
 from wellhead.ops.hyper_connection import configs, kernels
 from wellhead.ops.hyper_connection.configs import CHANNELS, PRE_ROWS, STREAMS, TILE
 from wellhead.ops.norm_quant.api import Rounded, as_bytes
-from wellhead.ops.overlap import launch
 
 Beside = Callable[[], AbstractContextManager[object]]  # where launches go that nobody waits for yet
 
@@ -189,7 +189,7 @@ def _finish(
     contracted = (streams, plan.partial, site.base, site.scale, site.norm_weight, out, codes, halves, scale)
     options = {
         **configs.contract_constants(plan.d, m, site.norm_weight is not None),
-        "num_warps": configs.contract_warps(plan.d), "num_stages": 2, **launch(),
+        "num_warps": configs.contract_warps(plan.d), "num_stages": 2, **launch(early=True),
     }  # fmt: skip
     eps = (plan.norm_eps, plan.hc_eps)
     if post_out is not None:

@@ -8,9 +8,9 @@ import torch
 
 from wellhead.formats import index_key
 from wellhead.formats.paged import PagedLayout
+from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
 from wellhead.ops.indexer.configs import PAGE, QUERY_WARPS, VECTORS, Config, choose_config
-from wellhead.ops.overlap import launch
 
 LAYOUTS = {"fp8": index_key.FP8, "fp4": index_key.FP4}
 MOST_HEADS = 64

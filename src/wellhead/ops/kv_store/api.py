@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.formats import kv_record
+from wellhead.ops.card import launch
 from wellhead.ops.checks import expect, row_stride
 from wellhead.ops.kv_store.configs import HEADS, WARPS
-from wellhead.ops.overlap import launch
 
 MOST_HEADS = 4096
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
 from wellhead.ops.linear.configs import Config, choose_config
 from wellhead.ops.linear.large_configs import SMALL_TOKENS, LargeConfig, choose_large
-from wellhead.ops.overlap import launch
 
 
 @dataclass(frozen=True)

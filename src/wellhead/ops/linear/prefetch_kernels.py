@@ -1,7 +1,9 @@
-"""Requests for lines of L2, of which nothing is read."""
+"""Weights asked for ahead: a launch that reads nothing."""
 
 import triton
 import triton.language as tl
+
+from wellhead.ops.dependent_launch import ask
 
 
 @triton.jit
@@ -10,8 +12,7 @@ def _ask(start, size, LINE: tl.constexpr, LINES: tl.constexpr):
     line = tl.program_id(0).to(tl.int64) * LINES
     if line * LINE < size:
         at = tl.minimum((line + tl.arange(0, LINES)) * LINE, size - 1)
-        asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"
-        tl.inline_asm_elementwise(asm, "=r,l", [(start + at).to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
+        ask(start + at)
 
 
 @triton.jit(do_not_specialize=["size0", "size1", "size2"])

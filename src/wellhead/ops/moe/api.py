@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.ops.addends import Addends
+from wellhead.ops.card import has, launch
 from wellhead.ops.checks import expect
-from wellhead.ops.moe.configs import Config, choose_config
+from wellhead.ops.moe.configs import UNIT, Config, choose_config
 from wellhead.ops.norm_quant import api as norm_quant
 from wellhead.ops.norm_quant.api import NormQuant
-from wellhead.ops.overlap import launch
 from wellhead.ops.routing.api import ExpertLists
 
 
@@ -109,8 +109,8 @@ def down_constants(config: Config) -> dict[str, int]:
 def supports(d: int, m: int) -> str | None:
     """None, or why experts of that size cannot run."""
     for name, value in (("d", d), ("m", m)):
-        if value < 256 or value % 256:
-            return f"{name}={value}: a multiple of 256"
+        if value < UNIT or value % UNIT:
+            return f"{name}={value}: a multiple of {UNIT}"
     return None
 
 
@@ -125,5 +125,6 @@ def plan(
     codes = torch.empty(tokens * top_k, m, dtype=torch.float8_e4m3fn, device=device)
     scale = torch.empty(tokens * top_k, m // 128, dtype=torch.uint8, device=device)
     each = torch.empty(tokens * top_k, d, dtype=torch.bfloat16, device=device)
-    config, rounding = choose_config(tokens, top_k, experts), norm_quant.plan(m, 0.0)
+    config = choose_config(tokens, top_k, experts, d, m, has("wgmma"))
+    rounding = norm_quant.plan(m, 0.0)
     return Mxfp4Experts(tokens, d, m, experts, top_k, limit, config, rounding, hidden, codes, scale, each)

@@ -1,10 +1,12 @@
-"""Tiles of the expert kernels, from the sizes alone."""
+"""Tiles of the expert kernels, from the sizes and what the card multiplies with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 FEW_TOKENS = 64  # beyond this, blocks of slots; up to it, the kernels that stream each expert once a few tokens
+UNIT = 256  # d and m are multiples of it
+WARP_GROUP_COLUMNS = 16  # the fewest for which Triton takes a warp-group product
 
 
 @dataclass(frozen=True)
@@ -20,14 +22,16 @@ class Config:
     num_warps: int = 4
 
 
-def choose_config(tokens: int, top_k: int, experts: int) -> Config:
+def choose_config(tokens: int, top_k: int, experts: int, d: int, m: int, warp_groups: bool) -> Config:
     """Groups as large as an expert is likely to be shared: tokens * top_k / experts, up to eight.
 
-    Tiles measured on an H100 (docs/log.md).
+    Warp-group products of FP8 want 16 columns, so one token has as many blocks a step where the card has them
+    (`warp_groups`) and the sizes allow it. Tiles measured on an H100 (docs/log.md).
     """
     sharing = tokens * top_k / experts
     if tokens == 1 or sharing <= 0.5:
-        return Config(1, 64, 64, 256, 256, 3)
+        inputs, down_inputs = (2 * UNIT if warp_groups and size % (2 * UNIT) == 0 else UNIT for size in (d, m))
+        return Config(1, 64, 64, inputs, down_inputs, 3)
     if sharing <= 1.5:
         return Config(2, 64, 64, 256, 256, 3)
     return Config(4, 128, 128, 128, 128, 4) if sharing <= 2.5 else Config(8, 128, 128, 128, 128, 4)

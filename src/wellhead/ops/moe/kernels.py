@@ -10,16 +10,27 @@ them: so the matrix is loaded as it is, by copies that write zeros off the diago
 import triton
 import triton.language as tl
 
-from wellhead.ops.dependent_launch import after_producers
-from wellhead.ops.device_formats import e4m3, power_of_two, widen_e2m1
+from wellhead.ops.dependent_launch import after_producers, ask
+from wellhead.ops.device_formats import e4m3, load_e4m3, power_of_two, widen_e2m1
 from wellhead.ops.moe.hidden_kernels import swiglu
+
+LINE = tl.constexpr(128)  # bytes
 
 
 @triton.jit
 def _block_scales(scales, at, NB: tl.constexpr):
-    """The NB scale bytes of a row's inputs at .. at + 32 NB - 1 as one integer; loads want whole words."""
-    kind: tl.constexpr = tl.int64 if NB == 8 else tl.int32
-    return tl.load((scales + at // 32).to(tl.pointer_type(kind)))
+    """The NB scale bytes of a row's inputs at .. at + 32 NB - 1, as integers of up to eight; loads want whole words."""
+    kind: tl.constexpr = tl.int32 if NB == 4 else tl.int64
+    words = (scales + at // 32).to(tl.pointer_type(kind))
+    return tl.load(words), tl.load(words + (1 if NB == 16 else 0))
+
+
+@triton.jit
+def _scale_of(words, block, NB: tl.constexpr):
+    """fp32 [R, NB]: the powers of two of `_block_scales`' bytes, for codes that are 1/64 of their values."""
+    first, second = words
+    word = tl.where((block < 8)[None, :], first[:, None], second[:, None]) if NB == 16 else first[:, None]
+    return power_of_two((word >> (8 * (block % 8))[None, :]) & 255) * 64.0
 
 
 @triton.jit
@@ -38,19 +49,19 @@ def _product(
     wide_used = tl.reshape(tl.broadcast_to(used[:, None], (G, NB)), (G * NB,))
     diagonal = wide_used[:, None] & ((column % NB)[:, None] == byte[None, :] // 16)
     place = x + wide_row[:, None] * K + (byte // 16 * 32 + byte % 16)[None, :]
-    weights, scales = w + out_row[:, None] * (K // 2) + byte[None, :], s + out_row * (K // 32)
-    word = _block_scales(scales, 0, NB)
+    # a row is 16 bytes or more: K // 2 alone is known to be a multiple of eight, which halves the copies' width
+    weights, scales = w + out_row[:, None] * (K // 32 * 16) + byte[None, :], s + out_row * (K // 32)
+    words = _block_scales(scales, 0, NB)
     acc = tl.zeros((R, G, NB), dtype=tl.float32)
     for at in tl.range(0, K, KC, num_stages=STAGES):
         low, high = widen_e2m1(tl.load(weights + at // 2))
-        even = e4m3(tl.load(place + at, mask=diagonal, other=0))
-        odd = e4m3(tl.load(place + at + 16, mask=diagonal, other=0))
+        even, odd = load_e4m3(place + at, diagonal), load_e4m3(place + at + 16, diagonal)
         product = tl.dot(e4m3(high), tl.trans(odd), tl.dot(e4m3(low), tl.trans(even)))
         act = tl.load(
             x_scale + row[:, None] * (K // 128) + (at // 128 + block // 4)[None, :], mask=used[:, None], other=0
         )  # fmt: skip
-        scale = power_of_two((word[:, None] >> (8 * block)[None, :]) & 255) * 64.0
-        word = _block_scales(scales, tl.minimum(at + KC, K - KC), NB)  # of the next step: too narrow to copy ahead
+        scale = _scale_of(words, block, NB)
+        words = _block_scales(scales, tl.minimum(at + KC, K - KC), NB)  # of the next step: too narrow to copy ahead
         acc += tl.reshape(product, (R, G, NB)) * scale[:, None, :] * power_of_two(act)[None, :, :]
     return tl.sum(acc, axis=2)
 
@@ -96,12 +107,16 @@ def down_kernel(
     group = tl.program_id(0)
     expert = tl.load(group_expert + group)
     slots = tl.load(group_slots + group * G + tl.arange(0, G))
+    channel = tl.program_id(1) * R + tl.arange(0, R)
+    rows = tl.maximum(expert, 0).to(tl.int64) * D + channel
+    if PDL:  # while the first product ends: what the first step reads of 512 inputs
+        if expert >= 0:
+            at = tl.minimum(tl.arange(0, 2) * LINE, M_INTER // 2 - 1)
+            ask(w2 + rows[:, None] * (M_INTER // 2) + at[None, :])
     after_producers(PDL)
     if expert < 0:
         return
     used = slots >= 0
     slot = tl.maximum(slots, 0).to(tl.int64)
-    channel = tl.program_id(1) * R + tl.arange(0, R)
-    rows = expert.to(tl.int64) * D + channel
     sums = _product(h, h_scale, slot, used, w2, s2, rows, M_INTER, R, G, KC, STAGES)
     tl.store(y + slot[:, None] * D + channel[None, :], tl.trans(sums).to(tl.bfloat16), mask=used[:, None])

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
-from wellhead.ops.overlap import launch
 
 BLOCK = 128
 
@@ -32,8 +32,9 @@ class SwigluRound:
         expect("scale", scale, (tokens, self.m // 128), torch.uint8)
         if tokens:
             swiglu_round_kernel[(tokens, self.m // BLOCK)](
-                gate_up, codes.view(torch.uint8), scale, self.limit, self.m, BLOCK=BLOCK, num_warps=1, **launch()
-            )
+                gate_up, codes.view(torch.uint8), scale, self.limit, self.m, BLOCK=BLOCK, num_warps=1,
+                **launch(early=True),
+            )  # fmt: skip
 
 
 def plan_shared(m: int, limit: float) -> SwigluRound:

@@ -12,6 +12,7 @@ from wellhead.ops.moe.drawing import LIMIT, POOL, byte, over_lists, rows, scale_
 
 TIGHT = ErrorBudget(2.0**-6, 2.0**-5, "of MXFP4 experts, and of FP8 ones where FP8 products keep every bit of a sum")
 SHAPES = ((4096, 2048, 6), (7168, 3072, 6))  # d, m, top-k of V4-Flash and V4-Pro
+SIZES = ((4096, 2048), (4096, 256))  # d, m of V4-Flash on one rank and on eight
 _MMA = dict.fromkeys(("sm89", "sm120"), "m16n8k32.row.col.f32.e4m3.e4m3.f32")
 
 
@@ -25,39 +26,44 @@ def few_builds() -> tuple[KernelBuild, ...]:
     from wellhead.ops import addend_kernels, addends
     from wellhead.ops.moe import kernels
     from wellhead.ops.moe.api import down_constants, gate_up_constants
-    from wellhead.ops.moe.configs import choose_config
+    from wellhead.ops.moe.configs import WARP_GROUP_COLUMNS, Config, choose_config
     from wellhead.ops.moe.shared_api import BLOCK
     from wellhead.ops.moe.shared_kernels import swiglu_round_kernel
 
-    found = []
+    found: dict[str, KernelBuild] = {}
     lists = {"group_expert": "*i32", "group_slots": "*i32"}
     sizes = {"D": "i32:16", "M_INTER": "i32:16"}
-    for config in {choose_config(tokens, 6, POOL): None for tokens in (1, 4, 16, 40, 64)}:
+
+    def add(name: str, kernel: Any, signature: dict[str, str], given: dict[str, Any], config: Config) -> None:
+        columns = given["G"] * given["KC"] // 32
+        mma = _MMA | ({"sm90": "wgmma.mma_async"} if columns >= WARP_GROUP_COLUMNS else {})
+        signature = signature | dict.fromkeys(given, "constexpr")
+        found[name] = KernelBuild(name, kernel, signature, given, config.num_warps, config.num_stages, mma)
+
+    planned = [(tokens, d, m, wgmma) for tokens in (1, 4, 16, 40, 64) for d, m in SIZES for wgmma in (False, True)]
+    for config in {choose_config(tokens, 6, POOL, d, m, wgmma): None for tokens, d, m, wgmma in planned}:
         given = {**gate_up_constants(config), "PDL": False}
         signature = {
             "x": "*u8", "x_scale": "*u8", "w13": "*u8", "s13": "*u8", **lists, "slot_weight": "*fp32", "h": "*bf16",
-            **sizes, "TOP_K": "i32", "limit": "fp32", **dict.fromkeys(given, "constexpr"),
+            **sizes, "TOP_K": "i32", "limit": "fp32",
         }  # fmt: skip
-        tile = config.num_warps, config.num_stages, _MMA
-        shape = f"{config.group},{config.rows},{config.down_rows}"
-        found.append(KernelBuild(f"gate_up[{shape}]", kernels.gate_up_kernel, signature, given, *tile))
+        name = f"gate_up[{config.group},{config.rows}x{config.inputs}]"
+        add(name, kernels.gate_up_kernel, signature, given, config)
         given = {**down_constants(config), "PDL": False}
-        signature = {
-            "h": "*u8", "h_scale": "*u8", "w2": "*u8", "s2": "*u8", **lists, "y": "*bf16", **sizes,
-            **dict.fromkeys(given, "constexpr"),
-        }  # fmt: skip
-        found.append(KernelBuild(f"down[{shape}]", kernels.down_kernel, signature, given, *tile))
+        signature = {"h": "*u8", "h_scale": "*u8", "w2": "*u8", "s2": "*u8", **lists, "y": "*bf16", **sizes}
+        name = f"down[{config.group},{config.down_rows}x{config.down_inputs}]"
+        add(name, kernels.down_kernel, signature, given, config)
     given = {"PLACES": 6, "BLOCK": addends.BLOCK, "PDL": False}
     signature = {
         "rows": "*bf16", "ids": "*i32", "last": "*bf16", "out": "*bf16", "D": "i32:16", "FIRST": "i32", "COUNT": "i32",
         **dict.fromkeys(given, "constexpr"),
     }  # fmt: skip
-    found.append(KernelBuild("add_up[6]", addend_kernels.add_up_kernel, signature, given))
+    last = [KernelBuild("add_up[6]", addend_kernels.add_up_kernel, signature, given)]
     given = {"BLOCK": BLOCK, "PDL": False}
     signature = {"gate_up": "*bf16", "codes": "*u8", "scale": "*u8", "limit": "fp32", "M_INTER": "i32:16"}
     signature |= dict.fromkeys(given, "constexpr")
-    found.append(KernelBuild("swiglu_round[128]", swiglu_round_kernel, signature, given, 1))
-    return tuple(found)
+    last.append(KernelBuild("swiglu_round[128]", swiglu_round_kernel, signature, given, 1))
+    return (*found.values(), *last)
 
 
 def supports(sizes: Sizes) -> str | None:
@@ -164,6 +170,7 @@ SPEC = OpSpec(
         Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(tokens, d, m, k) for d, m, k in SHAPES for tokens in (1, 4, 16, 64))
+    + (_case(1, 4096, 1024, 6),)  # a rank of two
     + tuple(_case(tokens, *SHAPES[0], 256) for tokens in (16, 64))  # as many as V4-Flash has
     + tuple(_case(tokens, *SHAPES[0]) for tokens in prefill_spec.TOKENS)
     + fp8_spec.cases(),

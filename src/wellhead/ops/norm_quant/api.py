@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.card import launch
 from wellhead.ops.checks import expect, row_stride
 from wellhead.ops.norm_quant.configs import block_of, warps_of
-from wellhead.ops.overlap import launch
 
 MOST = 16384
 
@@ -64,7 +64,7 @@ class NormQuant:
         if tokens:
             kernels.norm_quant_kernel[(tokens,)](
                 x, weight, normed, as_bytes(codes), as_bytes(halves), scale, self.eps, stride,
-                **constants(self.d), num_warps=warps_of(self.d), **launch(),
+                **constants(self.d), num_warps=warps_of(self.d), **launch(early=True),
             )  # fmt: skip
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
 from wellhead.ops.output_projection.configs import FEW_TOKENS, Config, choose_config
-from wellhead.ops.overlap import launch
 
 HEAD = 512
 HEADS_A_GROUP = (1, 2, 4, 8)

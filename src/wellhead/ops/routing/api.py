@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
-from wellhead.ops.overlap import launch
 from wellhead.ops.routing.configs import Config, choose_config, wide_step
 
 MOST_EXPERTS = 512

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.formats import kv_record
+from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
-from wellhead.ops.overlap import launch
 from wellhead.ops.sparse_mla.configs import Config, choose_config
 
 CACHE_DTYPES = (torch.uint8, torch.float8_e4m3fn, torch.int8)

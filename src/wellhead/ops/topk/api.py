@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops.card import launch
 from wellhead.ops.checks import expect_rows
-from wellhead.ops.overlap import launch
 from wellhead.ops.topk.configs import Config, choose_config, region
 
 PAGE = 64  # entries of one index page
