@@ -149,6 +149,8 @@ def contract_kernel(
     inside, there = channel < D, split < SPLITS
     base0, base1, base2, base3 = tl.load(base_ptr), tl.load(base_ptr + 1), tl.load(base_ptr + 2), tl.load(base_ptr + 3)
     scale = tl.load(scale_ptr)
+    if NORM:
+        norm = tl.load(norm_ptr + channel, mask=inside, other=0.0)
     after_producers(PDL)
     x0 = tl.load(streams_ptr + token * 4 * D + channel, mask=inside, other=0.0)  # on their way while the weights form
     x1 = tl.load(streams_ptr + (token * 4 + 1) * D + channel, mask=inside, other=0.0)
@@ -171,7 +173,7 @@ def contract_kernel(
     if NORM:
         wide = u.to(tl.float32)
         wide *= tl.rsqrt(tl.sum(wide * wide, 0) / D + norm_eps)
-        u = (wide * tl.load(norm_ptr + channel, mask=inside, other=0.0).to(tl.float32)).to(tl.bfloat16)
+        u = (wide * norm.to(tl.float32)).to(tl.bfloat16)
     tl.store(out_ptr + token * D + channel, u, mask=inside)
     if codes_ptr is not None:
         store_rounded(u.to(tl.float32), codes_ptr, halves_ptr, code_scale_ptr, token, D, BLOCK_D)

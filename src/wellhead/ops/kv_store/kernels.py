@@ -7,7 +7,7 @@ bytes lie as `formats.kv_record` says.
 import triton
 import triton.language as tl
 
-from wellhead.ops.dependent_launch import after_producers
+from wellhead.ops.dependent_launch import after_producers, ask
 from wellhead.ops.device_formats import round_groups
 from wellhead.ops.rope.kernels import ROTATED, angles, turn
 
@@ -55,6 +55,8 @@ def kv_store_kernel(
     token = tl.program_id(0).to(tl.int64)
     column, last = tl.arange(0, DIM)[None, :], NOPE + tl.arange(0, ROTATED)[None, :]
     cos, sin = angles(positions, freqs, token)  # a step's inputs: older than the kernel in front
+    if weight is not None:
+        ask(weight + tl.arange(0, 8) * 64)  # its lines
     after_producers(PDL)
     if tl.program_id(1) == 0:
         here = token + tl.zeros((1, 1), dtype=tl.int64)

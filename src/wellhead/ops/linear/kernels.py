@@ -31,14 +31,14 @@ def _activation(x, x_scale, token, used, at, K, M: tl.constexpr, KC: tl.constexp
 
 
 @triton.jit
-def _sums(tile, x, x_scale, scale_row, at, K, KC: tl.constexpr, ROUND: tl.constexpr):
-    """fp32 [BN, KC / NEAR]: a tile of weights [BN, KC] times the inputs at .. at + KC - 1, neighbours added up.
+def _sums(tile, tile_scale, x, x_scale, at, K, KC: tl.constexpr, ROUND: tl.constexpr):
+    """fp32 [BN, KC / NEAR]: weights [BN, KC], scales [KC / 128], times inputs at .. at + KC - 1, neighbours added up.
 
     The scales multiply the activations, one per 128 inputs, so a weight costs a convert and a multiply-add.
     """
-    one, block = tl.arange(0, 1), tl.arange(0, KC // 128)
+    one = tl.arange(0, 1)
     codes, scale = _activation(x, x_scale, one, one == 0, at, K, 1, KC, ROUND)
-    scale = scale * power_of_two(tl.load(scale_row + at // 128 + block))[None, :]
+    scale = scale * power_of_two(tile_scale)[None, :]
     a = tl.reshape(tl.reshape(codes.to(tl.float32), (1, KC // 128, 128)) * scale[:, :, None], (1, KC))
     return near_sums(e4m3(tile).to(tl.float32) * a, NEAR)
 
@@ -56,12 +56,13 @@ def fp8_gemv_kernel(
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
     inside = (rows < N)[:, None]
     weights = w + rows.to(tl.int64)[:, None] * K + tl.arange(0, KC)[None, :]
-    scale_row = w_scale + (tl.program_id(0) * BN // 128).to(tl.int64) * (K // 128)
-    tile = tl.load(weights, mask=inside, other=0)
+    scales = w_scale + (tl.program_id(0) * BN // 128).to(tl.int64) * (K // 128) + tl.arange(0, KC // 128)
+    tile, tile_scale = tl.load(weights, mask=inside, other=0), tl.load(scales)
     after_producers(PDL)
-    acc = _sums(tile, x, x_scale, scale_row, 0, K, KC, ROUND)
+    acc = _sums(tile, tile_scale, x, x_scale, 0, K, KC, ROUND)
     for at in range(KC, K, KC):
-        acc += _sums(tl.load(weights + at, mask=inside, other=0), x, x_scale, scale_row, at, K, KC, ROUND)
+        tile = tl.load(weights + at, mask=inside, other=0)
+        acc += _sums(tile, tl.load(scales + at // 128), x, x_scale, at, K, KC, ROUND)
     tl.store(y + rows, tl.sum(acc, axis=1).to(tl.bfloat16), mask=rows < N)
 
 

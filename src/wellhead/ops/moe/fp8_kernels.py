@@ -62,7 +62,7 @@ def gate_up_kernel(
     out_row = expert.to(tl.int64) * (2 * M_INTER) + line
     scale_row = expert.to(tl.int64) * (2 * M_INTER // 128) + line // 256 * 2 + line % 2
     acc = _product(x, x_scale, slot // TOP_K, used, w13, s13, out_row, scale_row, D, R, G, False, WIDE)
-    hidden = swiglu(acc, slot_weight, slot, used, limit, G, R)
+    hidden = swiglu(acc, tl.load(slot_weight + slot, mask=used, other=0.0), limit, G, R)
     channel = tile * (R // 2) + tl.arange(0, R // 2)
     place = h + slot[:, None] * M_INTER + channel[None, :]
     if ROUND:

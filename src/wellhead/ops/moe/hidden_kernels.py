@@ -14,12 +14,12 @@ def block_of(block_slots, at, G: tl.constexpr):
 
 
 @triton.jit
-def swiglu(acc, slot_weight, slot, used, limit, G: tl.constexpr, R: tl.constexpr):
-    """bf16 [G, R / 2] = weight * silu(min(gate, limit)) * clamp(up) of fp32 [R, G], rows gate_i, up_i in turn."""
+def swiglu(acc, weight, limit, G: tl.constexpr, R: tl.constexpr):
+    """bf16 [G, R / 2] = weight [G] * silu(min(gate, limit)) * clamp(up) of fp32 [R, G], rows gate_i, up_i in turn."""
     gate, up = tl.split(tl.reshape(tl.trans(acc.to(tl.bfloat16)), (G, R // 2, 2)).to(tl.float32))
     gate = tl.minimum(gate, limit)
     hidden = gate / (1.0 + tl.exp(-gate)) * tl.minimum(tl.maximum(up, -limit), limit)
-    return (hidden * tl.load(slot_weight + slot, mask=used, other=0.0)[:, None]).to(tl.bfloat16)
+    return (hidden * weight[:, None]).to(tl.bfloat16)
 
 
 @triton.jit

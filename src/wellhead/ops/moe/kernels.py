@@ -80,15 +80,14 @@ def gate_up_kernel(
     R: tl.constexpr = 2 * BN
     after_producers(PDL)
     group = tl.program_id(0)
-    expert = tl.load(group_expert + group)
+    expert, slots = tl.load(group_expert + group), tl.load(group_slots + group * G + tl.arange(0, G))
     if expert < 0:
         return
-    slots = tl.load(group_slots + group * G + tl.arange(0, G))
-    used = slots >= 0
-    slot = tl.maximum(slots, 0).to(tl.int64)
+    used, slot = slots >= 0, tl.maximum(slots, 0).to(tl.int64)
+    weight = tl.load(slot_weight + slot, mask=used, other=0.0)
     rows = expert.to(tl.int64) * (2 * M_INTER) + tl.program_id(1) * R + tl.arange(0, R)
     sums = _product(x, x_scale, slot // TOP_K, used, w13, s13, rows, D, R, G, KC, STAGES)
-    hidden = swiglu(sums, slot_weight, slot, used, limit, G, R)
+    hidden = swiglu(sums, weight, limit, G, R)
     channel = tl.program_id(1) * BN + tl.arange(0, BN)
     tl.store(h + slot[:, None] * M_INTER + channel[None, :], hidden, mask=used[:, None])
 

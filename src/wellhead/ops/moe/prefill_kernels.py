@@ -94,7 +94,7 @@ def gate_up_kernel(
     slot, used = block_of(block_slots, at, G)
     out_row = expert.to(tl.int64) * (2 * M_INTER) + tile * R + tl.arange(0, R)
     acc = _product(x, x_scale, slot // TOP_K, used, w13, s13, out_row, D, R, G, KC, NATIVE)
-    hidden = swiglu(acc, slot_weight, slot, used, limit, G, R)
+    hidden = swiglu(acc, tl.load(slot_weight + slot, mask=used, other=0.0), limit, G, R)
     channel = tile * (R // 2) + tl.arange(0, R // 2)
     place = h + slot[:, None] * M_INTER + channel[None, :]
     if ROUNDED:

@@ -36,11 +36,13 @@ def norm_quant_kernel(
     """
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = column < D
+    if weight is not None:
+        norm = tl.load(weight + column, mask=inside, other=0.0)
     after_producers(PDL)
     value = tl.load(x + row * X_STRIDE + column, mask=inside, other=0.0).to(tl.float32)
     if weight is not None:
         value *= tl.rsqrt(tl.sum(value * value, axis=0) / D + eps)
-        value *= tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+        value *= norm.to(tl.float32)
         rounded = value.to(tl.bfloat16)
         if normed is not None:
             tl.store(normed + row * D + column, rounded, mask=inside)

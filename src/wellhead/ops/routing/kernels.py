@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wellhead.ops.dependent_launch import after_producers
+from wellhead.ops.dependent_launch import after_producers, ask
 from wellhead.ops.row_sums import near_sums
 from wellhead.ops.topk.kernels import ordered_key
 
@@ -125,6 +125,8 @@ def route(
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     if BLOCK_T == 1:
+        if tl.program_id(0) == 0:
+            ask(bias_ptr + tl.minimum(tl.arange(0, E_PAD), E - 1))  # for the choice at the end
         z = _one_product(x_ptr, gate_ptr, e, D, E, BLOCK_E, BLOCK_D, PDL)
     else:
         after_producers(PDL)

@@ -13,6 +13,7 @@ from wellhead.ops.sparse_mla.configs import Config, choose_config
 
 CACHE_DTYPES = (torch.uint8, torch.float8_e4m3fn, torch.int8)
 ALIGNMENT = 16  # bytes: records are read sixteen at a time, their scales eight
+MERGE_WARPS = 4  # half a row of every part lies in registers: at most 64 a thread
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,10 @@ class SparseMla:
             num_warps=c.num_warps, num_stages=c.num_stages, **launch(),
         )  # fmt: skip
         if c.splits > 1:
-            kernels.merge_kernel[(tokens, self.heads)](
+            kernels.merge_kernel[(tokens, self.heads, 2)](
                 self.part, self.part_stat, sink, out, positions, freqs, self.heads, SPLITS=c.splits,
-                num_warps=merge_warps(c.splits), **launch(),
+                num_warps=MERGE_WARPS, **launch(),
             )  # fmt: skip
-
-
-def merge_warps(splits: int) -> int:
-    """A row of every part lies in registers: at most 64 a thread."""
-    return 8 if splits > 16 else 4
 
 
 def constants(config: Config, page: int, stride: int, other_page: int, other_stride: int) -> dict[str, int]:

@@ -141,40 +141,41 @@ def attend_kernel(
 
 
 @triton.jit
-def _angles_of_row(positions, freqs, token):
-    """fp32 (cos, sin) [256] of the pairs of a row of 512; all but the last 32 turn by nothing."""
-    turning = tl.arange(0, DIM // 2) - (DIM // 2 - PAIRS)
+def _angles_of_row(positions, freqs, token, first, WIDTH: tl.constexpr):
+    """fp32 (cos, sin) [WIDTH / 2] of the pairs from dim `first` on; of a row's 256 only the last 32 turn."""
+    turning = first // 2 + tl.arange(0, WIDTH // 2) - (DIM // 2 - PAIRS)
     freq = tl.load(freqs + turning, mask=turning >= 0, other=0.0)
     return cos_sin(tl.load(positions + token).to(tl.float32) * freq)
 
 
 @triton.jit
-def _turned_back(row, cos, sin):
-    """bf16 [512]: a bf16 row turned back, pair by pair."""
-    a, b = tl.split(tl.reshape(row.to(tl.float32), (DIM // 2, 2)))
-    return tl.reshape(tl.join(a * cos + b * sin, b * cos - a * sin), (DIM,)).to(tl.bfloat16)
+def _turned_back(row, cos, sin, WIDTH: tl.constexpr):
+    """bf16 [WIDTH]: bf16 dims turned back, pair by pair."""
+    a, b = tl.split(tl.reshape(row.to(tl.float32), (WIDTH // 2, 2)))
+    return tl.reshape(tl.join(a * cos + b * sin, b * cos - a * sin), (WIDTH,)).to(tl.bfloat16)
 
 
 @triton.jit
 def merge_kernel(part, part_stat, sink, out, positions, freqs, HEADS, SPLITS: tl.constexpr, PDL: tl.constexpr):
     """out bf16 [B, H, 512] of the parts of one (token, head): rescaled to the largest score, summed in order; with
-    positions i64 [B] and freqs fp32 [32] the last 64 dims are turned back.
+    positions i64 [B] and freqs fp32 [32] the last 64 dims are turned back. Grid (B, H, 2): half a row a program.
     """
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    column = tl.arange(0, DIM)
+    HALF: tl.constexpr = DIM // 2
+    token, head, first = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2) * HALF
+    column = first + tl.arange(0, HALF)
     split = tl.arange(0, SPLITS)
     row = (token * SPLITS + split) * HEADS + head
     bias = tl.load(sink + head)
-    if positions is not None:
-        cos, sin = _angles_of_row(positions, freqs, token)  # a step's inputs: older than the kernel in front
+    if positions is not None:  # a step's inputs: older than the kernel in front
+        cos, sin = _angles_of_row(positions, freqs, token, first, HALF)
     after_producers(PDL)
+    parts = tl.load(part + row[:, None] * DIM + column[None, :])  # on their way while the weights form
     peaks = tl.load(part_stat + row * 2)
     highest = tl.max(peaks, axis=0)
     anchor = tl.where(highest == float("-inf"), 0.0, highest)
     fade = tl.exp(peaks - anchor)
     weight = tl.exp(bias - anchor) + tl.sum(tl.load(part_stat + row * 2 + 1) * fade, axis=0)
-    parts = tl.load(part + row[:, None] * DIM + column[None, :])
     merged = (tl.sum(parts * fade[:, None], axis=0) / weight).to(tl.bfloat16)
     if positions is not None:
-        merged = _turned_back(merged, cos, sin)
+        merged = _turned_back(merged, cos, sin, HALF)
     tl.store(out + (token * HEADS + head) * DIM + column, merged)

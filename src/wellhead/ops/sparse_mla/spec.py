@@ -19,7 +19,7 @@ _MMA = {arch: "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" for arch in 
 def builds() -> tuple[KernelBuild, ...]:
     from wellhead.formats.kv_record import page_stride
     from wellhead.ops.sparse_mla import kernels
-    from wellhead.ops.sparse_mla.api import constants, merge_warps
+    from wellhead.ops.sparse_mla.api import MERGE_WARPS, constants
     from wellhead.ops.sparse_mla.configs import choose_config
 
     tensors = {
@@ -43,7 +43,7 @@ def builds() -> tuple[KernelBuild, ...]:
             signature = dict.fromkeys(("part", "part_stat", "sink", "freqs"), "*fp32")
             signature |= {"out": "*bf16", "positions": "*i64", "HEADS": "i32", **dict.fromkeys(fixed, "constexpr")}
             name = f"merge[splits={splits}{',turned' if turns else ''}]"
-            found.append(KernelBuild(name, kernels.merge_kernel, signature, fixed, merge_warps(splits)))
+            found.append(KernelBuild(name, kernels.merge_kernel, signature, fixed, MERGE_WARPS))
     return tuple(found)
 
 
