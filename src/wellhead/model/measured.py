@@ -6,16 +6,19 @@ tests/model/test_prediction.py holds them against benchmarks/results.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import log2
 
 ROOF = 3162.5 / 3350
 """Share of the advertised bandwidth that a streaming read reaches (roof_gb_s of step.jsonl)."""
 
-DECODE = {(1, 4096): 0.5274, (8, 4096): 0.5652, (1, 131072): 0.5022}
-"""(requests, context) -> share of the bandwidth bound that a captured decode step reached (`bench step`, 12 layers of
-V4-Flash, step.jsonl)."""
+DECODE = {(1, 4096): 0.5923, (8, 4096): 0.6783, (64, 4096): 0.7598, (1, 131072): 0.5569}
+"""(requests, context) -> share of the bandwidth bound that a captured decode step of all 43 layers of V4-Flash reached
+(`bench step`, whole_share of step.jsonl)."""
 
-LAUNCHES_A_LAYER = 28.4
+LAUNCHES_A_LAYER = 18.1
+"""Those that wait for each other: 29.1 of a captured step (step.jsonl) less 11 on branches of the graph."""
+
 LAUNCH_SECONDS = 2.3e-6
 """A launch of almost nothing inside a graph."""
 
@@ -26,7 +29,7 @@ PREFILL_FLOPS = 0.13
 """Share of the tensor cores' bound: sum of a layer's ops at 4,096 tokens (ops.jsonl). Whole prefills are not timed yet.
 """
 
-REDUCE_SECONDS, REDUCE_GB_S, REDUCE_BYTES = 51.5e-6, 8.6, 512 << 10
+REDUCE_SECONDS, REDUCE_GB_S, REDUCE_BYTES = 38.5e-6, 4.4, 512 << 10
 """What each of the two sums over ranks a layer adds to a step: a latency, and up to that many bytes at that rate
 (longer ones go at the wire's). Whole V4-Flash, two H200, NCCL inside the graph, 1, 8 and 64 requests (step.jsonl): the
 measured step less the bound over `decode_share`, so that what smaller products lose over two ranks is in it too.
@@ -35,7 +38,10 @@ measured step less the bound over `decode_share`, so that what smaller products 
 
 def decode_share(requests: int, context: int) -> float:
     """Share of the bound between the points of `DECODE`, by the logarithms; beyond them that of the nearest."""
-    by_batch = min(1.0, log2(max(1, requests)) / log2(8))
+    known = sorted(batch for batch, at in DECODE if at == 4096)
+    requests = min(max(requests, known[0]), known[-1])
+    low, high = next(pair for pair in pairwise(known) if requests <= pair[1])
+    by_batch = log2(requests / low) / log2(high / low)
     by_context = min(1.0, max(0.0, log2(max(1, context) / 4096) / log2(131072 / 4096)))
-    share = DECODE[1, 4096] + by_batch * (DECODE[8, 4096] - DECODE[1, 4096])
+    share = DECODE[low, 4096] + by_batch * (DECODE[high, 4096] - DECODE[low, 4096])
     return share * (1 + by_context * (DECODE[1, 131072] / DECODE[1, 4096] - 1))
