@@ -46,7 +46,10 @@ def budget(error: ErrorBudget) -> str:
 def section(spec: OpSpec) -> str:
     """One op."""
     chosen = "; ".join(
-        f"`{impl.name}`" + (f" needs {', '.join(impl.needs)}" if impl.needs else "") for impl in spec.impls
+        f"`{impl.name}`"
+        + (f" needs {', '.join(impl.needs)}" if impl.needs else "")
+        + (", has other numerics and is taken only where asked for by name" if impl.reference else "")
+        for impl in spec.impls
     )
     lines = [
         f"## {spec.name}",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from wellhead.dispatch import capability
-from wellhead.dispatch.choose import choose
+from wellhead.dispatch.choose import NoImplementation, choose
 from wellhead.ops.moe.spec import SPEC
 
 MANY = {"tokens": 4096, "d": 4096, "m": 2048, "experts": 96, "top_k": 6}
@@ -30,8 +32,15 @@ def test_the_first_that_fits(arch: str, triton: str, change: dict[str, int], tak
 
 
 def test_bf16_activations_only_when_asked_for() -> None:
-    names = [impl.name for impl in SPEC.impls]
-    assert names.index("triton") < names.index("triton-w4a16")
-    assert set(SPEC.impl("triton").needs) <= set(SPEC.impl("triton-w4a16").needs)
     features = capability.features_of(capability.simulated("sm90"), "3.7.1")
     assert choose(SPEC, features, MANY, "triton-w4a16").impl == "triton-w4a16"
+    alone = dataclasses.replace(SPEC, impls=(SPEC.impl("triton-w4a16"), SPEC.impl("reference")))
+    with pytest.raises(NoImplementation, match="triton-w4a16: other numerics than the checkpoint's"):
+        choose(alone, features, MANY)
+
+
+def test_every_width_that_ranks_have_keeps_the_checkpoints_numerics() -> None:
+    """V4-Pro's 3,072 channels over eight ranks are 384."""
+    features = capability.features_of(capability.simulated("sm90"), "3.7.1")
+    for tokens in (1, 64, 4096):
+        assert choose(SPEC, features, {**MANY, "tokens": tokens, "d": 7168, "m": 384}).impl == "triton"

@@ -66,6 +66,13 @@ def test_tiles_of_either_kind_of_product(d: int, m: int, warp_groups: bool, monk
     assert agree(found(case), expected(case))
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_widths_that_only_128_divides(tokens: int) -> None:
+    """V4-Pro's experts over eight ranks: four blocks of a row a step, two tokens to a group."""
+    case = drawn(tokens, d=256, m=384)
+    assert agree(found(case), expected(case))
+
+
 def test_missing_ids_add_nothing_even_where_expert_0_is_nan() -> None:
     case = drawn(4)
     case["ids"][case["ids"] == 0] = -1
@@ -100,7 +107,7 @@ def test_interleaving_has_an_inverse() -> None:
 
 
 def test_unsupported_sizes_are_named() -> None:
-    with pytest.raises(ValueError, match=r"m=128: a multiple of 256"):
+    with pytest.raises(ValueError, match=r"m=128: a multiple of 128 from 256 on"):
         api.plan(1, 256, 128, 4, 2, 10.0, device=DEVICE)
     case = drawn(2)
     with pytest.raises(ValueError, match=r"w2 is torch.int8 .* expected contiguous torch.uint8"):

@@ -11,6 +11,7 @@ from wellhead.dispatch.features import Features
 from wellhead.dispatch.spec import REFERENCE, Impl, OpSpec, Sizes
 
 AUTO = "auto"
+OTHER_NUMERICS = "other numerics than the checkpoint's on purpose: only where it is asked for by name"
 """In place of an implementation's name: the first that fits."""
 
 
@@ -63,9 +64,9 @@ def choose(spec: OpSpec, features: Features, sizes: Sizes, forced: str | None = 
     """The implementation of `spec` for `sizes` on the place that `features` describes.
 
     forced: that implementation, or NoImplementation with the reason. Otherwise (AUTO) the first of `spec.impls` that
-    fits. The reference counts as fitting only where kernels cannot run at all or the op has none: on a card whose
-    kernels all refuse, NoImplementation lists the reasons, because a model that quietly runs one op in plain torch
-    looks healthy and is not.
+    fits and has the op's numerics. The reference counts as fitting only where kernels cannot run at all or the op has
+    none: on a card whose kernels all refuse, NoImplementation lists the reasons, because a model that quietly runs one
+    op in plain torch looks healthy and is not.
     """
     if forced not in (None, AUTO):
         why = reason_against(spec.impl(forced), features, sizes)
@@ -76,7 +77,7 @@ def choose(spec: OpSpec, features: Features, sizes: Sizes, forced: str | None = 
     for impl in spec.impls:
         if impl.name == REFERENCE:
             break
-        why = reason_against(impl, features, sizes)
+        why = OTHER_NUMERICS if impl.reference is not None else reason_against(impl, features, sizes)
         if why is None:
             reason = f"first that fits on {features.where}"
             if impl.needs:

@@ -9,7 +9,7 @@ import torch
 from wellhead.ops.addends import Addends
 from wellhead.ops.card import has, launch
 from wellhead.ops.checks import expect
-from wellhead.ops.moe.configs import UNIT, Config, choose_config
+from wellhead.ops.moe.configs import LEAST, UNIT, Config, choose_config
 from wellhead.ops.norm_quant import api as norm_quant
 from wellhead.ops.norm_quant.api import NormQuant
 from wellhead.ops.routing.api import ExpertLists
@@ -109,8 +109,8 @@ def down_constants(config: Config) -> dict[str, int]:
 def supports(d: int, m: int) -> str | None:
     """None, or why experts of that size cannot run."""
     for name, value in (("d", d), ("m", m)):
-        if value < UNIT or value % UNIT:
-            return f"{name}={value}: a multiple of {UNIT}"
+        if value < LEAST or value % UNIT:
+            return f"{name}={value}: a multiple of {UNIT} from {LEAST} on"
     return None
 
 

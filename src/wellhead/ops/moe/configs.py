@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FEW_TOKENS = 64  # beyond this, blocks of slots; up to it, the kernels that stream each expert once a few tokens
-UNIT = 256  # d and m are multiples of it
+LEAST, UNIT = 256, 128  # d and m are multiples of UNIT from LEAST on
 WARP_GROUP_COLUMNS = 16  # the fewest for which Triton takes a warp-group product
 
 
@@ -26,12 +26,18 @@ def choose_config(tokens: int, top_k: int, experts: int, d: int, m: int, warp_gr
     """Groups as large as an expert is likely to be shared: tokens * top_k / experts, up to eight.
 
     Warp-group products of FP8 want 16 columns, so one token has as many blocks a step where the card has them
-    (`warp_groups`) and the sizes allow it. Tiles measured on an H100 (docs/log.md).
+    (`warp_groups`) and the sizes allow it; four blocks are too few columns for a token alone. Tiles measured on an H100
+    (docs/log.md).
     """
     sharing = tokens * top_k / experts
-    if tokens == 1 or sharing <= 0.5:
-        inputs, down_inputs = (2 * UNIT if warp_groups and size % (2 * UNIT) == 0 else UNIT for size in (d, m))
+    inputs, down_inputs = (_step(size, 512 if warp_groups else 256) for size in (d, m))
+    if (tokens == 1 or sharing <= 0.5) and min(inputs, down_inputs) > UNIT:
         return Config(1, 64, 64, inputs, down_inputs, 3)
-    if sharing <= 1.5:
-        return Config(2, 64, 64, 256, 256, 3)
+    if tokens == 1 or sharing <= 1.5:
+        return Config(2, 64, 64, _step(d, 256), _step(m, 256), 3)
     return Config(4, 128, 128, 128, 128, 4) if sharing <= 2.5 else Config(8, 128, 128, 128, 128, 4)
+
+
+def _step(size: int, most: int) -> int:
+    """The most inputs a step that `size` is made of: 512, 256 or 128."""
+    return next(step for step in (512, 256, UNIT) if step <= most and size % step == 0)

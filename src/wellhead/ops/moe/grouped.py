@@ -8,6 +8,7 @@ import torch
 
 from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
+from wellhead.ops.moe.configs import LEAST, UNIT
 from wellhead.ops.routing.api import ExpertLists
 
 
@@ -62,8 +63,8 @@ class Grouped:
 def refusal(tokens: int, d: int, m: int, top_k: int) -> str | None:
     """None, or why experts of that size cannot run in blocks of slots."""
     for name, value in (("d", d), ("m", m)):
-        if value < 256 or value % 128:
-            return f"{name}={value}: a multiple of 128 from 256 on"
+        if value < LEAST or value % UNIT:
+            return f"{name}={value}: a multiple of {UNIT} from {LEAST} on"
     if tokens < 0 or tokens * top_k * max(d, m) >= 1 << 38:
         return f"tokens={tokens}, top_k={top_k}: below 2^38 / {max(d, m)} slots, so that 32 bits reach each scale"
     return None

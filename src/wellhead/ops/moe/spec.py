@@ -12,7 +12,7 @@ from wellhead.ops.moe.drawing import LIMIT, POOL, byte, over_lists, rows, scale_
 
 TIGHT = ErrorBudget(2.0**-6, 2.0**-5, "of MXFP4 experts, and of FP8 ones where FP8 products keep every bit of a sum")
 SHAPES = ((4096, 2048, 6), (7168, 3072, 6))  # d, m, top-k of V4-Flash and V4-Pro
-SIZES = ((4096, 2048), (4096, 256))  # d, m of V4-Flash on one rank and on eight
+SIZES = ((4096, 2048), (4096, 256), (7168, 384))  # d, m of V4-Flash on one rank and on eight, of V4-Pro on eight
 _MMA = dict.fromkeys(("sm89", "sm120"), "m16n8k32.row.col.f32.e4m3.e4m3.f32")
 
 
@@ -157,7 +157,7 @@ SPEC = OpSpec(
             supports=supports,
             prepare=prepare,
         ),
-        # Other numerics than the checkpoint's, so never automatic: where it fits, "triton" does, and comes first.
+        # other numerics than the checkpoint's (`reference`), so never automatic
         Impl(
             "triton-w4a16",
             needs=("kernels",),
