@@ -98,7 +98,7 @@ def advance_kernel(
     # a step's inputs and weights: older than the kernel in front
     request, position = tl.load(state_slots + token).to(tl.int64), tl.load(positions + token)
     bias = ape + position % RATIO * WIDTH
-    own_bias = tl.load(bias + channel)
+    ask(bias + tl.arange(0, WIDTH // 32) * 32)
     ask(norm + tl.arange(0, D // 32) * 32)
     after_producers(PDL)
     if request < 0:
@@ -107,7 +107,7 @@ def advance_kernel(
     own = projected + token * (2 * WIDTH)
     row = ring + position % RING * (2 * WIDTH) + channel
     tl.store(row, tl.load(own + channel))
-    tl.store(row + WIDTH, tl.load(own + WIDTH + channel) + own_bias)
+    tl.store(row + WIDTH, tl.load(own + WIDTH + channel) + tl.load(bias + channel))
     if (position + 1) % RATIO != 0:
         return
     column = tl.arange(0, D)
