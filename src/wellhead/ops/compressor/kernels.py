@@ -7,7 +7,7 @@ from the projection instead of the ring: a row is never read in the launch that 
 import triton
 import triton.language as tl
 
-from wellhead.ops.dependent_launch import after_producers, ask
+from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import e4m3_bytes, power_of_two, scale_exponent
 
 ROTATED = tl.constexpr(64)  # the last dims of an entry
@@ -93,18 +93,16 @@ def advance_kernel(
     fp32 [T, 32] of the block's first position. PAGE 0: out bf16 [T, D]. Else D is 512 and out u8 are pages of PAGE
     packed records (formats.kv_record), STRIDE bytes apart; slots int64 [T], -1 none.
     """
-    WIDTH: tl.constexpr = OVERLAP * D
-    token, channel = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
-    # a step's inputs and weights: older than the kernel in front
-    request, position = tl.load(state_slots + token).to(tl.int64), tl.load(positions + token)
-    bias = ape + position % RATIO * WIDTH
-    ask(bias + tl.arange(0, WIDTH // 32) * 32)
-    ask(norm + tl.arange(0, D // 32) * 32)
     after_producers(PDL)
+    WIDTH: tl.constexpr = OVERLAP * D
+    token = tl.program_id(0).to(tl.int64)
+    request = tl.load(state_slots + token).to(tl.int64)
     if request < 0:
         return
+    position = tl.load(positions + token)
     ring = state + request * (RING * 2 * WIDTH)
-    own = projected + token * (2 * WIDTH)
+    own, bias = projected + token * (2 * WIDTH), ape + position % RATIO * WIDTH
+    channel = tl.arange(0, WIDTH)
     row = ring + position % RING * (2 * WIDTH) + channel
     tl.store(row, tl.load(own + channel))
     tl.store(row + WIDTH, tl.load(own + WIDTH + channel) + tl.load(bias + channel))
