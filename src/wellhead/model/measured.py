@@ -16,8 +16,8 @@ DECODE = {(1, 4096): 0.5923, (8, 4096): 0.6783, (64, 4096): 0.7598, (1, 131072):
 """(requests, context) -> share of the bandwidth bound that a captured decode step of all 43 layers of V4-Flash reached
 (`bench step`, whole_share of step.jsonl)."""
 
-LAUNCHES_A_LAYER = 18.1
-"""Those that wait for each other: 29.1 of a captured step (step.jsonl) less 11 on branches of the graph."""
+WAITING_LAUNCHES_A_LAYER = 18.1
+"""29.1 of a captured step (step.jsonl) less 11 on branches of the graph."""
 
 LAUNCH_SECONDS = 2.3e-6
 """A launch of almost nothing inside a graph."""

@@ -51,7 +51,7 @@ def decode_rate(
         moved += drafts * (once + own.total())
     layers = config.num_hidden_layers + drafts
     bound = moved / (card.gb_s * 1e9)
-    launches = measured.LAUNCHES_A_LAYER * layers * measured.LAUNCH_SECONDS
+    launches = measured.WAITING_LAUNCHES_A_LAYER * layers * measured.LAUNCH_SECONDS
     streaming = bound / measured.ROOF / measured.decode_share(requests, context)
     return Rate(requests, bound, max(streaming, launches) + _reduces(card, config, split, layers, places))
 
