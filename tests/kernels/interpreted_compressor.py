@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from wellhead.formats import kv_record
+from wellhead.formats import index_key, kv_record
+from wellhead.formats.paged import PagedLayout
 from wellhead.ops.compressor import api, reference
 from wellhead.ops.compressor.spec import EPS, FORMS, SPEC, make, prepare, prepare_reference
+from wellhead.ops.indexer import api as indexer_api
+from wellhead.ops.indexer import reference as indexer
 from wellhead.ops.norm_quant.reference import rms_norm
 from wellhead.ops.rope.reference import rotate
 from wellhead.testing.agreement import results
@@ -101,6 +104,36 @@ def test_records_are_the_formats_bytes_of_the_entries(form: str) -> None:
     assert torch.equal(inputs["state"], plain["state"])
 
 
+@pytest.mark.parametrize("layout", indexer_api.LAYOUTS.values(), ids=indexer_api.LAYOUTS)
+@pytest.mark.parametrize("page", [0, 2**31 // 8192 + 3])
+def test_index_keys_are_the_formats_bytes_of_the_turned_entries(layout: PagedLayout, page: int) -> None:
+    """As the records; a page of the cache whose bytes need 64 bits, and padded pages."""
+    inputs = ended_step(20, "c4 index")
+    inputs["slots"] = torch.arange(20, device=DEVICE) * 3
+    inputs["slots"][[1, 7]] = -1
+    ratio, dim, _ = FORMS["c4 index"]
+    entries = torch.zeros(20, dim, dtype=torch.bfloat16, device=DEVICE)
+    plain = {**inputs, "out": entries, "state": inputs["state"].clone()}
+    api.plan_decode(ratio, dim, EPS).run(**plain)
+    width = layout.page_stride(64)
+    wanted = torch.zeros(1, width, dtype=torch.uint8)
+    write = index_key.write_fp8 if layout is index_key.FP8 else index_key.write_fp4
+    write(wanted, inputs["slots"].cpu(), indexer.rotate(entries.cpu()))
+    pool = torch.empty(page + 1, width + 64, dtype=torch.uint8, device=DEVICE)
+    pool[page:] = 0
+    cache = pool[:, :width]
+    slots = torch.where(inputs["slots"] >= 0, inputs["slots"] + 64 * page, -1)
+    api.plan_decode(ratio, dim, EPS, keys=layout).run(**{**inputs, "slots": slots, "out": cache})
+    every = torch.arange(64)
+    got, expected = (indexer.read_keys(c, every) for c in (cache[page:].cpu().contiguous(), wanted))
+    assert bool((got != 0).any()) and torch.equal((got == 0).all(1), (expected == 0).all(1))
+    # the sum's order may move a bf16 rounding, and that a code, rarely
+    assert float((got != expected).float().mean()) < 0.01
+    assert bool(((got - expected).abs() <= 0.5 * expected.abs() + 0.6).all())
+    assert not bool(pool[page:, width:].any())
+    assert torch.equal(inputs["state"], plain["state"])
+
+
 def test_padding_changes_nothing_and_a_token_inside_a_block_stores_no_entry() -> None:
     inputs = ended_step(3)
     inputs["state_slots"][0] = -1
@@ -149,7 +182,11 @@ def test_wrong_arguments_are_named() -> None:
         api.plan_decode(8, 512, EPS)
     with pytest.raises(ValueError, match=r"page_size=64, dim=128: 0, or a power of two with entries of 512"):
         api.plan_decode(4, 128, EPS, page_size=64)
+    with pytest.raises(ValueError, match=r"keys='FP8 index key', dim=512, page_size=0: keys of 128 and page_size=0"):
+        api.plan_decode(4, 512, EPS, keys=index_key.FP8)
     inputs = ended_step(1)
+    with pytest.raises(ValueError, match=r"expected pages of bytes \[pages, 8448\]"):
+        api.plan_decode(4, 128, EPS, keys=index_key.FP8).run(**ended_step(1, "c4 index"))
     with pytest.raises(ValueError, match=r"expected packed pages of 64 records \[pages, 37440\]"):
         run({**inputs, "out": inputs["out"][:, :4352].contiguous()})
     with pytest.raises(ValueError, match=r"projected is .* expected contiguous torch.float32 \(1, 2048\)"):

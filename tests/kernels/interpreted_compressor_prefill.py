@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from kernels.interpreted_compressor import DEVICE, EACH_FORM, agree, rotations
-from wellhead.formats import index_key, kv_record
+from wellhead.formats import kv_record
+from wellhead.formats.paged import PagedLayout
 from wellhead.ops.compressor import api, reference
 from wellhead.ops.compressor.configs import choose_prefill_config
 from wellhead.ops.compressor.prefill import keep_constants, plan_prefill
@@ -199,16 +200,25 @@ def test_records_are_the_formats_bytes_of_the_entries(form: str) -> None:
         assert torch.equal(pages.cpu().view(torch.uint8), cache) and bool((cache[1] != 9).any())
 
 
-def test_index_keys_of_a_chunk() -> None:
-    """The entries of ratio 4, dim 128 are the indexer's keys: a list with -1 goes to its rounding as it is."""
-    world = World(4, 128, most=12)
-    keys = world.found(world.state().to(DEVICE), [(0, 0, 12)])
-    slots = torch.tensor([5, 3, 64, -1])
-    pages = index_key.FP8.allocate(2, 64, torch.uint8)
-    mine = pages.to(DEVICE)
-    indexer.write_keys(mine, slots.to(DEVICE), keys.to(DEVICE), layout=index_key.FP8, rotate=True)
-    assert bool((mine[0, 3 * 128 : 4 * 128] != 0).any()) and bool((mine[1, :128] != 0).any())
-    assert not bool(mine[0, : 3 * 128].any()) and not bool(mine[0, 6 * 128 : 64 * 128].any())
+@pytest.mark.parametrize("layout", indexer.LAYOUTS.values(), ids=indexer.LAYOUTS)
+def test_index_keys_of_a_chunk_are_those_of_decode(layout: PagedLayout) -> None:
+    """Byte for byte, where a list with -1 says; nothing else is written."""
+    world, pages = World(4, 128, most=12), [layout.allocate(2, 64, torch.uint8).to(DEVICE) for _ in range(2)]
+    slots = torch.tensor([64, 3, 5, -1], device=DEVICE)  # of the blocks, the last one first
+    batch = {name: x.to(DEVICE) for name, x in world.batch([(0, 0, 12)]).items()}
+    state = world.state().to(DEVICE)
+    plan_prefill(4, 128, EPS, keys=layout).run(**batch, state=state, slots=slots, out=pages[0])
+    decode, state = api.plan_decode(4, 128, EPS, keys=layout), world.state().to(DEVICE)
+    for token in range(12):
+        one = slice(token, token + 1)
+        given = {name: batch[name][one] for name in ("projected", "positions", "state_slots")}
+        block = 2 - token // 4
+        turn = {name: batch[name][block : block + 1] for name in ("cos", "sin")}
+        tail = {"ape": batch["ape"], "norm": batch["norm"], "slots": slots[block : block + 1], "out": pages[1]}
+        decode.run(**given, **turn, **tail, state=state)
+    assert torch.equal(*pages)
+    written = pages[0][:, : 64 * layout.data_bytes].view(2, 64, -1).cpu().any(-1).nonzero().tolist()
+    assert written == [[0, 3], [0, 5], [1, 0]]
 
 
 def test_state_slots_past_two_gigabytes() -> None:

@@ -96,7 +96,7 @@ def _compress(
     """The rings' new rows, and the records and index keys of blocks that end in this step."""
     assert weights.compressor is not None and weights.side is not None
     assert state.compressor is not None and state.compressed is not None
-    t, places = step.tokens, step.of_ratio[ratio]
+    t = step.tokens
     ws.project_side(u, ratio, weights.side)
     ws.keys.mark()
     projected, out = ws.projected[ratio][:t], state.compressed
@@ -104,17 +104,15 @@ def _compress(
         _advance(ws.compress[ratio], projected, weights.compressor, step, ratio, state.compressor, out)
     if weights.indexer is not None:
         assert state.index_keys is not None and state.index_compressor is not None
-        keys = ws.index_key[: len(places.entry_slots)]
-        compressor = weights.indexer.compressor
-        _advance(ws.compress_index, ws.index_projected[:t], compressor, step, ratio, state.index_compressor, keys)
-        ws.indexing.write_keys(state.index_keys, places.entry_slots, keys, layout=ws.layout, rotate=True)
+        given = (ws.index_projected[:t], weights.indexer.compressor, step, ratio, state.index_compressor)
+        _advance(ws.compress_index, *given, state.index_keys)
 
 
 def _advance(
     plan: Any, projected: torch.Tensor, weights: CompressorWeights, step: DeviceStep, ratio: int, rings: torch.Tensor,
     out: torch.Tensor,
 ) -> None:  # fmt: skip
-    """Finished blocks' entries to `out` (records, or bf16 rows of the index compressor) and the rings' new rows."""
+    """Finished blocks' entries to `out` (records or index keys) and the rings' new rows."""
     inputs, places = step.inputs, step.of_ratio[ratio]
     tail = (places.cos, places.sin, places.entry_slots, out)
     given = (projected, weights.ape, inputs.positions, inputs.state_slots)

@@ -66,8 +66,11 @@ class Workspace:
             ratio: sparse_mla.plan(tokens, heads, config.sliding_window + records[ratio], scale, device=device)
             for ratio in sorted(set(config.compress_ratios))
         }
-        self.compress = {ratio: _compressor(compressor, ratio, dim, eps, chunked, packed=True) for ratio in (4, 128)}
-        self.compress_index = _compressor(compressor, 4, config.index_head_dim, eps, chunked, packed=False)
+        plan_compressor = compressor.plan_prefill if chunked else compressor.plan_decode
+        self.compress = {
+            ratio: plan_compressor(ratio, dim, eps, page_size=records_per_page(ratio)) for ratio in (4, 128)
+        }
+        self.compress_index = plan_compressor(4, config.index_head_dim, eps, keys=self.layout)
         index_heads, index_dim = config.index_n_heads, config.index_head_dim
         sides = {ratio: side_parts(config, ratio) for ratio in (4, 128)}
         self.side = {ratio: bf16_linear.plan(parts, d) for ratio, parts in sides.items()}
@@ -118,7 +121,7 @@ class Workspace:
         self.z_codes, self.z_scale = empty(width, dtype=e4m3), empty(width // 128, dtype=u8)
         self.projected = {ratio: empty(parts[0], dtype=torch.float32) for ratio, parts in sides.items()}
         self.index_projected = empty(sides[4][1], dtype=torch.float32)
-        self.index_key, self.index_q = empty(index_dim), empty(index_heads, index_dim)
+        self.index_q = empty(index_heads, index_dim)
         self.index_weights, self.index_scaled = empty(index_heads), empty(index_heads, dtype=torch.float32)
         self.index_codes = empty(index_heads, 64 if packed else 128, dtype=u8 if packed else e4m3)
         self.index_tail = (
@@ -152,8 +155,3 @@ class Workspace:
         if ratio == 4:
             out += [self.index_projected[:t], self.index_weights[:t]]
         self.side[ratio].run(u, side, *out)
-
-
-def _compressor(functions: Any, ratio: int, dim: int, eps: float, chunked: bool, *, packed: bool) -> Any:
-    page = records_per_page(ratio) if packed else 0
-    return (functions.plan_prefill if chunked else functions.plan_decode)(ratio, dim, eps, page_size=page)

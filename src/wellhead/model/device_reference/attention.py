@@ -80,6 +80,7 @@ class Prefill:
     dim: int
     eps: float
     page_size: int = 0
+    keys: PagedLayout | None = None
 
     def run(
         self, projected: torch.Tensor, ape: torch.Tensor, positions: torch.Tensor, state_slots: torch.Tensor,
@@ -100,10 +101,10 @@ class Prefill:
         entry = torch.where(ends >= 0, entry_of[ends.clamp_min(0).long()], -1)
         there = (entry >= 0).nonzero().flatten()
         entries = rope.rotate(rms_norm(pooled[entry[there]], norm, self.eps), cos[there], sin[there])
-        if self.page_size:
-            kv_record.write(out, slots[there].clamp_min(-1), entries)
+        if self.keys is not None:
+            indexer.write_keys(out, slots[there].clamp_min(-1), indexer.rotate(entries))
         else:
-            out[there] = entries
+            kv_record.write(out, slots[there].clamp_min(-1), entries)
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,10 @@ class Decode:
 
 class Compressors:
     @staticmethod
-    def plan_decode(ratio: int, dim: int, eps: float, *, page_size: int = 0) -> Decode:
-        return Decode(Prefill(ratio, dim, eps, page_size))
+    def plan_decode(
+        ratio: int, dim: int, eps: float, *, page_size: int = 0, keys: PagedLayout | None = None
+    ) -> Decode:
+        return Decode(Prefill(ratio, dim, eps, page_size, keys))
 
     plan_prefill = Prefill
 
@@ -149,14 +152,6 @@ class Indexers:
     @staticmethod
     def plan(tokens: int, heads: int, columns: int, layout: PagedLayout, *, chunked: bool = False) -> IndexLogits:
         return IndexLogits(columns)
-
-    @staticmethod
-    def write_keys(
-        cache: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor, *, layout: PagedLayout, rotate: bool
-    ) -> None:
-        kept = slots >= 0  # rows of other tokens hold anything
-        keys = keys[kept]
-        indexer.write_keys(cache, slots[kept], indexer.rotate(keys) if rotate else keys)
 
     @staticmethod
     def round_query(

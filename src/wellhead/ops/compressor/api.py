@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from wellhead.formats import kv_record
+from wellhead.formats import index_key, kv_record
+from wellhead.formats.paged import PagedLayout
 from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
 from wellhead.ops.compressor.configs import Config, choose_config
 from wellhead.ops.compressor.reference import overlap, ring_rows
+from wellhead.ops.indexer.api import key_pages
 
 CACHE_DTYPES = (torch.uint8, torch.float8_e4m3fn, torch.int8)
 
@@ -24,15 +26,18 @@ class Decode:
     of `projected` is (wkv x, wgate x), the position's ape is added here. state_slots are distinct; -1 leaves a token
     out (padding). cos and sin belong to the block's first position. A token that ends no block only leaves its row.
 
-    page_size 0: out bf16 [T, D], rows of other tokens not written, slots not read. Else out is the packed cache [pages,
-    stride] and the entry goes to slots[t] (-1: nowhere) as `kv_record.write` rounds it. The pooled entry is rounded to
-    bf16, the normed one again, the rotated one again. Allocates, synchronises and reads nothing of the device.
+    out is bf16 [T, D], rows of other tokens not written, slots not read; with a page size the packed cache [pages,
+    stride], where the entry goes to slots[t] (-1: nowhere) as `kv_record.write` rounds it; with `keys` pages of 64
+    index keys of that layout, for which it is turned by the Hadamard matrix (`indexer.reference.rotate`) first. The
+    pooled entry is rounded to bf16, the normed one again, the rotated and the turned one again. Allocates,
+    synchronises and reads nothing of the device.
     """
 
     ratio: int
     dim: int
     eps: float
     page_size: int
+    keys: PagedLayout | None
     config: Config
 
     def run(
@@ -60,25 +65,22 @@ class Decode:
         expect("cos", cos, (tokens, 32), torch.float32)
         expect("sin", sin, (tokens, 32), torch.float32)
         expect("slots", slots, (tokens,), torch.int64)
-        if self.page_size:
-            check_cache(out, self.page_size)
-            out = out.view(torch.uint8)
-        else:
-            expect("out", out, (tokens, self.dim), torch.bfloat16)
+        out = check_out(out, tokens, self.dim, self.page_size, self.keys)
         if not tokens:
             return
+        c = self.config
         advance_kernel[(tokens,)](
             projected, ape, positions, state_slots, state, norm, cos, sin, slots, out, self.eps, out.stride(0),
-            **constants(self.ratio, self.dim, self.page_size, self.config.rows), num_warps=self.config.num_warps,
-            num_stages=self.config.num_stages, **launch(),
+            **constants(self.ratio, self.dim, self.page_size, self.keys, c.rows), num_warps=c.num_warps,
+            num_stages=c.num_stages, **launch(),
         )  # fmt: skip
 
 
-def constants(ratio: int, dim: int, page_size: int, rows: int) -> dict[str, int]:
+def constants(ratio: int, dim: int, page_size: int, keys: PagedLayout | None, rows: int) -> dict[str, int]:
     """The constexpr arguments; `rows` pooled at a time."""
     return {
         "D": dim, "RATIO": ratio, "OVERLAP": overlap(ratio), "RING": ring_rows(ratio), "ROWS": rows,
-        "PAGE": page_size,
+        "PAGE": page_size, "KEYS": 0 if keys is None else 8 * keys.data_bytes // dim,
     }  # fmt: skip
 
 
@@ -89,19 +91,38 @@ def supports(ratio: int, dim: int) -> str | None:
     return None if dim in (128, kv_record.DIM) else f"dim={dim}: 128 or {kv_record.DIM}"
 
 
-def check_plan(ratio: int, dim: int, page_size: int) -> None:
+def check_plan(ratio: int, dim: int, page_size: int, keys: PagedLayout | None) -> None:
     """ValueError, naming what can be, unless these sizes can be planned."""
     why = supports(ratio, dim)
     if why is None and page_size and (dim != kv_record.DIM or page_size < 1 or page_size & (page_size - 1)):
         why = f"page_size={page_size}, dim={dim}: 0, or a power of two with entries of {kv_record.DIM}"
+    if why is None and keys is not None and (dim != index_key.DIM or page_size):
+        why = f"keys={keys.name!r}, dim={dim}, page_size={page_size}: keys of {index_key.DIM} and page_size=0"
     if why is not None:
         raise ValueError(f"the compressor cannot be planned: {why}")
 
 
-def plan_decode(ratio: int, dim: int, eps: float, *, page_size: int = 0) -> Decode:
-    """Plan for any number of requests; needs no workspace. page_size 0 gives bf16 entries instead of records."""
-    check_plan(ratio, dim, page_size)
-    return Decode(ratio, dim, eps, page_size, choose_config(ratio, dim))
+def plan_decode(
+    ratio: int, dim: int, eps: float, *, page_size: int = 0, keys: PagedLayout | None = None
+) -> Decode:  # fmt: skip
+    """Plan for any number of requests; needs no workspace. Gives packed records with a page size, index keys of one of
+    index_key's layouts with `keys`, else bf16 entries.
+    """
+    check_plan(ratio, dim, page_size, keys)
+    return Decode(ratio, dim, eps, page_size, keys, choose_config(ratio, dim))
+
+
+def check_out(
+    out: torch.Tensor, rows: int, dim: int, page_size: int, keys: PagedLayout | None
+) -> torch.Tensor:  # fmt: skip
+    """What the kernels write to, after checking that `out` is what was planned."""
+    if keys is not None:
+        return key_pages(keys, out)
+    if page_size:
+        check_cache(out, page_size)
+        return out.view(torch.uint8)
+    expect("out", out, (rows, dim), torch.bfloat16)
+    return out
 
 
 def check_cache(cache: torch.Tensor, page_size: int) -> None:

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
 from wellhead.ops.device_formats import e4m3_bytes, power_of_two, scale_exponent
+from wellhead.ops.indexer.rounding import store_key
 
 ROTATED = tl.constexpr(64)  # the last dims of an entry
 NOPE = tl.constexpr(448)  # dims of a packed record that are E4M3
@@ -82,16 +83,30 @@ def _store_record(entry, slot, out, STRIDE, D: tl.constexpr, PAGE: tl.constexpr)
 
 
 @triton.jit
+def store_entry(
+    entry, at, slots, out, STRIDE, D: tl.constexpr, PAGE: tl.constexpr, KEYS: tl.constexpr
+):  # fmt: skip
+    """bf16 [D] to row `at` of out bf16, or to slot slots[at] of out u8 as an index key of KEYS bits, or as a record."""
+    if KEYS > 0:
+        store_key(entry, tl.load(slots + at), out, STRIDE, KEYS == 4)
+    elif PAGE > 0:
+        _store_record(entry, tl.load(slots + at), out, STRIDE, D, PAGE)
+    else:
+        tl.store(out + at * D + tl.arange(0, D), entry)
+
+
+@triton.jit
 def advance_kernel(
     projected, ape, positions, state_slots, state, norm, cos, sin, slots, out, eps, STRIDE,
     D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, RING: tl.constexpr, ROWS: tl.constexpr,
-    PAGE: tl.constexpr, PDL: tl.constexpr,
+    PAGE: tl.constexpr, KEYS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """state[state_slots[t], positions[t] mod RING] = (kv, gate + ape); the entry of a block that ends there to `out`.
 
     projected fp32 [T, 2W] (kv, gate), ape fp32 [RATIO, W], state fp32 [slots, RING, 2W], norm [D], cos and sin
-    fp32 [T, 32] of the block's first position. PAGE 0: out bf16 [T, D]. Else D is 512 and out u8 are pages of PAGE
-    packed records (formats.kv_record), STRIDE bytes apart; slots int64 [T], -1 none.
+    fp32 [T, 32] of the block's first position. PAGE and KEYS 0: out bf16 [T, D]. Else out u8 are pages STRIDE bytes
+    apart, of PAGE packed records (D 512, formats.kv_record) or of 64 index keys of 8 or 4 bits (D 128,
+    formats.index_key); slots int64 [T], -1 none.
     """
     after_producers(PDL)
     WIDTH: tl.constexpr = OVERLAP * D
@@ -113,7 +128,4 @@ def advance_kernel(
     own_score = tl.load(own + WIDTH + last) + tl.load(bias + last)
     pooled = _pooled(ring, tl.load(own + last), own_score, position, D, RATIO, OVERLAP, RING, ROWS)
     entry = _normed_and_rotated(pooled, norm, eps, cos, sin, token, D)
-    if PAGE == 0:
-        tl.store(out + token * D + column, entry)
-    else:
-        _store_record(entry, tl.load(slots + token), out, STRIDE, D, PAGE)
+    store_entry(entry, token, slots, out, STRIDE, D, PAGE, KEYS)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.formats.paged import PagedLayout
 from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
-from wellhead.ops.compressor.api import check_cache, check_plan, constants
+from wellhead.ops.compressor.api import check_out, check_plan, constants
 from wellhead.ops.compressor.configs import PrefillConfig, choose_prefill_config
 from wellhead.ops.compressor.reference import overlap, ring_rows
 
@@ -32,8 +33,8 @@ class Prefill:
                    An index of padding, or of a token inside a block, counts as -1.
     E is the length of `ends`; cos and sin belong to the first position of each block, slots say where its record goes.
 
-    page_size 0: out bf16 [E, D], rows of -1 not written, slots not read. Else out is the packed cache [pages, stride]
-    and entry e goes to slots[e] (-1: nowhere), rounded as in decode. Entries are computed from the state before this
+    out is bf16 [E, D], rows of -1 not written, slots not read, or the records or index keys of decode: entry e goes to
+    slots[e] (-1: nowhere), rounded as there. Entries are computed from the state before this
     batch, then the rings take the batch's last rows. Allocates, synchronises and reads nothing of the device.
     """
 
@@ -41,6 +42,7 @@ class Prefill:
     dim: int
     eps: float
     page_size: int
+    keys: PagedLayout | None
     config: PrefillConfig
 
     def run(
@@ -72,15 +74,11 @@ class Prefill:
         expect("cos", cos, (count, 32), torch.float32)
         expect("sin", sin, (count, 32), torch.float32)
         expect("slots", slots, (count,), torch.int64)
-        if self.page_size:
-            check_cache(out, self.page_size)
-            out = out.view(torch.uint8)
-        else:
-            expect("out", out, (count, self.dim), torch.bfloat16)
+        out = check_out(out, count, self.dim, self.page_size, self.keys)
         if tokens and count:
             entries_kernel[(count,)](
                 projected, ape, positions, state_slots, firsts, state, norm, ends, cos, sin, slots, out,
-                self.eps, out.stride(0), **constants(self.ratio, self.dim, self.page_size, c.rows),
+                self.eps, out.stride(0), **constants(self.ratio, self.dim, self.page_size, self.keys, c.rows),
                 num_warps=c.num_warps, num_stages=c.num_stages, **launch(),
             )  # fmt: skip
         if tokens:
@@ -95,7 +93,9 @@ def keep_constants(ratio: int, dim: int, config: PrefillConfig) -> dict[str, int
     return {"WIDTH": width, "RATIO": ratio, "RING": ring, "BT": config.tokens, "BC": config.columns}
 
 
-def plan_prefill(ratio: int, dim: int, eps: float, *, page_size: int = 0) -> Prefill:
-    """Plan for any number of tokens and requests; needs no workspace. page_size 0 gives bf16 entries, not records."""
-    check_plan(ratio, dim, page_size)
-    return Prefill(ratio, dim, eps, page_size, choose_prefill_config(ratio, dim))
+def plan_prefill(
+    ratio: int, dim: int, eps: float, *, page_size: int = 0, keys: PagedLayout | None = None
+) -> Prefill:  # fmt: skip
+    """Plan for any number of tokens and requests; needs no workspace. Gives what `plan_decode` with these does."""
+    check_plan(ratio, dim, page_size, keys)
+    return Prefill(ratio, dim, eps, page_size, keys, choose_prefill_config(ratio, dim))

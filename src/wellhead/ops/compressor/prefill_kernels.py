@@ -8,7 +8,7 @@ Rings: of the tokens that share a row of a ring only the last one writes.
 import triton
 import triton.language as tl
 
-from wellhead.ops.compressor.kernels import _normed_and_rotated, _store_record
+from wellhead.ops.compressor.kernels import _normed_and_rotated, store_entry
 from wellhead.ops.dependent_launch import after_producers
 
 
@@ -51,12 +51,12 @@ def _pooled(
 def entries_kernel(
     projected, ape, positions, state_slots, firsts, state, norm, ends, cos, sin, slots, out, eps, STRIDE,
     D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, RING: tl.constexpr, ROWS: tl.constexpr,
-    PAGE: tl.constexpr, PDL: tl.constexpr,
+    PAGE: tl.constexpr, KEYS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Entry e of the block that ends at token ends[e] (-1: none) to `out`, as the decode step's; state is only read.
 
     projected fp32 [T, 2W], positions, state_slots, firsts int [T], ends int [E], cos and sin fp32 [E, 32], slots int64
-    [E]. PAGE 0: out bf16 [E, D]. Else D is 512 and out u8 are pages of PAGE packed records, STRIDE bytes apart.
+    [E]; PAGE, KEYS and `out` as there, of E rows.
     """
     after_producers(PDL)
     entry = tl.program_id(0).to(tl.int64)
@@ -70,10 +70,7 @@ def entries_kernel(
     first = tl.load(firsts + token)
     pooled = _pooled(projected, ape, ring, token, first, position, D, RATIO, OVERLAP, RING, ROWS)
     made = _normed_and_rotated(pooled, norm, eps, cos, sin, entry, D)
-    if PAGE == 0:
-        tl.store(out + entry * D + tl.arange(0, D), made)
-    else:
-        _store_record(made, tl.load(slots + entry), out, STRIDE, D, PAGE)
+    store_entry(made, entry, slots, out, STRIDE, D, PAGE, KEYS)
 
 
 @triton.jit(do_not_specialize=["TOKENS"])

@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
+
+if TYPE_CHECKING:
+    from wellhead.formats.paged import PagedLayout
 
 EPS = 1e-6
 CHUNKS = ((256, 4), (4096, 4))  # tokens and requests of a prefill
 FORMS = {"c4": (4, 512, 64), "c4 index": (4, 128, 0), "c128": (128, 512, 2)}  # ratio, dim, records a page (0: bf16)
+
+
+def _built() -> Iterator[tuple[str, int, int, int, PagedLayout | None]]:
+    """(name, ratio, dim, records a page, layout of index keys) of every form of `out`."""
+    from wellhead.ops.indexer.api import LAYOUTS
+
+    for name, form in FORMS.items():
+        yield name, *form, None
+    for name, layout in LAYOUTS.items():
+        yield f"c4 {name} keys", *FORMS["c4 index"], layout
 
 
 def builds() -> tuple[KernelBuild, ...]:
@@ -20,12 +33,12 @@ def builds() -> tuple[KernelBuild, ...]:
     from wellhead.ops.compressor.configs import choose_config
 
     found = []
-    for name, (ratio, dim, page) in FORMS.items():
+    for name, ratio, dim, page, keys in _built():
         config = choose_config(ratio, dim)
-        given = {**constants(ratio, dim, page, config.rows), "PDL": False}
+        given = {**constants(ratio, dim, page, keys, config.rows), "PDL": False}
         signature = {
             "projected": "*fp32", "ape": "*fp32", "positions": "*i32", "state_slots": "*i32", "state": "*fp32",
-            "norm": "*bf16", "cos": "*fp32", "sin": "*fp32", "slots": "*i64", "out": "*u8" if page else "*bf16",
+            "norm": "*bf16", "cos": "*fp32", "sin": "*fp32", "slots": "*i64", "out": "*u8" if page or keys else "*bf16",
             "eps": "fp32", "STRIDE": "i32:16", **dict.fromkeys(given, "constexpr"),
         }  # fmt: skip
         tile = config.num_warps, config.num_stages
@@ -42,16 +55,18 @@ def prefill_builds() -> Iterator[KernelBuild]:
     tensors = {
         "projected": "*fp32", "ape": "*fp32", "positions": "*i32", "state_slots": "*i32", "state": "*fp32",
     }  # fmt: skip
-    for name, (ratio, dim, page) in FORMS.items():
+    for name, ratio, dim, page, keys in _built():
         config = choose_prefill_config(ratio, dim)
-        given = {**constants(ratio, dim, page, config.rows), "PDL": False}
+        given = {**constants(ratio, dim, page, keys, config.rows), "PDL": False}
         signature = {
             **tensors, "firsts": "*i32", "norm": "*bf16", "ends": "*i32", "cos": "*fp32", "sin": "*fp32",
-            "slots": "*i64", "out": "*u8" if page else "*bf16", "eps": "fp32", "STRIDE": "i32:16",
+            "slots": "*i64", "out": "*u8" if page or keys else "*bf16", "eps": "fp32", "STRIDE": "i32:16",
             **dict.fromkeys(given, "constexpr"),
         }  # fmt: skip
         tile = config.num_warps, config.num_stages
         yield KernelBuild(f"entries[{name}]", kernels.entries_kernel, signature, given, *tile)
+    for name, (ratio, dim, _) in FORMS.items():
+        config = choose_prefill_config(ratio, dim)
         given = {**keep_constants(ratio, dim, config), "PDL": False}
         signature = {**tensors, "TOKENS": "i32", **dict.fromkeys(given, "constexpr")}
         tile = config.keep_warps, config.num_stages

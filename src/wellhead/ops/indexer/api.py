@@ -1,4 +1,4 @@
-"""The indexer as plans: index logits over paged keys, and the rounding of keys and queries."""
+"""The indexer as plans: index logits over paged keys, and the rounding of queries. `ops.compressor` writes the keys."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class IndexLogits:
         if page_table.shape[1] * PAGE < self.columns:
             raise ValueError(f"page_table has {page_table.shape[1]} pages of {PAGE}; {self.columns} columns need more")
         expect("out", out, (tokens, self.columns), torch.float32)
-        pages = _pages(self.layout, cache)
+        pages = key_pages(self.layout, cache)
         if not tokens:
             return
         common = (
@@ -114,27 +114,6 @@ def plan(tokens: int, heads: int, columns: int, layout: PagedLayout, *, chunked:
         raise ValueError(f"index logits cannot be planned: {why}")
     name = "fp8" if layout is index_key.FP8 else "fp4"
     return IndexLogits(tokens, heads, columns, layout, choose_config(tokens, heads, columns, name, chunked=chunked))
-
-
-def write_keys(
-    cache: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor, *, layout: PagedLayout, rotate: bool
-) -> None:
-    """Round keys bf16 [N, 128] and store key n at slots[n] int64 (distinct; -1 skips it): the bytes of `index_key`.
-
-    `rotate` turns the keys by the Hadamard matrix first. Allocates, synchronises and reads nothing of the device, so a
-    slot outside the cache is the caller's fault and not seen here.
-    """
-    from wellhead.ops.indexer import rounding
-
-    count = keys.shape[0]
-    expect("keys", keys, (count, index_key.DIM), torch.bfloat16)
-    expect("slots", slots, (count,), torch.int64)
-    pages = _pages(layout, cache)
-    if count:
-        rounding.write_keys_kernel[(-(-count // VECTORS),)](
-            keys, slots, pages, count, cache.stride(0), **rounding_constants(layout, rotate), num_warps=4, num_stages=2,
-            **launch(),
-        )  # fmt: skip
 
 
 def round_query(
@@ -179,8 +158,8 @@ def rounding_constants(layout: PagedLayout, rotate: bool) -> dict[str, int | boo
     return {"BN": VECTORS, "FP4": layout is index_key.FP4, "ROTATE": rotate}
 
 
-def _pages(layout: PagedLayout, cache: torch.Tensor) -> torch.Tensor:
-    """The cache's bytes, after checking that its pages hold 64 keys of `layout`; they may be padded."""
+def key_pages(layout: PagedLayout, cache: torch.Tensor) -> torch.Tensor:
+    """A cache's bytes, after checking that its pages hold 64 keys of `layout`; they may be padded."""
     width = layout.page_stride(PAGE)
     if cache.dim() != 2 or cache.dtype not in CACHE_DTYPES or cache.stride(1) != 1 or cache.shape[1] < width:
         raise ValueError(

@@ -1,5 +1,5 @@
 """Keys and queries of the indexer on their way to FP8 or FP4: rotated by their position (queries; keys have been),
-turned by the Hadamard matrix, rounded, stored.
+turned by the Hadamard matrix, rounded, stored. A key is stored by the kernel that makes it (ops.compressor).
 
 A program takes BN vectors of 128 bf16. ROTATE turns them first: a product with the signs, the sum in fp32, times
 128^-1/2, rounded to bf16. FP8: scale max(amax, 1e-4) / 448 in fp32; FP4: the rule of formats.mxfp4.
@@ -14,6 +14,7 @@ from wellhead.ops.rope.kernels import cos_sin
 
 DIM = tl.constexpr(128)
 PAGE = tl.constexpr(64)
+ROWS = tl.constexpr(16)  # of a product
 SIXTH = tl.constexpr(0.1666666716337204)  # fp32(1 / 6)
 FLOOR = tl.constexpr(7.052966104933725e-38)  # 6 * 2^-126
 
@@ -92,29 +93,28 @@ def _fp4(vectors, BN: tl.constexpr):
     return (even | (odd << 4)).to(tl.uint8), exponent
 
 
-@triton.jit(do_not_specialize=["COUNT"])
-def write_keys_kernel(
-    keys, slots, cache, COUNT, STRIDE, BN: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr, PDL: tl.constexpr
-):
-    """Record of keys[n] bf16 [N, 128] at slots[n] int64 (page * 64 + offset, -1: none) of cache u8, pages of STRIDE."""
-    signs = _signs()
-    after_producers(PDL)
-    row = tl.program_id(0) * BN + tl.arange(0, BN)
-    slot = tl.load(slots + row, mask=row < COUNT, other=-1)
-    known = slot >= 0
-    slot = tl.maximum(slot, 0).to(tl.int64)
-    page, offset = cache + slot // PAGE * STRIDE, slot % PAGE
-    vectors = _turned(_vectors(keys, row.to(tl.int64), known), signs, BN, ROTATE)
-    if FP4:
-        codes, exponent = _fp4(vectors, BN)
-        tl.store((page + offset * 64)[:, None] + tl.arange(0, 64)[None, :], codes, mask=known[:, None])
-        tail = (page + PAGE * 64 + offset * 4)[:, None] + tl.arange(0, 4)[None, :]
-        tl.store(tail, exponent.to(tl.uint8), mask=known[:, None])
-    else:
-        codes, scale = _fp8(vectors)
-        place = (page + offset * DIM)[:, None] + tl.arange(0, DIM)[None, :]
-        tl.store(place, codes, mask=known[:, None])
-        tl.store((page + PAGE * DIM + offset * 4).to(tl.pointer_type(tl.float32)), scale, mask=known)
+@triton.jit
+def store_key(key, slot, cache, STRIDE, FP4: tl.constexpr):
+    """Record of a key bf16 [128], turned, at slot (page * 64 + offset, -1: none) of cache u8, pages STRIDE apart.
+
+    The key is every row of the product's left side, of which there are 16 at the least.
+    """
+    if slot >= 0:
+        page, offset = cache + slot // PAGE * STRIDE, slot % PAGE
+        once = tl.arange(0, ROWS) == 0
+        turned = _turned(tl.broadcast_to(key[None, :], (ROWS, DIM)), _signs(), ROWS, True)
+        if FP4:
+            codes, exponent = _fp4(turned, ROWS)
+            place = page + offset * 64 + tl.arange(0, 64)
+            tl.store(tl.broadcast_to(place[None, :], (ROWS, 64)), codes, mask=once[:, None])
+            tail = page + PAGE * 64 + offset * 4 + tl.arange(0, 4)
+            tl.store(tl.broadcast_to(tail[None, :], (ROWS, 4)), exponent.to(tl.uint8), mask=once[:, None])
+        else:
+            codes, scale = _fp8(turned)
+            place = page + offset * DIM + tl.arange(0, DIM)
+            tl.store(tl.broadcast_to(place[None, :], (ROWS, DIM)), codes, mask=once[:, None])
+            tail = (page + PAGE * DIM + offset * 4).to(tl.pointer_type(tl.float32))
+            tl.store(tail + tl.zeros((ROWS,), tl.int32), scale, mask=once)
 
 
 @triton.jit(do_not_specialize=["COUNT"])

@@ -40,8 +40,6 @@ def builds() -> tuple[KernelBuild, ...]:
             given = {**rounding_constants(layout, rotate), "PDL": False}
             kinds = dict.fromkeys(given, "constexpr")
             turned = ",rotate" if rotate else ""
-            signature = {"keys": "*bf16", "slots": "*i64", "cache": "*u8", "COUNT": "i32", "STRIDE": "i32:16", **kinds}
-            found.append(KernelBuild(f"write_keys[{name}{turned}]", rounding.write_keys_kernel, signature, given))
             tail, scaled = ("*fp32", None) if name == "fp8" else ("*u8", "*fp32")
             for weights in ("*fp32", "*bf16"):
                 signature = {
