@@ -50,12 +50,16 @@ def test_one_shot_takes_every_step() -> None:
     assert sums.choose("one-shot", Fake(world=8), alone)[2] == "asked for by name; bf16 up to 256 KB, nccl beyond"
 
 
-def test_auto_is_nccl_until_an_engine_has_answered_with_one_shot() -> None:
-    fake = Fake()
-    assert sums.choose("nccl", fake, alone) == (None, "nccl", "asked for by name")
-    pool, name, why = sums.choose("auto", fake, alone)
-    assert (pool, name) == (None, "nccl") and "no engine yet" in why
-    assert fake.went == []
+def test_auto_takes_one_shot_where_it_has_answered_and_every_rank_can() -> None:
+    found = sums.choose("auto", Fake(), alone)
+    assert found == ("memory", "one-shot", "a trial came out right; bf16 up to 1024 KB, nccl beyond")
+    reason = "rank 0: card 0 has no peer access to card 1"
+    assert sums.choose("auto", Fake("reach", "card 0 has no peer access to card 1"), alone) == (None, "nccl", reason)
+    more, named = Fake(world=4), Fake()
+    _, name, why = sums.choose("auto", more, alone)
+    assert name == "nccl" and "2 cards so far" in why
+    assert sums.choose("nccl", named, alone) == (None, "nccl", "asked for by name")
+    assert more.went == named.went == []
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--sums", default="auto", metavar="auto|nccl|one-shot",
-        help="how ranks on cards add small tensors: nccl; one-shot, through each other's memory, which has run steps "
-        "on two cards; auto is nccl so far (auto)",
+        help="how ranks on cards add small tensors: nccl; one-shot, through each other's memory; auto is one-shot for "
+        "two ranks that can, else nccl (auto)",
     )  # fmt: skip
     group.add_argument("--nnodes", type=int, default=1, metavar="N", help="hosts that share the ranks (1)")
     group.add_argument("--node-rank", type=int, default=0, metavar="I", help="which of them this is, from 0 (0)")

@@ -1,4 +1,4 @@
-"""How ranks on cards add small tensors: over NCCL, or through each other's memory where that is asked for.
+"""How ranks on cards add small tensors: over NCCL, or through each other's memory.
 
 The way there is gone together: every rank takes the same steps, and what stops one of them stops all with its reason.
 Memory comes from torch's symmetric memory, without NVLink multicast; `ops.peer_sum` is what adds. torch's own one-shot
@@ -21,6 +21,7 @@ Asked = Literal["auto", "nccl", "one-shot"]
 ASKED: tuple[Asked, ...] = ("auto", "nccl", "one-shot")
 PATIENCE = 20_000_000  # looks at a part that does not come, some seconds: the trial alone gives up
 TRIAL = 4096  # numbers added
+PROVEN = 2  # ranks with which an engine has answered over one-shot sums (docs/log.md)
 
 Everyone = Callable[[object], Sequence[object]]
 """(this rank's word) -> every rank's, in their order."""
@@ -117,18 +118,20 @@ def agreed(steps: Sequence[Callable[[], str | None]], everyone: Everyone) -> str
 
 
 def choose(asked: str, connection: Connection, everyone: Everyone) -> tuple[PeerSum | None, str, str]:
-    """(what adds small tensors, its name, why) on cards: "auto" is NCCL until an engine has answered with one-shot sums
-    there. ValueError where "one-shot" was asked for and cannot be.
+    """(what adds small tensors, its name, why) on cards: "auto" takes one-shot sums for as many ranks as an engine has
+    answered with on cards, if every rank can. ValueError where "one-shot" was asked for and cannot be.
     """
-    if asked == "auto":
-        return None, "nccl", "the default; --sums one-shot has run steps on two cards, no engine yet"
     if asked == "nccl":
         return None, "nccl", "asked for by name"
+    if asked == "auto" and connection.world != PROVEN:
+        return None, "nccl", f"one-shot sums have answered with {PROVEN} cards so far; --sums one-shot asks for them"
     steps = (connection.reach, connection.offer, connection.connect, connection.compile, connection.trial)
     against = agreed(steps, everyone)
+    if against is not None and asked == "auto":
+        return None, "nccl", against
     if against is not None:
         raise ValueError(f"--sums one-shot: {against}; --sums nccl works without each other's memory")
     from wellhead.ops.peer_sum import limit
 
-    most = limit(connection.world) // 1024
-    return connection.sum, "one-shot", f"asked for by name; bf16 up to {most} KB, nccl beyond"
+    most, why = limit(connection.world) // 1024, "a trial came out right" if asked == "auto" else "asked for by name"
+    return connection.sum, "one-shot", f"{why}; bf16 up to {most} KB, nccl beyond"

@@ -25,8 +25,8 @@ def choose_config(tokens: int, n: int, k: int, *, rounds: bool = False) -> Confi
     padded = min(64, 1 << max(0, tokens - 1).bit_length())
     many = n >= 16384
     if padded == 1:
-        if k % 4096 == 0 and (k > 4096 or n <= 2048):
-            return Config(True, 1, 2 if n > 2048 else 4, 4096, 4, 1)
+        if k % 4096 == 0 and (k > 4096 or n < 2048):
+            return Config(True, 1, 2, 4096, 4, 1)
         if k % 2048 == 0 and k > 2048:
             return Config(True, 1, 2, 2048, 2, 1)
         if k % 1024 == 0 and k > 1024:
