@@ -9,15 +9,15 @@ from __future__ import annotations
 from itertools import pairwise
 from math import log2
 
-ROOF = 3162.5 / 3350
+ROOF = 3161.8 / 3350
 """Share of the advertised bandwidth that a streaming read reaches (roof_gb_s of step.jsonl)."""
 
-DECODE = {(1, 4096): 0.5923, (8, 4096): 0.6783, (64, 4096): 0.7598, (1, 131072): 0.5569}
+DECODE = {(1, 4096): 0.603, (8, 4096): 0.6756, (64, 4096): 0.7586, (1, 131072): 0.5622}
 """(requests, context) -> share of the bandwidth bound that a captured decode step of all 43 layers of V4-Flash reached
 (`bench step`, whole_share of step.jsonl)."""
 
 WAITING_LAUNCHES_A_LAYER = 18.1
-"""29.1 of a captured step (step.jsonl) less 11 on branches of the graph."""
+"""28.7 of a captured step (step.jsonl) less 10.6 on branches of the graph."""
 
 LAUNCH_SECONDS = 2.3e-6
 """A launch of almost nothing inside a graph."""
