@@ -23,7 +23,7 @@ from wellhead.model.memory_plan import OutOfMemory, plan_memory
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import WHOLE
 from wellhead.model.working_memory import Steps
-from wellhead.ops.moe import api as asked
+from wellhead.ops.moe import api as moe
 
 pytest.importorskip("triton")
 TOTAL = 8_000_000_000
@@ -38,7 +38,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (found.free, TOTAL))
     monkeypatch.setattr(device_model, "here", lambda: FEATURES)
-    monkeypatch.setattr(asked, "has", lambda feature: FEATURES[feature].present)
+    monkeypatch.setattr(moe, "has", lambda feature: FEATURES[feature].present)
     return found
 
 

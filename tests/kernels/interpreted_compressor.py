@@ -106,7 +106,7 @@ def test_records_are_the_formats_bytes_of_the_entries(form: str) -> None:
 
 @pytest.mark.parametrize("layout", indexer_api.LAYOUTS.values(), ids=indexer_api.LAYOUTS)
 @pytest.mark.parametrize("page", [0, 2**31 // 8192 + 3])
-def test_index_keys_are_the_formats_bytes_of_the_turned_entries(layout: PagedLayout, page: int) -> None:
+def test_index_keys_are_the_turned_entries_rounded(layout: PagedLayout, page: int) -> None:
     """As the records; a page of the cache whose bytes need 64 bits, and padded pages."""
     inputs = ended_step(20, "c4 index")
     inputs["slots"] = torch.arange(20, device=DEVICE) * 3
@@ -182,8 +182,9 @@ def test_wrong_arguments_are_named() -> None:
         api.plan_decode(8, 512, EPS)
     with pytest.raises(ValueError, match=r"page_size=64, dim=128: 0, or a power of two with entries of 512"):
         api.plan_decode(4, 128, EPS, page_size=64)
-    with pytest.raises(ValueError, match=r"keys='FP8 index key', dim=512, page_size=0: keys of 128 and page_size=0"):
-        api.plan_decode(4, 512, EPS, keys=index_key.FP8)
+    for dim, layout in ((512, index_key.FP8), (128, kv_record.LAYOUT)):
+        with pytest.raises(ValueError, match=rf"keys='{layout.name}', dim={dim}, .*: 'FP8 index key' or 'FP4 index"):
+            api.plan_decode(4, dim, EPS, keys=layout)
     inputs = ended_step(1)
     with pytest.raises(ValueError, match=r"expected pages of bytes \[pages, 8448\]"):
         api.plan_decode(4, 128, EPS, keys=index_key.FP8).run(**ended_step(1, "c4 index"))

@@ -144,15 +144,15 @@ def test_pages_past_two_gigabytes(layout: PagedLayout) -> None:
     assert torch.equal(*results)
 
 
-def hostile_keys(count: int) -> torch.Tensor:
-    """Every bf16 magnitude a key may have, zeros of both signs, ties of the rounding."""
-    keys = torch.randn(count, 128, generator=torch.Generator().manual_seed(5)) * 10.0 ** torch.linspace(-6, 3, 128)
-    keys[0], keys[1] = 0.0, -0.0
+def hostile_vectors(count: int) -> torch.Tensor:
+    """Every bf16 magnitude a vector may have, zeros of both signs, ties of the rounding."""
+    rows = torch.randn(count, 128, generator=torch.Generator().manual_seed(5)) * 10.0 ** torch.linspace(-6, 3, 128)
+    rows[0], rows[1] = 0.0, -0.0
     ties = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0])
-    keys[2] = torch.cat((ties, -ties)).repeat(8)
-    keys[3] = 2e-38  # below the floor of a scale; bf16 denormals are not what they are under the interpreter
-    keys[4] = torch.arange(128) * 3.5
-    return keys.bfloat16()
+    rows[2] = torch.cat((ties, -ties)).repeat(8)
+    rows[3] = 2e-38  # below the floor of a scale; bf16 denormals are not what they are under the interpreter
+    rows[4] = torch.arange(128) * 3.5
+    return rows.bfloat16()
 
 
 @LAYOUTS
@@ -175,7 +175,7 @@ def test_turned_queries(layout: PagedLayout) -> None:
 @LAYOUTS
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_rounded_queries(layout: PagedLayout, kind: torch.dtype) -> None:
-    q = hostile_keys(24).reshape(3, 8, 128)
+    q = hostile_vectors(24).reshape(3, 8, 128)
     weights = torch.randn(3, 8, generator=torch.Generator().manual_seed(9)).to(kind)
     query, folded = rounded({"layout": layout, "q": q, "weights": weights.float() * 0.125})
     codes, scaled = torch.empty_like(query.codes), torch.empty(3, 8, device=DEVICE)

@@ -11,8 +11,9 @@ from wellhead.dispatch.features import Features
 from wellhead.dispatch.spec import REFERENCE, Impl, OpSpec, Sizes
 
 AUTO = "auto"
-OTHER_NUMERICS = "other numerics than the checkpoint's on purpose: only where it is asked for by name"
 """In place of an implementation's name: the first that fits."""
+
+OTHER_NUMERICS = "other numerics than the checkpoint's on purpose: only where it is asked for by name"
 
 
 class NoImplementation(ValueError):

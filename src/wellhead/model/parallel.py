@@ -1,8 +1,8 @@
 """The ranks that hold one model: sums and gathers of tensors, words from rank 0, and nothing else.
 
-Tensors travel over NCCL on cards, small sums through each other's memory where that can be (`sums`), and over
-gloo on the CPU; words (a step's schedule) always over gloo, in a group of their own, since the other ranks wait there
-for as long as nobody asks anything.
+Tensors travel over NCCL on cards, small sums through each other's memory where that can be (`sums`), and over gloo on
+the CPU; words (a step's schedule) always over gloo, in a group of their own, since the other ranks wait there for as
+long as nobody asks anything.
 """
 
 from __future__ import annotations

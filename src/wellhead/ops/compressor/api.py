@@ -12,7 +12,7 @@ from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
 from wellhead.ops.compressor.configs import Config, choose_config
 from wellhead.ops.compressor.reference import overlap, ring_rows
-from wellhead.ops.indexer.api import key_pages
+from wellhead.ops.indexer.api import LAYOUTS, key_pages
 
 CACHE_DTYPES = (torch.uint8, torch.float8_e4m3fn, torch.int8)
 
@@ -96,8 +96,9 @@ def check_plan(ratio: int, dim: int, page_size: int, keys: PagedLayout | None) -
     why = supports(ratio, dim)
     if why is None and page_size and (dim != kv_record.DIM or page_size < 1 or page_size & (page_size - 1)):
         why = f"page_size={page_size}, dim={dim}: 0, or a power of two with entries of {kv_record.DIM}"
-    if why is None and keys is not None and (dim != index_key.DIM or page_size):
-        why = f"keys={keys.name!r}, dim={dim}, page_size={page_size}: keys of {index_key.DIM} and page_size=0"
+    if keys is not None and (keys not in LAYOUTS.values() or dim != index_key.DIM or page_size):
+        known = " or ".join(repr(layout.name) for layout in LAYOUTS.values())
+        why = why or f"keys={keys.name!r}, dim={dim}, page_size={page_size}: {known} of {index_key.DIM}, page_size=0"
     if why is not None:
         raise ValueError(f"the compressor cannot be planned: {why}")
 
@@ -119,13 +120,13 @@ def check_out(
     if keys is not None:
         return key_pages(keys, out)
     if page_size:
-        check_cache(out, page_size)
+        _check_records(out, page_size)
         return out.view(torch.uint8)
     expect("out", out, (rows, dim), torch.bfloat16)
     return out
 
 
-def check_cache(cache: torch.Tensor, page_size: int) -> None:
+def _check_records(cache: torch.Tensor, page_size: int) -> None:
     """ValueError, naming what was given, unless the cache holds pages of `page_size` packed records."""
     width = kv_record.page_stride(page_size)
     if cache.dim() != 2 or cache.dtype not in CACHE_DTYPES or cache.stride(1) != 1 or cache.shape[1] < width:

@@ -31,6 +31,5 @@ def choose_config(tokens: int, heads: int, columns: int, layout: str, *, chunked
     return Config(group, padded, programs, num_warps=8 if wide else 4, num_stages=2 if wide else 3)
 
 
-VECTORS = 16
+VECTORS = 16  # query heads that one program rounds
 QUERY_WARPS = 8  # a token of 64 heads has four such programs, which its step waits for
-"""Keys or query heads that one program rounds."""
