@@ -17,11 +17,12 @@ from wellhead.dispatch import capability
 from wellhead.model import device_model
 from wellhead.model.device_layout import DeviceLayout
 from wellhead.model.numerics import Numerics
+from wellhead.model.split import Split
 from wellhead.model.step_bytes import step_bytes
 from wellhead.testing import bench_step, step_measured
-from wellhead.testing.bench_step import POSITIONS, StepBench
+from wellhead.testing.bench_step import POSITIONS, OneRank, StepBench
 from wellhead.testing.step_profile import Launch
-from wellhead.testing.step_whole import SITE
+from wellhead.testing.step_whole import SITE, kinds
 from wellhead.testing.timing import Roof
 
 LAYERS, CONTEXT, DISTINCT = 5, 512, 20  # every kind of layer is among them
@@ -105,3 +106,22 @@ def test_people_are_told_of_drafts(launched: list[str], capsys: pytest.CaptureFi
     cli.tell(bench(0, 2)[1].profiled())
     said = capsys.readouterr().out
     assert ", batch 2, context 512" in said and "drafts" not in said and "verified" not in said
+
+
+def test_one_rank_is_timed_alone_launch_by_launch(launched: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Half the heads and expert width, no sum, and logits of the whole vocabulary's size."""
+    split = Split(0, 2)
+    made = StepBench("v4-flash", LAYERS, [2], CONTEXT, split=split, group=OneRank(2), device="meta")
+    found = made.decode(made.steps(captured=False), 2, ROOF, "eager")
+    record = found.profiled(launches=kinds(made.config))
+    whole = bench(0, 2)[1].profiled()
+    assert record["alone"] and record["tp"] == 2 and "alone" not in whole and "timeline" not in whole
+    assert 0.4 * whole["bytes"] < record["bytes"] < 0.7 * whole["bytes"]
+    assert set(record["timeline"]) == {
+        "ratio 0, experts by token id", "ratio 4, experts by token id", "ratio 128, experts by score",
+        "ratio 4, experts by score",
+    }  # fmt: skip
+    assert "gate_up_kernel" in [name for name, *_ in record["timeline"]["ratio 4, experts by score"]]
+    cli.tell(record)
+    said = capsys.readouterr().out
+    assert "tp 2 (one rank alone), batch 2" in said and "  ratio 128, experts by score: " in said

@@ -16,6 +16,7 @@ from wellhead.model.split import Split
 from wellhead.model.step_bytes import EMBEDDING, op_of, step_bytes
 from wellhead.ops import registry
 from wellhead.testing import scaling_picture, step_profile
+from wellhead.testing.step_launches import by_kind, tell
 from wellhead.testing.step_picture import REST, _parts, draw
 from wellhead.testing.step_profile import OTHERS, SUMS, Launch, by_op
 from wellhead.testing.step_whole import SITE, halves, kinds, whole_step
@@ -80,6 +81,29 @@ def test_a_whole_model_is_made_of_the_kinds_that_were_timed() -> None:
         halves(run, 4)
 
 
+def test_a_layers_launches_are_those_of_its_kind_in_their_usual_order() -> None:
+    """Two layers of one kind, a hyper-connection first; a launch on another stream begins before or behind another."""
+    run, at = [Launch("embed", 0.0, 1.0)], 1.0
+    for turned in (False, False, True):
+        beside = [Launch("route", at + 3.0, at + 5.0), Launch("w13", at + 3.5, at + 8.0)]
+        run += [Launch(SITE, at, at + 3.0), *(reversed(beside) if turned else beside)]
+        run += [Launch(SITE, at + 8.0, at + 9.0), Launch("down", at + 9.0, at + 11.0)]
+        at += 11.0
+    run += [Launch(SITE, at, at + 4.0)]
+    found = by_kind([run], [(4, False)] * 3)
+    assert found == {
+        "ratio 4, experts by score": [
+            (SITE, 0.0, 3.0, 3.0), ("route", 3.0, 2.0, 2.0), ("w13", 3.5, 4.5, 3.0), (SITE, 8.0, 1.0, 1.0),
+            ("down", 9.0, 2.0, 2.0),
+        ]
+    }  # fmt: skip
+    first, _, *lines = tell(found).splitlines()
+    assert first == "  ratio 4, experts by score: 11.0 us in 5 launches" and len(lines) == 5
+    assert lines[1].split() == ["route", "3.0", "2.0", "2.0"]
+    with pytest.raises(ValueError, match="3 layers began, expected 4"):
+        by_kind([run], [(4, False)] * 4)
+
+
 def record(**own: object) -> dict[str, object]:
     ops = {"moe": {"us": 600.0}, "linear": {"us": 395.0}, "rope": {"us": 5.0}}
     base = {"model": "v4-flash", "layers": 4, "tp": 1, "batch": 1, "tokens": 1, "context": 4096, "mode": "captured"}
@@ -100,6 +124,7 @@ def test_scaling_is_drawn_over_the_ranks(tmp_path: Path) -> None:
         record(layers=43, tp=2, ms_mean=8.0), record(layers=43, tp=2, ms_mean=7.0, share=0.2),
         record(layers=12, tp=2, whole_ms=9.0), record(layers=16, tp=1, whole_ms=11.0, whole_share=0.3),
         record(tp=4), record(layers=43, tp=4, mode="eager"), record(layers=43, tp=1, drafts=3),
+        record(layers=43, tp=2, ms_mean=6.0, alone=True),
         record(model="v4-pro", layers=61, tp=8, ms_mean=16.0, batch=64),
     ]  # fmt: skip
     found = scaling_picture.lines_of(records)

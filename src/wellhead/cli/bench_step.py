@@ -25,6 +25,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--prefill", type=int, nargs="+", default=[], metavar="T", help="prompt steps of T tokens as well"
     )
     group.add_argument("--context", type=int, default=4096, help="position of every request (4096)")
+    group.add_argument(
+        "--alone", type=int, metavar="N", help="one rank of N on one card, which sums and gathers nothing"
+    )
+    group.add_argument(
+        "--launches", action="store_true", help="each kind of layer's launches, and by how much each moves the end"
+    )
     group.add_argument("--eager", action="store_true", help="launch by launch as well, after the CUDA graphs")
 
 
@@ -38,18 +44,24 @@ def run(args: argparse.Namespace) -> int:
     if args.picture and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--picture needs matplotlib; install it: pip install 'wellhead[bench]'")
     from wellhead.testing.bench import needed_card
-    from wellhead.testing.bench_step import StepBench
+    from wellhead.testing.bench_step import OneRank, StepBench
 
     needed_card()
     import torch
 
     from wellhead.dispatch.capability import here
     from wellhead.model.parallel import ALONE, WHOLE
+    from wellhead.model.split import Split
     from wellhead.testing.record import append
     from wellhead.testing.step_fit import fitting_layers
+    from wellhead.testing.step_whole import kinds
     from wellhead.testing.timing import roof
 
     group, split = (ALONE, WHOLE) if args.group is None else (args.group, options.split(args))
+    if args.alone is not None:
+        if args.group is not None:
+            raise ValueError(f"--alone {args.alone} is one rank on one card; leave out --tp {args.tp}")
+        group, split = OneRank(args.alone), Split(0, args.alone, args.experts)
     wrong = [tokens for tokens in args.prefill if not 2 <= tokens <= args.context]
     if wrong:
         raise ValueError(f"--prefill {wrong[0]}: expected 2 tokens to the context's {args.context}")
@@ -64,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     ladders = {mode: bench.steps(captured=mode == "captured") for mode in ("captured", *["eager"] * args.eager)}
     found = [bench.decode(steps, batch, measured, mode) for mode, steps in ladders.items() for batch in args.batch]
     found += [bench.prefill(tokens, measured) for tokens in args.prefill]
-    records = [one.profiled() for one in found]
+    shown = kinds(bench.config) if args.launches else ()
+    records = [one.profiled(launches=shown) for one in found]
     if group.rank:
         return 0
     for record in records:
@@ -83,8 +96,9 @@ def tell(record: dict[str, Any]) -> None:
     what = f"{record['tokens']} tokens" if record["mode"] == "prefill" else f"batch {record['batch']}"
     drafts = record.get("drafts", 0)
     what += f" of {1 + drafts} tokens each" if drafts else ""
+    ranks = f"{record['tp']}{' (one rank alone)' if record.get('alone') else ''}"
     print(
-        f"{record['model']}, {record['layers']} layers, tp {record['tp']}, {what}, "
+        f"{record['model']}, {record['layers']} layers, tp {ranks}, {what}, "
         f"context {record['context']}, {record['mode']}: {record['ms_mean']:.3f} ms "
         f"(median {record['ms_median']:.3f}), bound {record['bound_ms']:.3f} ms ({record['share']:.1%}), "
         f"{record['tok_s']:.1f} tokens/s{' verified' if drafts else ''}, "
@@ -109,4 +123,8 @@ def tell(record: dict[str, Any]) -> None:
     for op, of in record["ops"].items():
         share = f"{of['share']:10.1%}" if of["bytes"] and of["share"] is not None else ""
         print(f"  {op:<20} {of['us']:9.1f} {of['launches']:9.1f} {of['bytes'] / 1e6:9.1f} {share}")
+    if "timeline" in record:
+        from wellhead.testing import step_launches
+
+        print(step_launches.tell(record["timeline"]))
     sys.stdout.flush()

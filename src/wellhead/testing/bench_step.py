@@ -18,6 +18,7 @@ from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_mtp import DeviceMtp
 from wellhead.model.device_speculative import SpeculativeStep, SpeculativeSteps
 from wellhead.model.device_step import StepInputs
+from wellhead.model.device_weights import ModelWeights
 from wellhead.model.dummy import dummy_weights
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
@@ -37,6 +38,17 @@ POSITIONS = 128  # consecutive ones that a measurement runs through: every block
 WARM_UPS, PREFILLS = 4, 10
 
 
+class OneRank(Group):
+    """One of `ranks` by itself: its sums are its own part, and every rank's columns are its own."""
+
+    def __init__(self, ranks: int) -> None:
+        super().__init__()
+        self._ranks = ranks
+
+    def gather(self, part: torch.Tensor) -> torch.Tensor:
+        return part.repeat(1, self._ranks)
+
+
 class StepBench:
     """One rank's first `layers` layers of a published model, random weights in the official formats, caches of nonzero
     bytes for the largest of `batches` at `context` tokens. With `drafts`, 1 to 3, decodes verify as many tokens behind
@@ -53,13 +65,17 @@ class StepBench:
         if not fewest <= context <= most:
             raise ValueError(f"context is {context}, expected {fewest} to {most} tokens")
         self.numerics, self._width = Numerics.named("checkpoint"), pages_for(context)
-        weights = dummy_weights(self.config, split, device, with_mtp=drafts > 0)
-        self.model = DeviceModel(weights, self.config, self.numerics, reduce=group.reduce, gather=group.gather)
         self._group = group
+        self.plan(dummy_weights(self.config, split, device, with_mtp=drafts > 0))
         self._slots = max(batches)
         self.state = self.model.allocate(self._slots * self._width, self._slots)
         _fill(self.state)
         self._sizes = ladder(batches)
+
+    def plan(self, weights: ModelWeights) -> None:
+        """Choose and plan every op anew, for the steps that are made from now on."""
+        reduce, gather = self._group.reduce, self._group.gather
+        self.model = DeviceModel(weights, self.config, self.numerics, reduce=reduce, gather=gather)
 
     def steps(self, *, captured: bool) -> DecodeSteps | SpeculativeSteps:
         """The whole ladder up to the largest batch."""
@@ -82,16 +98,12 @@ class StepBench:
         """
         step, each, times, drafting, chosen = steps.of(batch), 1 + self.drafts, [], [], []
         run = step.verify if isinstance(step, SpeculativeStep) else step.run
-        generator = torch.Generator().manual_seed(batch)
-        drawn = torch.randint(self.config.vocab_size, (POSITIONS, batch, each), generator=generator).tolist()
-        first = self.context - POSITIONS - 2 * self.drafts  # the next drafts have their places as well
         for number in range(-WARM_UPS, POSITIONS):
-            tokens, position = drawn[number], first + max(number, 0)
-            chunks = self._load(step, tokens, position)
+            chunks = self._load(step, batch, max(number, 0))
             times.append(_took(run))
             chosen.append(_distinct(step.workspace.ids[: batch * each]))  # the last layer's
             if isinstance(step, SpeculativeStep):
-                step.choose(chunks, [[*own[1:], own[0]] for own in tokens])
+                step.choose(chunks, [[*chunk.token_ids[1:], chunk.token_ids[0]] for chunk in chunks])
                 drafting.append(_took(step.draft))
         _check(step.logits[: batch * each])
         distinct = fmean(chosen[WARM_UPS:])
@@ -100,10 +112,20 @@ class StepBench:
         record = measured.record | {"drafts": self.drafts} | drafted | self.memory() | self.sums
         return replace(measured, record=record, whole=self._whole(batch, batch * each, distinct))
 
+    def once(self, steps: DecodeSteps, batch: int, number: int) -> tuple[float, torch.Tensor]:
+        """Milliseconds and logits [batch, V] of a decode at one of the POSITIONS; ValueError as `decode`."""
+        step = steps.of(batch)
+        self._load(step, batch, number)
+        took = _took(step.run)
+        _check(step.logits[:batch])
+        return took, step.logits[:batch]
+
     @functools.cached_property
     def sums(self) -> dict[str, Any]:
-        """With several ranks `sum_times`."""
-        return {} if self._group.world == 1 else sum_times(self._group, self.model.device)
+        """With several ranks `sum_times`; `alone` of one without the others."""
+        if self._group.world == 1:
+            return {"alone": True} if self.split.world > 1 else {}
+        return sum_times(self._group, self.model.device)
 
     def _whole(self, batch: int, tokens: int, distinct: float) -> Whole | None:
         """None where these are all layers, or some kind of them is not among these."""
@@ -151,8 +173,12 @@ class StepBench:
         }  # fmt: skip
         return Measured(record, moved, run)
 
-    def _load(self, step: DecodeStep | SpeculativeStep, tokens: Sequence[Sequence[int]], position: int) -> list[Chunk]:
-        width = self._width
+    def _load(self, step: DecodeStep | SpeculativeStep, batch: int, number: int) -> list[Chunk]:
+        """The inputs at one of the POSITIONS, the same whenever they are asked for."""
+        size, width = (batch, 1 + self.drafts), self._width
+        position = self.context - POSITIONS - 2 * self.drafts + number  # the next drafts have their places as well
+        generator = torch.Generator().manual_seed(batch * POSITIONS + number)
+        tokens = torch.randint(self.config.vocab_size, size, generator=generator).tolist()
         chunks = [Chunk(own, position, range(row * width, (row + 1) * width), row) for row, own in enumerate(tokens)]
         if isinstance(step, SpeculativeStep):
             step.load(chunks)

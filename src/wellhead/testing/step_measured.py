@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wellhead.testing.step_launches import by_kind
 from wellhead.testing.step_profile import Launch, by_op, profile
 from wellhead.testing.step_whole import Kind, whole_step
 
@@ -28,9 +29,10 @@ class Measured:
     run: Callable[[], None]
     whole: Whole | None = None
 
-    def profiled(self) -> dict[str, Any]:
+    def profiled(self, *, launches: Sequence[Kind] = ()) -> dict[str, Any]:
         """The record with each op's part: microseconds, launches, bytes and their share of the roof; and, of a decode,
-        what all layers of the published model take and stream.
+        what all layers of the published model take and stream. With the kinds of the layers, also `timeline`, each
+        kind's launches one behind the other.
         """
         runs = profile(self.run)
         ops = by_op(runs)
@@ -42,7 +44,10 @@ class Measured:
             for op, of in ops.items()
         }  # fmt: skip
         a_layer = sum(of.launches for of in ops.values()) / self.record["layers"]
-        return {**self.record, "launches_per_layer": round(a_layer, 1), **self._of_whole(runs), "ops": parts}
+        timeline = {"timeline": by_kind(runs, launches)} if launches else {}
+        return {
+            **self.record, "launches_per_layer": round(a_layer, 1), **self._of_whole(runs), "ops": parts, **timeline
+        }  # fmt: skip
 
     def _of_whole(self, runs: Sequence[Sequence[Launch]]) -> dict[str, Any]:
         if self.whole is None:

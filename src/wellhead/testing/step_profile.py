@@ -25,9 +25,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class OpTime:
-    """An op's part of a step: launches, and the microseconds by which their ends moved the step's end further. What
-    runs beside something longer has none; all parts add up to the step.
-    """
+    """An op's part of a step: launches, and the microseconds by which they moved its end. Parts add up to the step."""
 
     launches: float
     us: float
@@ -52,17 +50,24 @@ def profile(run: Callable[[], None], runs: int = 3) -> list[list[Launch]]:
     return [launches[first : first + each] for first in range(0, len(launches), each)]
 
 
+def moved(run: Sequence[Launch]) -> list[float]:
+    """By how many microseconds each launch's end moves the step's end further; none beside something longer."""
+    reached, found = run[0].begin, []
+    for launch in run:
+        found.append(max(0.0, launch.end - reached))
+        reached = max(reached, launch.end)
+    return found
+
+
 def by_op(runs: Sequence[Sequence[Launch]]) -> dict[str, OpTime]:
     """The mean of some runs, the op with the largest part first."""
     launches: dict[str, int] = defaultdict(int)
     took: dict[str, float] = defaultdict(float)
     for run in runs:
-        reached = run[0].begin
-        for launch in run:
+        for launch, us in zip(run, moved(run), strict=True):
             op = op_of(launch.name)
             launches[op] += 1
-            took[op] += max(0.0, launch.end - reached)
-            reached = max(reached, launch.end)
+            took[op] += us
     found = {op: OpTime(launches[op] / len(runs), took[op] / len(runs)) for op in launches}
     return dict(sorted(found.items(), key=lambda item: -item[1].us))
 
