@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that needs a card, in parts: on_card.sh OUT PART...
 #   native    the kernels' tests compiled for this card, and inside CUDA graphs
-#   moved     the same tests on SM120's code moved to this Hopper
+#   sm120     the same tests on SM120's code moved to this Hopper
+#   sm80      the same on Ampere's code
 #   memcheck  the native tests under compute-sanitizer
 #   bench     every op's cases: JSON lines in OUT/ops.jsonl
 # Logs land in OUT, one line a file in OUT/tests.jsonl; the last lines say what failed. The files run beside each
@@ -34,11 +35,11 @@ for part in "$@"; do
     echo "== $part"
     case $part in
     native) tests native "" ;;
-    moved) tests moved --sm120 ;;
+    sm120 | sm80) tests "$part" "--code-of $part" ;;
     memcheck) tests memcheck "" "compute-sanitizer --tool memcheck --error-exitcode 99 --target-processes all" ;;
     bench)
         python3 -m wellhead bench all --jsonl "$out/ops.jsonl"
         ;;
-    *) echo "no part $part; there are native, moved, memcheck, bench" && exit 2 ;;
+    *) echo "no part $part; there are native, sm120, sm80, memcheck, bench" && exit 2 ;;
     esac
 done

@@ -1,6 +1,7 @@
-"""Where the kernels of these tests run: under the interpreter, on the card, or as SM120's own code on a Hopper.
+"""Where the kernels of these tests run: under the interpreter, on the card, or as another card's code on a Hopper.
 
-`pytest tests/kernels/interpreted_*.py --sm120` compiles every kernel for SM120 and runs that code on an sm_90 card.
+`pytest tests/kernels/interpreted_*.py --code-of sm120` compiles every kernel for SM120 and runs that code on an sm_90
+card; `--code-of sm80` does the same for Ampere.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--sm120", action="store_true", help="run SM120's code, moved to sm_90a; needs an sm_90 card")
+    parser.addoption("--code-of", metavar="ARCH", help="run the code of sm120 or sm80, moved to the sm_90 card here")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--sm120", default=False):
-        from wellhead.testing.sm120_on_hopper import adopt
+    arch = config.getoption("--code-of", default=None)
+    if arch is not None:
+        from wellhead.testing.moved import adopt
 
-        adopt()
+        adopt(arch)

@@ -35,8 +35,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     parser.add_argument("--impl", default="triton", help="implementation to time (triton)")
     parser.add_argument(
-        "--arch", choices=("native", "sm120"), default="native",
-        help="sm120: run the code that SM120 would run, moved to this Hopper; native: this card's own (native)",
+        "--arch", choices=("native", "sm120", "sm80"), default="native",
+        help="sm120, sm80: run the code that those cards would run, moved to this Hopper; native: its own (native)",
     )  # fmt: skip
     bench_step.add_options(parser)
     ranks.add(parser)
@@ -65,10 +65,10 @@ def run(args: argparse.Namespace) -> int:
 
     chosen = [(spec, case) for spec in specs for case in selected(spec, args.case, needed=len(specs) == 1)]
     needed_card()
-    if args.arch == "sm120":
-        from wellhead.testing.sm120_on_hopper import adopt
+    if args.arch != "native":
+        from wellhead.testing.moved import adopt
 
-        adopt()
+        adopt(args.arch)
     from wellhead.testing.timing import roof
 
     measured = roof()

@@ -22,7 +22,7 @@ def has_e4m3():
 
 @triton.jit
 def e4m3(codes):
-    """E4M3 of bytes, for a product or to widen: float8e4nv, or bf16 of the same value."""
+    """E4M3 of bytes, for a product or to widen: float8e4nv, or f16 of the same value."""
     if has_e4m3():  # of the target, also where it is another than this process's card
         return codes.to(tl.float8e4nv, bitcast=True)
     else:
@@ -40,13 +40,24 @@ def load_e4m3(place, mask):
         return e4m3(tl.load(place, mask=mask, other=0))
 
 
+# four bytes at a time, two to a word: s0eeeemmm0000000 and a bit that makes infinity's exponent of 0x7F, times 256
+_HALVES = tl.constexpr("""{ .reg .b32 a, b, s, n, f; mov.b32 f, 0x5C005C00;
+prmt.b32 a, $2, 0, 0x1404; and.b32 s, a, 0x80008000; and.b32 a, a, 0x7F007F00; shr.b32 a, a, 1;
+add.u32 n, a, 0x00800080; and.b32 n, n, 0x40004000; or.b32 a, a, n; or.b32 a, a, s; mul.f16x2 $0, a, f;
+prmt.b32 b, $2, 0, 0x3424; and.b32 s, b, 0x80008000; and.b32 b, b, 0x7F007F00; shr.b32 b, b, 1;
+add.u32 n, b, 0x00800080; and.b32 n, n, 0x40004000; or.b32 b, b, n; or.b32 b, b, s; mul.f16x2 $1, b, f; }""")
+
+
 @triton.jit
 def e4m3_by_integers(codes):
-    """bf16 of E4M3 bytes seeeemmm: s0000eeeemmm0000 is value * 2^-120, denormals too; 0x7F and 0xFF are NaN."""
-    wide = codes.to(tl.uint16)
-    bits = ((wide & 0x80) << 8) | tl.where((wide & 0x7F) == 0x7F, 0x7FC0, (wide & 0x7F) << 4).to(tl.uint16)
-    unbias = tl.full((), 2.0**120, tl.float32).to(tl.bfloat16)
-    return bits.to(tl.bfloat16, bitcast=True) * unbias
+    """f16 of E4M3 bytes seeeemmm: s0eeeemmm0000000 is value * 2^-8, denormals too; 0x7F and 0xFF are NaN."""
+    if INTERPRETED:
+        wide = codes.to(tl.uint16)
+        size = (wide & 0x7F) << 7
+        bits = (((wide & 0x80) << 8) | size | ((size + 0x80) & 0x4000)).to(tl.uint16)
+        return bits.to(tl.float16, bitcast=True) * tl.full((), 256.0, tl.float16)
+    else:
+        return tl.inline_asm_elementwise(_HALVES, "=r,=r,r", [codes], dtype=tl.float16, is_pure=True, pack=4)
 
 
 @triton.jit
@@ -77,17 +88,36 @@ shl.b32 t, $2, 4; and.b32 t, t, 0x80808080; shl.b32 u, $2, 2; and.b32 u, u, 0x1C
 and.b32 v, $2, 0x80808080; shr.b32 w, $2, 2; and.b32 w, w, 0x1C1C1C1C; or.b32 $1, v, w; }""")
 
 
+# the same with results in halves of words: s000eem000000000
+_WIDEN_HALVES = tl.constexpr("""{ .reg .b32 t, u, v, w;
+shl.b32 t, $4, 4; and.b32 t, t, 0x80808080; shl.b32 u, $4, 1; and.b32 u, u, 0x0E0E0E0E; or.b32 t, t, u;
+and.b32 v, $4, 0x80808080; shr.b32 w, $4, 3; and.b32 w, w, 0x0E0E0E0E; or.b32 v, v, w;
+prmt.b32 $0, t, 0, 0x1404; prmt.b32 $1, t, 0, 0x3424; prmt.b32 $2, v, 0, 0x1404; prmt.b32 $3, v, 0, 0x3424; }""")
+
+
+@constexpr_function
+def e2m1_unit():
+    """What the operands of `widen_e2m1` are to be multiplied with: a power of two."""
+    return 2.0**6 if has_e4m3() else 2.0**14
+
+
 @triton.jit
 def widen_e2m1(packed):
-    """uint8 holding two E2M1 codes seem -> E4M3 bytes s00eem00 = value / 64 exactly (low nibbles, high nibbles)."""
+    """uint8 holding two E2M1 codes seem -> (low nibbles, high nibbles) for products with `e4m3`, value / `e2m1_unit()`
+    exactly: E4M3 s00eem00, or f16 s000eem000000000."""
     if INTERPRETED:
         low = ((packed & 8) << 4) | ((packed & 7) << 2)
         high = (packed & 0x80) | ((packed >> 2) & 0x1C)
-    else:
+        return low.to(tl.float8e4nv, bitcast=True), high.to(tl.float8e4nv, bitcast=True)
+    elif has_e4m3():
         low, high = tl.inline_asm_elementwise(
             _WIDEN, "=r,=r,r", [packed], dtype=(tl.uint8, tl.uint8), is_pure=True, pack=4
         )
-    return low, high
+        return low.to(tl.float8e4nv, bitcast=True), high.to(tl.float8e4nv, bitcast=True)
+    else:
+        return tl.inline_asm_elementwise(
+            _WIDEN_HALVES, "=r,=r,=r,=r,r", [packed], dtype=(tl.float16, tl.float16), is_pure=True, pack=4
+        )
 
 
 # two 16-bit words at a time, the codes of each in order in one result

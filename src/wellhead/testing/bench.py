@@ -24,7 +24,7 @@ class Incorrect(ValueError):
 def measure(spec: OpSpec, case: Case, impl: str, roof: Roof, arch: str = "native") -> dict[str, Any]:
     """The record of one case: keys of benchmarks/results/ops.jsonl. Incorrect, naming the error, instead of a speed.
 
-    arch "sm120" says that the process adopted SM120's code (testing.sm120_on_hopper).
+    arch: whose code the process runs; another than the card's was adopted (testing.moved).
     """
     prepare, reference = spec.impl(impl).prepare, spec.impl(impl).reference or spec.impl(REFERENCE).prepare
     if prepare is None or reference is None:

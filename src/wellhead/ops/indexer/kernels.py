@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers
-from wellhead.ops.device_formats import e4m3, power_of_two, widen_e2m1
+from wellhead.ops.device_formats import e2m1_unit, e4m3, power_of_two, widen_e2m1
 
 DIM = tl.constexpr(128)
 PAGE = tl.constexpr(64)
@@ -88,8 +88,8 @@ def logits_fp8_kernel(
 
 @triton.jit
 def _widened(packed, ROWS: tl.constexpr):
-    """E4M3 [ROWS, 32] = 2^-6 of the values of 16 bytes a row, in their order."""
-    return e4m3(tl.reshape(tl.join(*widen_e2m1(packed)), (ROWS, 32)))
+    """[ROWS, 32], the values of 16 bytes a row over their unit, in their order."""
+    return tl.reshape(tl.join(*widen_e2m1(packed)), (ROWS, 32))
 
 
 @triton.jit
@@ -100,10 +100,10 @@ def _block_scale(word, B: tl.constexpr):
 
 @triton.jit
 def _query_block(q, word, row, wanted, B: tl.constexpr, ROWS: tl.constexpr):
-    """(E4M3 [ROWS, 32], fp32 [ROWS]) of dims 32 B .. 32 B + 31; the scale undoes both operands' 2^-6."""
+    """([ROWS, 32], fp32 [ROWS]) of dims 32 B .. 32 B + 31; the scale has both operands' units."""
     byte = B * 16 + tl.arange(0, 16)
     packed = tl.load(q + row[:, None] * 64 + byte[None, :], mask=wanted[:, None], other=0)
-    return _widened(packed, ROWS), _block_scale(word, B) * 4096.0
+    return _widened(packed, ROWS), _block_scale(word, B) * (e2m1_unit() * e2m1_unit())
 
 
 @triton.jit

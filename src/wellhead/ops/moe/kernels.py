@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from wellhead.ops.dependent_launch import after_producers, ask
-from wellhead.ops.device_formats import e4m3, load_e4m3, power_of_two, widen_e2m1
+from wellhead.ops.device_formats import e2m1_unit, load_e4m3, power_of_two, widen_e2m1
 from wellhead.ops.moe.hidden_kernels import swiglu
 
 LINE = tl.constexpr(128)  # bytes
@@ -27,10 +27,10 @@ def _block_scales(scales, at, NB: tl.constexpr):
 
 @triton.jit
 def _scale_of(words, block, NB: tl.constexpr):
-    """fp32 [R, NB]: the powers of two of `_block_scales`' bytes, for codes that are 1/64 of their values."""
+    """fp32 [R, NB]: the powers of two of `_block_scales`' bytes, times the unit of `widen_e2m1`."""
     first, second = words
     word = tl.where((block < 8)[None, :], first[:, None], second[:, None]) if NB == 16 else first[:, None]
-    return power_of_two((word >> (8 * (block % 8))[None, :]) & 255) * 64.0
+    return power_of_two((word >> (8 * (block % 8))[None, :]) & 255) * e2m1_unit()
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def _product(
     for at in tl.range(0, K, KC, num_stages=STAGES):
         low, high = widen_e2m1(tl.load(weights + at // 2))
         even, odd = load_e4m3(place + at, diagonal), load_e4m3(place + at + 16, diagonal)
-        product = tl.dot(e4m3(high), tl.trans(odd), tl.dot(e4m3(low), tl.trans(even)))
+        product = tl.dot(high, tl.trans(odd), tl.dot(low, tl.trans(even)))
         act = tl.load(
             x_scale + row[:, None] * (K // 128) + (at // 128 + block // 4)[None, :], mask=used[:, None], other=0
         )  # fmt: skip
