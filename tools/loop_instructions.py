@@ -34,7 +34,10 @@ def disassemble(cubin: bytes) -> str:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         program = Path(tool("cuobjdump")).with_name("nvdisasm")
-        return subprocess.run([program, "-c", path], capture_output=True, text=True, check=True).stdout
+        said = subprocess.run([program, "-c", path], capture_output=True, text=True)
+        if said.returncode:
+            raise ValueError(f"{said.stderr.strip() or program}; this Triton's nvdisasm is too old for the architecture")
+        return said.stdout
 
 
 def longest_loop(text: str) -> list[str]:
