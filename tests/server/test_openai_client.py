@@ -179,6 +179,14 @@ def test_a_named_call_is_streamed(client: openai.OpenAI) -> None:
     assert set(given) == {"city", "days"} and given["city"] in ("Paris", "Rome") and given["days"] <= 9
 
 
+def test_any_text_may_be_a_calls_value(client: openai.OpenAI) -> None:
+    """A quote, and what reads like an escape or like the grammar's own text, is only text."""
+    for value in ('24"', "\\u0001", '\\u0001 | "x', ""):
+        screen = {"name": "screen", "parameters": {"properties": {"size": {"enum": [value]}}, "required": ["size"]}}
+        done = ask(client, tools=[{"type": "function", "function": screen}], tool_choice="required", max_tokens=200)
+        assert json.loads(done.choices[0].message.tool_calls[0].function.arguments) == {"size": value}
+
+
 def test_tools_may_be_left_alone(client: openai.OpenAI) -> None:
     done = ask(client, tools=[WEATHER], max_tokens=4)
     assert done.usage.prompt_tokens > 100  # the model is told of them
