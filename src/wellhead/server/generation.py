@@ -173,14 +173,14 @@ class Generation:
     async def chat(self, body: protocol.Chat, http: HttpRequest) -> Response:
         llm = self._bridge.serving()
         self.check_model(body.model)
-        prepared = await self._prepare(body.n or 1, lambda: self._preparer().chat(body))
+        prepared = await self._prepare(body.choices, lambda: self._preparer().chat(body))
         shape = _ChatShape(llm, self._names[0], body, prepared.thinking)
         return await self._answer(shape, prepared, body, http)
 
     async def completion(self, body: protocol.Completion, http: HttpRequest) -> Response:
         llm = self._bridge.serving()
         self.check_model(body.model)
-        prepared = await self._prepare(body.n or 1, lambda: self._preparer().completion(body))
+        prepared = await self._prepare(body.choices, lambda: self._preparer().completion(body))
         return await self._answer(_CompletionShape(llm, self._names[0], body), prepared, body, http)
 
     async def _prepare(self, choices: int, work: Callable[[], Prepared]) -> Prepared:
