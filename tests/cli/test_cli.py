@@ -328,6 +328,8 @@ def test_bench_lists_cases_without_a_card(capsys: pytest.CaptureFixture[str]) ->
     assert "M=1,d=4096,m=2048" in capsys.readouterr().out
     assert main(["bench", "mow", "--list"]) == EXIT_ERROR
     assert "no op 'mow'" in capsys.readouterr().err
+    assert main(["bench", "moe", "step"]) == EXIT_ERROR
+    assert "bench moe step: step stands alone" in capsys.readouterr().err
 
 
 def test_bench_names_the_cases_when_none_fits(capsys: pytest.CaptureFixture[str]) -> None:
