@@ -52,12 +52,12 @@ class Report:
     first_seconds: list[float] = field(default_factory=list)
 
 
-async def exchange(host: str, port: int, hostile: Hostile, seconds: float = ANSWER_SECONDS) -> tuple[int | None, bytes]:
+async def exchange(host: str, port: int, hostile: Hostile) -> tuple[int | None, bytes]:
     """(status or None, what was read)."""
     reader, writer = await asyncio.open_connection(host, port)
     read = b""
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(ANSWER_SECONDS):
             with contextlib.suppress(ConnectionError):  # refused while it was still being sent
                 writer.write(hostile.data)
                 await writer.drain()

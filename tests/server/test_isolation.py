@@ -165,7 +165,7 @@ def test_a_reader_that_is_stuck_is_dropped() -> None:
             sent.clear()
             scope = {"type": "http", "asgi": {"spec_version": version}}
             async with asyncio.timeout(5):
-                await EventStream(events(), stall_seconds=0.05)(scope, receive, send)
+                await EventStream(b"", events(), stall_seconds=0.05)(scope, receive, send)
             assert len(sent) == 4
 
     asyncio.run(read())

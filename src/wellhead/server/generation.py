@@ -199,16 +199,7 @@ class Generation:
         except BaseException:
             self._bridge.forget(job)
             raise
-        return EventStream(_with_first(first, events), self._bridge.limits.stall_seconds)
-
-
-async def _with_first(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
-    try:
-        yield first
-        async for data in rest:
-            yield data
-    finally:
-        await rest.aclose()
+        return EventStream(first, events, self._bridge.limits.stall_seconds)
 
 
 async def _unless_gone(work: Awaitable[T], http: HttpRequest) -> T:
