@@ -17,6 +17,7 @@ from tools.hostile_bodies import http
 
 from fakes.server import RunningServer
 from wellhead.engine.core import Engine
+from wellhead.server.job import Piece
 from wellhead.server.limits import Limits
 from wellhead.server.prepare import Preparer
 from wellhead.server.sse import EventStream
@@ -137,6 +138,16 @@ def test_who_leaves_is_forgotten(server: RunningServer, stream: bool) -> None:
     began = time.monotonic()
     server.idle()
     assert time.monotonic() - began < 5 and server.llm.engine.counters.finished == before + 1
+
+
+def test_a_long_answer_is_joined_in_linear_time() -> None:
+    answer, began = Piece("", [], [], None), time.process_time()
+    for token in range(40_000):
+        answer.extend(Piece("a", [token], [{token: -0.5}], None))
+    answer.extend(Piece("b", [7], [{7: -1.0}], "stop", 3.0))
+    assert time.process_time() - began < 2  # copied at each step it takes ten seconds
+    assert answer.token_ids == [*range(40_000), 7] and len(answer.logprobs) == len(answer.text) == 40_001
+    assert (answer.finish_reason, answer.at) == ("stop", 3.0)
 
 
 def test_a_reader_that_is_stuck_is_dropped() -> None:

@@ -34,7 +34,10 @@ class Answering:
         try:
             ended: dict[int, Piece] = {}
             async for index, piece in self._job.pieces():
-                ended[index] = ended[index].join(piece) if index in ended else piece
+                if index in ended:
+                    ended[index].extend(piece)
+                else:
+                    ended[index] = piece
             choices = [self._shape.choice(index, ended[index]) for index in sorted(ended)]
             return {**self._shape.head, "choices": choices, "usage": self._shape.usage(self._job, self._prepared)}
         finally:
