@@ -17,6 +17,7 @@ import wellhead
 from fakes.llm import FakeLLM
 from wellhead.cli import EXIT_ERROR, chat, demo, evaluate, main, options
 from wellhead.cli.measured import path_taken, stream_answer
+from wellhead.engine.request import RequestError
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.evals import families
 from wellhead.evals.task import Question, Task, matches_first_line
@@ -158,6 +159,21 @@ def test_a_malformed_answer_does_not_end_the_chat(
     out, err = capsys.readouterr()
     assert out.endswith("fine\n") and err.startswith("wellhead: this turn is forgotten: malformed answer")
     assert "First?" not in llm.prompts[1]
+
+
+def test_a_turn_that_is_too_long_does_not_end_the_chat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(prompt: str) -> str:
+        if "very long" in prompt:
+            raise RequestError("the prompt has 9 tokens; shorten the prompt")
+        return "fine"
+
+    use(monkeypatch, FakeLLM(answer))
+    type_in(monkeypatch, "very long\nSecond?\n")
+    assert main(["chat"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "\nfine\n" and err.startswith("wellhead: this turn is forgotten: the prompt has 9 tokens")
 
 
 def small_families(path: Path | None = None) -> dict[str, Task]:
