@@ -176,7 +176,7 @@ def test_a_turn_that_is_too_long_does_not_end_the_chat(
     assert out == "\nfine\n" and err.startswith("wellhead: this turn is forgotten: the prompt has 9 tokens")
 
 
-def small_families(path: Path | None = None) -> dict[str, Task]:
+def small_families() -> dict[str, Task]:
     chosen = {name: [Question(f"{name} {i}", str(i)) for i in range(3)] for name in evaluate.FAMILIES}
     chosen["recall"] = [Question("short\nAsk A:", "7"), Question("a much longer text\nAsk B:", "8")]
     return {name: Task(name, asked, matches_first_line, 8, ("\n",)) for name, asked in chosen.items()}

@@ -1,4 +1,4 @@
-"""Evaluation data files: JSON, JSON lines and CSV, read with errors that name file, line and column."""
+"""Evaluation data files: JSON lines and CSV, read with errors that name file, line and column."""
 
 from __future__ import annotations
 
@@ -55,13 +55,3 @@ def _read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
         reader = csv.DictReader(file)
         # line_num counts physical lines, so a quoted cell that spans lines reports its last one.
         return [(reader.line_num, row) for row in reader]
-
-
-def read_json(path: Path) -> Any:
-    """The value of a JSON file. Raises DataError naming the file and line."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
