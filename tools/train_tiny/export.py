@@ -22,7 +22,7 @@ from wellhead.model.weights import write_checkpoint
 
 from . import facts, state, tasks
 from .config import CONFIG
-from .model import Weights
+from .initial import Weights
 from .tokenizer import BOS, EOS
 
 SHARD_BYTES = 12_000_000
