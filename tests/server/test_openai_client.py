@@ -155,11 +155,6 @@ def test_biases_and_penalties(client: openai.OpenAI, server: RunningServer) -> N
     assert unpunished.count("z") > punished.count("z") > 3
 
 
-def check_weather(arguments: str) -> None:
-    given = json.loads(arguments)
-    assert set(given) == {"city", "days"} and given["city"] in ("Paris", "Rome") and given["days"] <= 9
-
-
 def test_a_call_is_forced(client: openai.OpenAI) -> None:
     now = {"type": "function", "function": {"name": "now", "description": "the time"}}
     done = ask(client, tools=[now], tool_choice="required", parallel_tool_calls=False, max_tokens=200)
