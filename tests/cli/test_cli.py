@@ -97,9 +97,7 @@ def test_an_error_is_one_line_and_status_2(
         main(["generate", "a", "--debug"])
 
 
-def test_a_misspelt_variable_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_misspelt_variable_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("WELLHEAD_MODLE", "x")
     assert main(["generate", "a"]) == 2
     assert "WELLHEAD_MODLE" in capsys.readouterr().err
@@ -110,9 +108,7 @@ def test_ctrl_c_while_generating_is_130(monkeypatch: pytest.MonkeyPatch) -> None
     assert main(["generate", "a"]) == 130
 
 
-def test_chat_keeps_the_conversation(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_chat_keeps_the_conversation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     llm = use(monkeypatch, FakeLLM(lambda prompt: "Rome" if "Italy" in prompt else "Paris"))
     type_in(monkeypatch, "France?\n\nItaly?\n/nope\n/reset\nFrance again?\n/exit\nnever\n")
     assert main(["chat", "--system", "Be brief."]) == 0
@@ -182,9 +178,7 @@ def small_families() -> dict[str, Task]:
     return {name: Task(name, asked, matches_first_line, 8, ("\n",)) for name, asked in chosen.items()}
 
 
-def test_eval_prints_one_line_a_family(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_eval_prints_one_line_a_family(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(families, "load_families", small_families)
     use(monkeypatch, FakeLLM(lambda prompt: prompt.split()[-1]))
     assert main(["eval", "--tasks", "sums,capitals"]) == 0
@@ -329,13 +323,9 @@ def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_help_does_not_import_torch() -> None:
     """Asking for help must not cost the seconds that torch takes to import."""
-    code = (
-        "import sys; from wellhead.cli import parser; parser().format_help(); print('torch' in sys.modules)"
-    )
+    code = "import sys; from wellhead.cli import parser; parser().format_help(); print('torch' in sys.modules)"
     variables = {**os.environ, "PYTHONPATH": str(Path(wellhead.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=variables
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=variables)
     assert done.stdout == "False\n"
 
 
@@ -395,9 +385,7 @@ def test_impl_and_eager_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None
         (["--tp", "2", "--impl", "moee=reference"], "no op 'moee'"),
     ],
 )
-def test_an_implementation_is_used_or_refused(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_implementation_is_used_or_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "a", *words]) == EXIT_ERROR
     err = capsys.readouterr().err
     assert err.startswith("wellhead: error: ") and said in err and err.count("\n") == 1

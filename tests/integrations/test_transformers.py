@@ -82,7 +82,7 @@ def answer(model: Any, llm: LLM, task: Task, place: int) -> str:
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=task.max_tokens, do_sample=False, pad_token_id=END,
         eos_token_id=END,
     )  # fmt: skip
-    made = [token for token in out[0, ids.shape[1]:].tolist() if token != END]
+    made = [token for token in out[0, ids.shape[1] :].tolist() if token != END]
     return str(llm.tokenizer.decode(made))
 
 

@@ -1,6 +1,6 @@
 """Turn a training state into the embedded checkpoint: published names and formats, tokenizer, held-out questions.
 
-    python -m tools.train_tiny.export --state STATE --out src/wellhead/data/tiny
+python -m tools.train_tiny.export --state STATE --out src/wellhead/data/tiny
 """
 
 from __future__ import annotations
