@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import re
 from typing import Any
 
@@ -102,14 +104,13 @@ def test_what_sm_90_has_is_left_alone(line: str) -> None:
     assert moving.lower(line.split("//")[0], 1) is None
 
 
-LOWERED = "\t{ "  # begins the instructions that one became
 HEAD = ".version 9.1\n.target sm_120a\n.address_size 64\n"
 
 
 def test_the_target_and_the_version_follow_the_assembler() -> None:
-    text = moving.move_ptx(HEAD + "add.f32x2 %rd1, %rd2, %rd3;\n", (8, 7))
-    assert text.startswith(".version 8.7\n.target sm_90a\n") and text.count(LOWERED) == 1
-    assert moving.move_ptx(HEAD, (9, 4)) == HEAD.replace("120a", "90a")
+    text, lowered = moving.move_ptx(HEAD + "add.f32x2 %rd1, %rd2, %rd3;\n", (8, 7))
+    assert text.startswith(".version 8.7\n.target sm_90a\n") and lowered == 1
+    assert moving.move_ptx(HEAD, (9, 4)) == (HEAD.replace("120a", "90a"), 0)
 
 
 @pytest.mark.parametrize(
@@ -127,16 +128,27 @@ def test_refusals_name_the_line(ptx: str, words: str) -> None:
 
 
 def test_what_ptxas_refuses_is_refused_with_its_line() -> None:
-    ptx = compile_for(probes.build_polynomial(), "sm120").ptx
-    foreign = ptx.replace("\tret;", "\ttcgen05.fence::before_thread_sync;\n\tret;")
+    build = probes.build_polynomial()
+    compiled = compile_for(build, "sm120")
+    foreign = compiled.ptx.replace("\tret;", "\ttcgen05.fence::before_thread_sync;\n\tret;")
     with pytest.raises(moving.CannotMove, match=r"polynomial: line \d+: .*tcgen05.fence::before_thread_sync;"):
-        moving.moved_cubin(foreign, {"name": "polynomial", "shared": 0})
+        moving.move_compiled(build, dataclasses.replace(compiled, ptx=foreign))
+    with pytest.raises(moving.CannotMove, match="101377 B of shared memory"):
+        moving.move_compiled(build, dataclasses.replace(compiled, shared_bytes=101377))
+    with pytest.raises(moving.CannotMove, match="global scratch"):
+        moving.move_compiled(build, dataclasses.replace(compiled, scratch_bytes=128))
+    with pytest.raises(moving.CannotMove, match=r"block_scaled.*|block-scaled"):
+        moving.move(probes.build_block_scaled())
 
 
-def test_a_moved_kernel_is_a_cubin_for_hopper() -> None:
-    cubin = moving.moved_cubin(compile_for(probes.build_scale("i32:16"), "sm120").ptx, {"name": "scale", "shared": 0})
-    assert cubin[:4] == b"\x7fELF" and resources(cubin)[0] > 0
-    assert b"sm_90a" in cubin and b"sm_120" not in cubin
+def test_a_moved_kernel_is_a_cubin_for_hopper_with_its_arguments() -> None:
+    moved = moving.move(probes.build_scale("i32:16"))
+    assert moved.cubin[:4] == b"\x7fELF" and resources(moved.cubin)[0] > 0
+    assert (moved.entry, moved.num_warps) == ("scale", 4) and moved.shared_bytes > 0
+    assert list(moved.arguments.items()) == [
+        ("x_ptr", "*fp32"), ("y_ptr", "*fp32"), ("count", "i32"), ("stride", "i32:16")
+    ]  # fmt: skip
+    assert b"sm_90a" in moved.cubin and b"sm_120" not in moved.cubin
 
 
 def test_every_shipped_build_moves_unless_it_is_block_scaled() -> None:
@@ -144,13 +156,26 @@ def test_every_shipped_build_moves_unless_it_is_block_scaled() -> None:
     for op, build in builds():
         compiled = compile_for(build, "sm120")
         try:
-            moving.moved_cubin(compiled.ptx, {"name": build.name, "shared": compiled.shared_bytes})
-            lowered += moving.move_ptx(compiled.ptx, moving.newest_ptx()).count(LOWERED)
+            lowered += moving.move_compiled(build, compiled).lowered
             went += 1
         except moving.CannotMove as reason:
             stay.append(f"{op}/{build.name}: {reason}")
             assert any("block_scale" in line for line in compiled.mma), stay[-1]
     assert went > 20 and lowered > 100, "the scan saw too few builds"
+
+
+def test_arguments_are_checked_against_what_was_compiled() -> None:
+    aligned = torch.empty(64)
+    start = (-aligned.data_ptr() // 4) % 4
+    with pytest.raises(ValueError, match="x_ptr is at 0x"):
+        moving.packed_argument("x_ptr", "*fp32", aligned[start + 1 :])
+    assert moving.packed_argument("x_ptr", "*fp32:1", aligned[start + 1 :]).value == aligned.data_ptr() + 4 * start + 4
+    assert moving.packed_argument("x_ptr", "*fp32", None).value in (0, None)
+    with pytest.raises(ValueError, match="n is 24"):
+        moving.packed_argument("n", "i32:16", 24)
+    with pytest.raises(ValueError, match="'tensordesc'"):
+        moving.packed_argument("d", "tensordesc", 1)
+    assert moving.packed_argument("n", "i64", 2**40).value == 2**40
 
 
 def test_the_compiler_s_own_stages_give_moved_cubins() -> None:
@@ -174,3 +199,41 @@ def test_the_compiler_s_own_stages_give_moved_cubins() -> None:
 def test_nothing_is_launched_without_a_hopper() -> None:
     with pytest.raises(ValueError, match="this process has no CUDA card"):
         moving.adopt()
+    with pytest.raises(ValueError, match="this process has no CUDA card"):
+        moving.Launcher(moving.Moved("kernel", b"", 4, 0, {}, 2, 0))
+
+
+class Driver:
+    """Records cuLaunchKernel and reads the arguments back through the pointers, as the driver does."""
+
+    def __init__(self, kinds: list[Any], status: int = 0) -> None:
+        self.kinds, self.status, self.calls = kinds, status, []  # type: ignore[var-annotated]
+
+    def cuLaunchKernel(self, function: Any, *rest: Any) -> int:
+        *shape, shared, stream, pointers, extra = rest
+        values = [
+            ctypes.cast(p, ctypes.POINTER(kind)).contents.value for p, kind in zip(pointers, self.kinds, strict=True)
+        ]
+        self.calls.append(([v.value for v in shape], shared.value, stream.value, values, extra))
+        return self.status
+
+    def cuGetErrorName(self, status: int, text: Any) -> int:
+        return 0
+
+
+def test_the_launcher_hands_the_driver_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: type("Stream", (), {"cuda_stream": 77})())
+    kinds = {"x_ptr": "*fp32", "count": "i32", "eps": "fp32"}
+    launcher = object.__new__(moving.Launcher)
+    launcher.moved = moving.Moved("kernel", b"", 8, 4096, kinds, 2, 0)
+    launcher._function = ctypes.c_void_p(1)
+    seen = Driver([ctypes.c_uint64, ctypes.c_int32, ctypes.c_float, ctypes.c_uint64, ctypes.c_uint64])
+    launcher._driver = seen  # type: ignore[assignment]
+    x = torch.empty(64)
+    launcher((5, 2), eps=0.5, x_ptr=x, count=-3)
+    assert seen.calls == [([5, 2, 1, 256, 1, 1], 4096, 77, [x.data_ptr(), -3, 0.5, 0, 0], None)]
+    with pytest.raises(ValueError, match=r"takes \['x_ptr', 'count', 'eps'\]; received \['x_ptr'\]"):
+        launcher((1,), x_ptr=x)
+    seen.status = 700
+    with pytest.raises(RuntimeError, match=r"cuLaunchKernel of kernel failed: .*700"):
+        launcher((1,), eps=0.5, x_ptr=x, count=1)

@@ -6,19 +6,23 @@ result changed: packed fp32 arithmetic (`fma.rn.f32x2`) to both halves, arithmet
 a widening and the fp32 operation, `max` and `min` of three to two of two. Block-scaled `mma` has no counterpart and is
 refused, as is whatever else ptxas does not accept for sm_90a, with the line.
 
-`moved_cubin` needs no GPU. `adopt`, on a machine with an sm_90 card, makes a whole process run SM120's code, through
-Triton's own launcher.
+`move` needs no GPU and gives a cubin to carry; `Launcher` loads it with the CUDA driver on an sm_90 card. `adopt`, on a
+machine with such a card and Triton, makes a whole process run SM120's code, through Triton's own launcher.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import re
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from wellhead.dispatch.capability import detect, features_of, simulated
-from wellhead.dispatch.crosscompile import TARGETS, assemble
+from wellhead.dispatch.crosscompile import ALIGNMENT, TARGETS, Compiled, assemble, compile_for
+from wellhead.dispatch.spec import KernelBuild
 from wellhead.ops import card as asked
 
 SHARED_LIMIT = 101376
@@ -42,6 +46,45 @@ class CannotMove(ValueError):
     """The kernel uses something that sm_90a does not have."""
 
 
+@dataclass(frozen=True)
+class Moved:
+    """An SM120 kernel assembled for sm_90a, with what a launch needs to know."""
+
+    entry: str
+    cubin: bytes
+    num_warps: int
+    shared_bytes: int
+    arguments: Mapping[str, str]  # the kernel's arguments that are passed, in order -> Triton type, as in the build
+    extra_pointers: int  # trailing scratch pointers of Triton's calling convention, passed as null
+    lowered: int  # instructions that became several
+
+
+def move(build: KernelBuild) -> Moved:
+    """Compile `build` for sm_120 and assemble it for sm_90a. CannotMove says which line stands in the way."""
+    return move_compiled(build, compile_for(build, "sm120"))
+
+
+def move_compiled(build: KernelBuild, compiled: Compiled) -> Moved:
+    """The same for a build that was compiled already."""
+    if compiled.shared_bytes > SHARED_LIMIT:
+        raise CannotMove(f"{build.name}: {compiled.shared_bytes} B of shared memory; SM120 has {SHARED_LIMIT}")
+    if compiled.scratch_bytes:
+        raise CannotMove(
+            f"{build.name}: needs {compiled.scratch_bytes} B of global scratch a block; the launcher gives none"
+        )
+    ptx, lowered = move_ptx(compiled.ptx, newest_ptx())
+    try:
+        cubin = assemble(ptx, HOPPER)[0]
+    except subprocess.CalledProcessError as refused:
+        raise CannotMove(f"{build.name}: {explain(refused.stderr, ptx)}") from refused
+    names = build.kernel.arg_names
+    arguments = {name: build.signature[name] for name in names if build.signature[name] != "constexpr"}
+    extra = ptx.count(".param .") - len(arguments)
+    if extra not in (0, 1, 2):
+        raise CannotMove(f"{build.name}: {len(arguments)} arguments in the build, {len(arguments) + extra} in the PTX")
+    return Moved(compiled.entry, cubin, compiled.num_warps, compiled.shared_bytes, arguments, extra, lowered)
+
+
 def newest_ptx() -> tuple[int, int]:
     """The newest PTX version that the ptxas for Hopper reads; the wheel's two programs are of different releases."""
     from triton.backends.nvidia.compiler import get_ptxas, ptx_get_version
@@ -49,21 +92,23 @@ def newest_ptx() -> tuple[int, int]:
     return divmod(ptx_get_version(get_ptxas(HOPPER).version), 10)
 
 
-def move_ptx(ptx: str, newest: tuple[int, int]) -> str:
-    """PTX for sm_90a. CannotMove names the first line that has no counterpart."""
+def move_ptx(ptx: str, newest: tuple[int, int]) -> tuple[str, int]:
+    """(PTX for sm_90a, instructions lowered). CannotMove names the first line that has no counterpart."""
     if len(_TARGET.findall(ptx)) != 1:
         raise CannotMove("the PTX has no single `.target sm_120a` line")
-    lines = []
+    lines, lowered = [], 0
     for number, line in enumerate(ptx.splitlines(), 1):
         code = line.split("//")[0]
         if _BLOCK_SCALED.search(code):
             raise CannotMove(f"line {number} is a block-scaled matrix instruction: {code.strip()[:120]}")
-        lines.append(lower(code, number) or line)
+        scalar = lower(code, number)
+        lowered += scalar is not None
+        lines.append(line if scalar is None else scalar)
     text = _TARGET.sub(".target sm_90a", "\n".join(lines) + "\n")
     version = _VERSION.search(text)
     if version is not None and (int(version[1]), int(version[2])) > newest:
         text = _VERSION.sub(f".version {newest[0]}.{newest[1]}", text)
-    return text
+    return text, lowered
 
 
 def lower(code: str, number: int) -> str | None:
@@ -121,6 +166,28 @@ def explain(said: str, ptx: str) -> str:
     return "; ".join(found[:3]) or said.strip()[-300:]
 
 
+def packed_argument(name: str, kind: str, value: Any) -> Any:
+    """A ctypes value for one argument; ValueError where it breaks what the kernel was compiled for."""
+    plain, _, suffix = kind.partition(":")
+    if plain.startswith("*"):
+        address = 0 if value is None else value.data_ptr()
+        if suffix != "1" and address % ALIGNMENT:
+            raise ValueError(f"{name} is at {address:#x}; the kernel was compiled for {ALIGNMENT}-byte alignment")
+        return ctypes.c_uint64(address)
+    if suffix == str(ALIGNMENT) and value % ALIGNMENT:
+        raise ValueError(f"{name} is {value}; the kernel was compiled for a multiple of {ALIGNMENT}")
+    kinds = {
+        "i32": ctypes.c_int32,
+        "u32": ctypes.c_uint32,
+        "i64": ctypes.c_int64,
+        "u64": ctypes.c_uint64,
+        "fp32": ctypes.c_float,
+    }
+    if plain not in kinds:
+        raise ValueError(f"{name} has type {kind!r}; the launcher passes pointers, {', '.join(kinds)}")
+    return kinds[plain](value)
+
+
 def install_stages() -> None:
     """From now on Triton makes cubins for sm_90a of kernels for sm_120, in a cache folder of their own."""
     from triton import knobs
@@ -142,7 +209,7 @@ def moved_cubin(ptx: str, metadata: dict[str, Any]) -> bytes:
     """The last stage of the compiler: PTX for sm_120 in, cubin for sm_90a out."""
     if metadata["shared"] > SHARED_LIMIT:
         raise CannotMove(f"{metadata['name']}: {metadata['shared']} B of shared memory; SM120 has {SHARED_LIMIT}")
-    text = move_ptx(ptx, newest_ptx())
+    text = move_ptx(ptx, newest_ptx())[0]
     try:
         return assemble(text, HOPPER)[0]
     except subprocess.CalledProcessError as refused:
@@ -165,3 +232,48 @@ def adopt() -> None:
     sm120 = features_of(simulated("sm120"), triton.__version__)
     setattr(asked, "has", lambda feature: sm120[feature].present)  # noqa: B010
     driver.active.get_current_target = lambda: GPUTarget("cuda", TARGETS["sm120"], 32)
+
+
+class Launcher:
+    """A moved kernel, loaded on the current CUDA device: `launcher((x, y, z), name=value, ...)`.
+
+    Launches on torch's current stream, so it can be captured in a CUDA graph; nothing is allocated or synchronised.
+    """
+
+    _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+    def __init__(self, moved: Moved) -> None:
+        import torch
+
+        card = detect()
+        if card is None or card.arch != "sm90":
+            raise ValueError(f"the cubin is for sm_90a; this process has {card or 'no CUDA card'}")
+        torch.cuda.current_stream().synchronize()  # makes torch's context current in this thread
+        self.moved = moved
+        self._driver = ctypes.CDLL("libcuda.so.1")
+        self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuModuleLoadData", ctypes.byref(self._module), moved.cubin)
+        self._call("cuModuleGetFunction", ctypes.byref(self._function), self._module, moved.entry.encode())
+        limit = ctypes.c_int(moved.shared_bytes)
+        self._call("cuFuncSetAttribute", self._function, ctypes.c_int(self._MAX_DYNAMIC_SHARED), limit)
+
+    def __call__(self, grid: tuple[int, ...], **values: Any) -> None:
+        import torch
+
+        if set(values) != set(self.moved.arguments):
+            raise ValueError(f"{self.moved.entry} takes {list(self.moved.arguments)}; received {list(values)}")
+        arguments = [packed_argument(name, kind, values[name]) for name, kind in self.moved.arguments.items()]
+        arguments += [ctypes.c_uint64(0)] * self.moved.extra_pointers
+        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
+        blocks = [ctypes.c_uint(size) for size in (*grid, 1, 1)[:3]]
+        threads = [ctypes.c_uint(32 * self.moved.num_warps), ctypes.c_uint(1), ctypes.c_uint(1)]
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        shared = ctypes.c_uint(self.moved.shared_bytes)
+        self._call("cuLaunchKernel", self._function, *blocks, *threads, shared, stream, pointers, None)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._driver, name)(*arguments)
+        if status:
+            text = ctypes.c_char_p()
+            self._driver.cuGetErrorName(status, ctypes.byref(text))
+            raise RuntimeError(f"{name} of {self.moved.entry} failed: {(text.value or b'?').decode()} ({status})")
