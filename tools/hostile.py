@@ -52,12 +52,12 @@ class Report:
     first_seconds: list[float] = field(default_factory=list)
 
 
-async def exchange(host: str, port: int, hostile: Hostile, seconds: float = ANSWER_SECONDS) -> tuple[int | None, bytes]:
+async def exchange(host: str, port: int, hostile: Hostile) -> tuple[int | None, bytes]:
     """(status or None, what was read)."""
     reader, writer = await asyncio.open_connection(host, port)
     read = b""
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(ANSWER_SECONDS):
             with contextlib.suppress(ConnectionError):  # refused while it was still being sent
                 writer.write(hostile.data)
                 await writer.drain()
@@ -184,6 +184,19 @@ async def attack(
     return report
 
 
+def started(*words: str) -> tuple[subprocess.Popen[str], str]:
+    """`wellhead serve` over the embedded model with these options, once it is ready, and its URL."""
+    command = [sys.executable, "-m", "wellhead", "serve", "--port", "0", *words]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    told = []
+    for line in server.stderr:
+        told.append(line)
+        if ready := re.search(r"ready after .* at (http://\S+)", line):
+            return server, ready[1]
+    raise SystemExit("".join(told))
+
+
 def resident(pid: int) -> int:
     """Bytes of resident memory."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
@@ -216,19 +229,9 @@ def main() -> int:
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append the result to FILE")
     args = parser.parse_args()
     began_on = host()
-    command = [sys.executable, "-m", "wellhead", "serve", "--port", "0", "--num-pages", "128"]
-    command += ["--context-length", "4096", "--max-running-requests", "16", "--max-queued-requests", "512"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    port, told = 0, []
-    for line in server.stderr:
-        told.append(line)
-        if found := re.search(r"ready after .*:(\d+)$", line.strip()):
-            port = int(found[1])
-            break
-    if not port:
-        print("".join(told), file=sys.stderr)
-        return 1
+    limits = "--num-pages 128 --context-length 4096 --max-running-requests 16 --max-queued-requests 512"
+    server, url = started(*limits.split())
+    port = int(url.rpartition(":")[2])
     sizes: list[tuple[int, int]] = []
     began = time.perf_counter()
 

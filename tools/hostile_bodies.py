@@ -16,43 +16,14 @@ _GOOD: dict[str, dict[str, Any]] = {
     TOKENIZE: {"prompt": "hello"},
 }
 _FIELDS = (
-    "messages",
-    "prompt",
-    "model",
-    "n",
-    "temperature",
-    "top_p",
-    "top_k",
-    "seed",
-    "stop",
-    "max_tokens",
-    "max_completion_tokens",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "logprobs",
-    "top_logprobs",
-    "stream",
-    "stream_options",
-    "response_format",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "reasoning_effort",
-    "thinking",
-    "chat_template_kwargs",
-    "user",
-    "metadata",
-    "echo",
-    "suffix",
-    "best_of",
-    "functions",
-    "ignore_eos",
-    "__proto__",
-    "constructor",
-    "",
-    "\0",
-)
+    *(
+        "messages prompt model n temperature top_p top_k seed stop max_tokens max_completion_tokens "
+        "presence_penalty frequency_penalty logit_bias logprobs top_logprobs stream stream_options response_format "
+        "tools tool_choice parallel_tool_calls reasoning_effort thinking chat_template_kwargs user metadata echo "
+        "suffix best_of functions ignore_eos __proto__ constructor"
+    ).split(),
+    "", "\0",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,21 +40,13 @@ class Hostile:
 
 
 def http(
-    path: str,
-    body: bytes,
-    *,
-    kind: str = "application/json",
-    host: str = "localhost",
-    method: str = "POST",
+    path: str, body: bytes, *, kind: str = "application/json", host: str = "localhost", method: str = "POST",
     length: int | None = None,
-) -> bytes:
+) -> bytes:  # fmt: skip
     head = [
-        f"{method} {path} HTTP/1.1",
-        f"Host: {host}",
-        "Connection: close",
-        f"Content-Type: {kind}",
+        f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close", f"Content-Type: {kind}",
         f"Content-Length: {len(body) if length is None else length}",
-    ]
+    ]  # fmt: skip
     return "\r\n".join(head).encode() + b"\r\n\r\n" + body
 
 
@@ -91,21 +54,9 @@ def hostile_requests(seed: int) -> Iterator[Hostile]:
     """Without end."""
     draw = random.Random(seed)
     makers: list[Callable[[random.Random], Hostile]] = [
-        _bytes,
-        _truncated,
-        _wrong_field,
-        _wrong_field,
-        _wrong_field,
-        _deep,
-        _huge,
-        _ids,
-        _contradiction,
-        _schema,
-        _head,
-        _manners,
-        _manners,
-        _messages,
-    ]
+        _bytes, _truncated, _wrong_field, _wrong_field, _wrong_field, _deep, _huge, _ids, _contradiction,
+        _schema, _head, _manners, _manners, _messages,
+    ]  # fmt: skip
     while True:
         yield draw.choice(makers)(draw)
 
@@ -138,21 +89,12 @@ def _path(draw: random.Random) -> str:
 def _bytes(draw: random.Random) -> Hostile:
     body = draw.choice(
         (
-            b"",
-            b"null",
-            b"[]",
-            b'"text"',
-            b"\xff\xfe{}",
-            b"\0" * 100,
-            b"{" * 50,
-            b"{}" * 50,
-            b'{"prompt": "\xc3\x28"}',
-            b'{"prompt": "\\ud800"}',
-            b'{"prompt": "a", "prompt": 5}',
+            b"", b"null", b"[]", b'"text"', b"\xff\xfe{}", b"\0" * 100, b"{" * 50, b"{}" * 50,
+            b'{"prompt": "\xc3\x28"}', b'{"prompt": "\\ud800"}', b'{"prompt": "a", "prompt": 5}',
             draw.randbytes(draw.randrange(1, 400)),
             b'{"prompt": "a", "max_tokens": ' + b"9" * draw.choice((30, 5000)) + b"}",
         )
-    )
+    )  # fmt: skip
     return Hostile("bytes", http(_path(draw), body), statuses=(400,))
 
 
@@ -254,14 +196,12 @@ def _schema(draw: random.Random) -> Hostile:
 
 def _messages(draw: random.Random) -> Hostile:
     roles = ("system", "user", "assistant", "tool", "developer", "latest_reminder", "king")
-    messages = [
-        {
-            "role": draw.choice(roles),
-            "content": _value(draw),
-            **({"tool_calls": _value(draw)} if draw.random() < 0.3 else {}),
-        }
-        for _ in range(draw.randrange(1, 6))
-    ]
+
+    def message() -> dict[str, Any]:
+        made = {"role": draw.choice(roles), "content": _value(draw)}
+        return {**made, "tool_calls": _value(draw)} if draw.random() < 0.3 else made
+
+    messages = [message() for _ in range(draw.randrange(1, 6))]
     return Hostile("messages", http(CHAT, json.dumps({"messages": messages, "max_tokens": 1}).encode()))
 
 
@@ -293,13 +233,8 @@ def _head(draw: random.Random) -> Hostile:
 
 
 def _manners(draw: random.Random) -> Hostile:
-    body = {
-        "prompt": "hello",
-        "max_tokens": 60,
-        "ignore_eos": True,
-        "stream": draw.random() < 0.8,
-        "n": draw.choice((1, 2)),
-    }
+    streamed, n = draw.random() < 0.8, draw.choice((1, 2))
+    body = {"prompt": "hello", "max_tokens": 60, "ignore_eos": True, "stream": streamed, "n": n}
     data = http(PLAIN, json.dumps(body).encode())
     manner = draw.choice(("leave", "leave", "cut", "stall"))
     if manner == "cut":

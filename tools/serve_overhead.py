@@ -15,16 +15,15 @@ import argparse
 import asyncio
 import json
 import os
-import re
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tools.hostile import started
 from wellhead.engine.llm import LLM
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.testing.load import Load, plan, run
@@ -68,16 +67,7 @@ def main() -> int:
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append the result to FILE")
     args = parser.parse_args()
     began_on = host()
-    command = [sys.executable, "-m", "wellhead", "serve", "--port", "0", "--num-pages", str(PAGES)]
-    command += ["--max-running-requests", str(RUNNING)]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    url = ""
-    while not url:
-        line = server.stderr.readline()
-        assert line, "the server ended"
-        ready = re.search(r"ready after .* at (http://\S+)", line)
-        url = ready[1] if ready else ""
+    server, url = started("--num-pages", str(PAGES), "--max-running-requests", str(RUNNING))
     llm = LLM(progress=False, num_pages=PAGES, max_running=RUNNING)
     params = SamplingParams(max_tokens=args.max_tokens, ignore_eos=True)
     rounds: list[dict[str, float]] = []

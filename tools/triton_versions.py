@@ -30,18 +30,18 @@ def installed() -> str | None:
         return None
 
 
-def ready(version: str, folder: Path = FOLDER) -> Path | None:
+def ready(version: str) -> Path | None:
     """The folder of a downloaded version, None if it is not there whole."""
-    found = folder / version
+    found = FOLDER / version
     return found if (found / STAMP).is_file() else None
 
 
-def fetch(version: str, folder: Path = FOLDER) -> Path:
+def fetch(version: str) -> Path:
     """Download one version with pip, without its dependencies. RuntimeError holds pip's last line."""
-    found = ready(version, folder)
+    found = ready(version)
     if found is not None:
         return found
-    target = folder / version
+    target = FOLDER / version
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]

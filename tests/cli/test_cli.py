@@ -17,6 +17,7 @@ import wellhead
 from fakes.llm import FakeLLM
 from wellhead.cli import EXIT_ERROR, chat, demo, evaluate, main, options
 from wellhead.cli.measured import path_taken, stream_answer
+from wellhead.engine.request import RequestError
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.evals import families
 from wellhead.evals.task import Question, Task, matches_first_line
@@ -96,9 +97,7 @@ def test_an_error_is_one_line_and_status_2(
         main(["generate", "a", "--debug"])
 
 
-def test_a_misspelt_variable_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_misspelt_variable_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("WELLHEAD_MODLE", "x")
     assert main(["generate", "a"]) == 2
     assert "WELLHEAD_MODLE" in capsys.readouterr().err
@@ -109,9 +108,7 @@ def test_ctrl_c_while_generating_is_130(monkeypatch: pytest.MonkeyPatch) -> None
     assert main(["generate", "a"]) == 130
 
 
-def test_chat_keeps_the_conversation(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_chat_keeps_the_conversation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     llm = use(monkeypatch, FakeLLM(lambda prompt: "Rome" if "Italy" in prompt else "Paris"))
     type_in(monkeypatch, "France?\n\nItaly?\n/nope\n/reset\nFrance again?\n/exit\nnever\n")
     assert main(["chat", "--system", "Be brief."]) == 0
@@ -160,15 +157,28 @@ def test_a_malformed_answer_does_not_end_the_chat(
     assert "First?" not in llm.prompts[1]
 
 
-def small_families(path: Path | None = None) -> dict[str, Task]:
+def test_a_turn_that_is_too_long_does_not_end_the_chat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(prompt: str) -> str:
+        if "very long" in prompt:
+            raise RequestError("the prompt has 9 tokens; shorten the prompt")
+        return "fine"
+
+    use(monkeypatch, FakeLLM(answer))
+    type_in(monkeypatch, "very long\nSecond?\n")
+    assert main(["chat"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "\nfine\n" and err.startswith("wellhead: this turn is forgotten: the prompt has 9 tokens")
+
+
+def small_families() -> dict[str, Task]:
     chosen = {name: [Question(f"{name} {i}", str(i)) for i in range(3)] for name in evaluate.FAMILIES}
     chosen["recall"] = [Question("short\nAsk A:", "7"), Question("a much longer text\nAsk B:", "8")]
     return {name: Task(name, asked, matches_first_line, 8, ("\n",)) for name, asked in chosen.items()}
 
 
-def test_eval_prints_one_line_a_family(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_eval_prints_one_line_a_family(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(families, "load_families", small_families)
     use(monkeypatch, FakeLLM(lambda prompt: prompt.split()[-1]))
     assert main(["eval", "--tasks", "sums,capitals"]) == 0
@@ -313,13 +323,9 @@ def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_help_does_not_import_torch() -> None:
     """Asking for help must not cost the seconds that torch takes to import."""
-    code = (
-        "import sys; from wellhead.cli import parser; parser().format_help(); print('torch' in sys.modules)"
-    )
+    code = "import sys; from wellhead.cli import parser; parser().format_help(); print('torch' in sys.modules)"
     variables = {**os.environ, "PYTHONPATH": str(Path(wellhead.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=variables
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=variables)
     assert done.stdout == "False\n"
 
 
@@ -328,6 +334,8 @@ def test_bench_lists_cases_without_a_card(capsys: pytest.CaptureFixture[str]) ->
     assert "M=1,d=4096,m=2048" in capsys.readouterr().out
     assert main(["bench", "mow", "--list"]) == EXIT_ERROR
     assert "no op 'mow'" in capsys.readouterr().err
+    assert main(["bench", "moe", "step"]) == EXIT_ERROR
+    assert "bench moe step: step stands alone" in capsys.readouterr().err
 
 
 def test_bench_names_the_cases_when_none_fits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -377,9 +385,7 @@ def test_impl_and_eager_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None
         (["--tp", "2", "--impl", "moee=reference"], "no op 'moee'"),
     ],
 )
-def test_an_implementation_is_used_or_refused(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_implementation_is_used_or_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "a", *words]) == EXIT_ERROR
     err = capsys.readouterr().err
     assert err.startswith("wellhead: error: ") and said in err and err.count("\n") == 1

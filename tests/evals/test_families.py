@@ -1,10 +1,8 @@
-"""The held-out families: loading, generated recall questions, marking, and the errors of a bad file."""
+"""The held-out families: generated recall questions, and marking."""
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +10,6 @@ import pytest
 from fakes.llm import FakeLLM
 from wellhead.evals.families import load_families
 from wellhead.evals.recall import recall_questions
-from wellhead.evals.records import DataError
 from wellhead.evals.task import Question, Task, as_prompt, ask, matches_first_line
 
 RECALL: dict[str, Any] = {
@@ -26,29 +23,13 @@ RECALL: dict[str, Any] = {
     "count": 40,
     "seed": 7,
 }
-DATA: dict[str, Any] = {
-    "sums": [
-        {"prompt": "1 + 1 =", "answer": "2", "chat": False},
-        {"prompt": "2 + 2 =", "answer": "4", "chat": False},
-    ],
-    "capitals": [{"prompt": "What is the capital of Italy?", "answer": "Rome", "chat": True}],
-    "chinese": [{"prompt": "Translate into Chinese: water", "answer": "水", "chat": True}],
-    "recall": RECALL,
-}
 
 
-def written(tmp_path: Path, data: Any) -> Path:
-    path = tmp_path / "eval.json"
-    path.write_text(json.dumps(data), encoding="utf-8")
-    return path
-
-
-def test_families_are_asked_and_marked(tmp_path: Path) -> None:
-    tasks = load_families(written(tmp_path, DATA))
-    assert list(tasks) == ["sums", "capitals", "chinese", "recall"]
+def test_answers_are_marked() -> None:
+    questions = [Question("1 + 1 =", "2"), Question("2 + 2 =", "4")]
     llm = FakeLLM(lambda prompt: {"1 + 1 =": " 2\n1 + 2 = 3", "2 + 2 =": " 5"}[prompt])
     heard: list[None] = []
-    (result,) = ask(llm, [tasks["sums"]], lambda: heard.append(None))
+    (result,) = ask(llm, [Task("sums", questions, matches_first_line, 32, ("\n",))], lambda: heard.append(None))
     assert (result.right, result.count) == (1, 2)
     assert result.wrong == [("2 + 2 =", "4", " 5")]
     assert result.tokens == len(" 2") + len(" 5")  # the stop at the line break ends the first answer
@@ -56,10 +37,10 @@ def test_families_are_asked_and_marked(tmp_path: Path) -> None:
     assert all(params.temperature == 0.0 for params in llm.params)
 
 
-def test_chat_questions_go_through_the_chat_encoding(tmp_path: Path) -> None:
-    question = load_families(written(tmp_path, DATA))["capitals"].questions[0]
+def test_chat_questions_go_through_the_chat_encoding() -> None:
+    question = load_families()["capitals"].questions[0]
     prompt = as_prompt(question)
-    assert question.prompt in prompt and prompt != question.prompt
+    assert question.chat and question.prompt in prompt and prompt != question.prompt
     assert as_prompt(Question("1 + 1 =", "2")) == "1 + 1 ="
 
 
@@ -87,9 +68,9 @@ def test_tasks_are_asked_side_by_side_and_marked_apart() -> None:
 
 
 def test_recall_is_answerable_and_repeatable() -> None:
-    questions = recall_questions(RECALL, "spec")
-    assert questions == recall_questions(deepcopy(RECALL), "spec")
-    assert questions != recall_questions({**RECALL, "seed": 8}, "spec")
+    questions = recall_questions(RECALL)
+    assert questions == recall_questions(deepcopy(RECALL))
+    assert questions != recall_questions({**RECALL, "seed": 8})
     lengths, places = set(), set()
     for i, question in enumerate(questions):
         head, *lines, asked = question.prompt.split("\n")
@@ -103,38 +84,3 @@ def test_recall_is_answerable_and_repeatable() -> None:
         lengths.add(len(lines))
         places.add(place)
     assert lengths == {3, 4, 5} and places == {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"fact": "No braces."}, "'fact' must contain"),
-        ({"facts": [3, 6]}, "'facts' is \\[3, 6\\]"),
-        ({"facts": [3]}, "'facts' is \\[3\\]"),
-        ({"behind": 3}, "'facts' is \\[3, 5\\]; expected .* behind \\(3\\)"),
-        ({"names": []}, "'names' must be a list of str"),
-        ({"heads": [5]}, "'heads' must be a list of str"),
-        ({"asks": []}, "'asks' needs"),
-        ({"asks": [{"text": "{name}", "chat": 1}]}, "'asks' needs"),
-        ({"count": 0}, "'count' must be at least 1"),
-        ({"seed": "7"}, "'seed' is missing or of another type"),
-        ({"count": True}, "'count' is missing or of another type"),
-    ],
-)
-def test_a_bad_recall_spec_names_its_key(change: dict[str, Any], reason: str) -> None:
-    with pytest.raises(DataError, match=f"spec: key {reason}"):
-        recall_questions({**RECALL, **change}, "spec")
-
-
-def test_a_bad_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"absent\.json: cannot be read"):
-        load_families(tmp_path / "absent.json")
-    broken = tmp_path / "broken.json"
-    broken.write_text('{"sums": [\n}', encoding="utf-8")
-    with pytest.raises(DataError, match=r"broken\.json, line 2: not JSON"):
-        load_families(broken)
-    with pytest.raises(DataError, match=r"eval\.json: no family 'chinese'"):
-        load_families(written(tmp_path, {key: value for key, value in DATA.items() if key != "chinese"}))
-    wrong = {**DATA, "sums": [DATA["sums"][0], {"prompt": "1 + 1 =", "answer": 2, "chat": False}]}
-    with pytest.raises(DataError, match=r"family 'sums', entry 2: expected 'answer' of type str"):
-        load_families(written(tmp_path, wrong))

@@ -74,6 +74,13 @@ def test_scored_by_the_letter(tmp_path: Path) -> None:
     assert ask(FakeLLM(lambda prompt: "Answer: B"), [task])[0].right == expected > 0
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    path = as_csv(tmp_path, ROWS)
+    plain = load_gpqa(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_gpqa(path).questions == plain.questions
+
+
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gpqa\.csv, line 3: expected text in column 'Incorrect Answer 3'"):
         load_gpqa(as_csv(tmp_path, ROWS, COLUMNS[:-1]))

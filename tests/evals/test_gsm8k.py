@@ -14,8 +14,7 @@ from wellhead.evals.records import DataError
 from wellhead.evals.task import ask
 
 ROWS = [
-    {"question": f"What is {i} and {i}?", "answer": f"It is <<{i}+{i}={2 * i}>>.\n#### {2 * i:,}"}
-    for i in range(9)
+    {"question": f"What is {i} and {i}?", "answer": f"It is <<{i}+{i}={2 * i}>>.\n#### {2 * i:,}"} for i in range(9)
 ]
 
 

@@ -29,9 +29,7 @@ def test_published_values(right: int, count: int, low: float, high: float) -> No
 def test_bounds_solve_the_score_equation(right: int, count: int) -> None:
     """Both bounds p satisfy |right/count - p| = z sqrt(p (1 - p) / count): what the interval means."""
     for bound in wilson_interval(right, count):
-        assert abs(right / count - bound) == pytest.approx(
-            Z95 * math.sqrt(bound * (1 - bound) / count), rel=1e-9
-        )
+        assert abs(right / count - bound) == pytest.approx(Z95 * math.sqrt(bound * (1 - bound) / count), rel=1e-9)
 
 
 def test_ends_are_exact_and_mirrored() -> None:

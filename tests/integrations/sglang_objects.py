@@ -129,9 +129,7 @@ def plain_experts(count: int, w1: torch.Tensor, w3: torch.Tensor, w2: torch.Tens
     from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 
     config = MoeRunnerConfig(num_experts=count, activation="silu")
-    return SimpleNamespace(
-        num_experts=count, w13_weight=torch.cat((w1, w3), 1), w2_weight=w2, moe_runner_config=config
-    )
+    return SimpleNamespace(num_experts=count, w13_weight=torch.cat((w1, w3), 1), w2_weight=w2, moe_runner_config=config)
 
 
 def linear_layer(weight: torch.Tensor, scale: torch.Tensor) -> Any:

@@ -15,7 +15,7 @@ from wellhead.integrations.targets import Moved, Row, Target, check, keywords_of
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
     """A module on disk, since contracts of callers read source."""
-    source = '''
+    source = """
 def attend(q, k, *, scale=1.0, **rest): ...
 def kernel(**kwargs): ...
 class Layer:
@@ -23,7 +23,7 @@ class Layer:
         return kernel(q=x, scale=2)
     @staticmethod
     def plain(x, *more, last): ...
-'''
+"""
     (tmp_path / "some_engine.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("some_engine", None)

@@ -5,6 +5,8 @@ On a card by our kernels and over more questions; on a CPU by our references.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from wellhead.evals.families import load_families
 from wellhead.evals.task import Task, as_prompt, ask
 from wellhead.integrations import report
 from wellhead.integrations import transformers as ours
+from wellhead.model.config_file import CONFIG_FILE, read_json
 from wellhead.model.locate import resolve_model
 
 pytest.importorskip("transformers")
@@ -38,6 +41,14 @@ def test_the_report_names_both_replacements() -> None:
     assert [(row.op, row.now, row.why) for row in rows] == [
         ("mla", "transformers.attention", ""), ("moe", "transformers.experts", "")
     ]  # fmt: skip
+
+
+def test_a_checkpoint_that_is_unpacked_already_is_named(tmp_path: Path) -> None:
+    raw = read_json(resolve_model() / CONFIG_FILE)
+    del raw["quantization_config"]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match="no quantization_config; load it with transformers, then `use` it"):
+        ours.load(tmp_path)
 
 
 def test_logits_are_those_of_eager_up_to_the_records_rounding(model: Any, llm: LLM) -> None:
@@ -71,7 +82,7 @@ def answer(model: Any, llm: LLM, task: Task, place: int) -> str:
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=task.max_tokens, do_sample=False, pad_token_id=END,
         eos_token_id=END,
     )  # fmt: skip
-    made = [token for token in out[0, ids.shape[1]:].tolist() if token != END]
+    made = [token for token in out[0, ids.shape[1] :].tolist() if token != END]
     return str(llm.tokenizer.decode(made))
 
 

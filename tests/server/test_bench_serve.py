@@ -43,9 +43,13 @@ def test_it_measures_a_server(server: RunningServer, tmp_path: Path, capsys: pyt
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_fails_is_said(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(f"bench serve --url {server.url}/v1 --plain --requests 2 --model nobody --rate inf".split()) == 1
+def test_what_fails_is_said(server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = tmp_path / "load.jsonl"
+    words = f"bench serve --url {server.url}/v1 --plain --requests 2 --model nobody --rate inf --jsonl {lines}"
+    assert main([*words.split(), "--api-key=s3cret=="]) == 1
     said = capsys.readouterr()
+    assert "--api-key=KEY" in lines.read_text() and "s3cret" not in lines.read_text()
+    json.loads(lines.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert "0 answered, 2 failed" in said.out and "404" in said.err and "nobody" in said.err
     assert main("bench serve --url http://127.0.0.1:9 --requests 1".split()) == 2
     assert "is this an OpenAI endpoint?" in capsys.readouterr().err

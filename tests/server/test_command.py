@@ -156,10 +156,12 @@ def test_ranks_told_to_end_finish_what_runs(started: list[Process]) -> None:
         (["--num-pages", "0"], "--num-pages 0: expected at least 1"),
         (["--chunked-prefill-size", "31"], "--chunked-prefill-size 31: expected at least 32, what a step of"),
         (["--request-timeout", "nan"], "--request-timeout nan: expected more than 0 seconds"),
+        (["--grace", "inf"], "--grace inf: expected a finite number of seconds"),
+        (["--device", "gpu"], "--device gpu: expected cpu or cuda"),
         (["--cuda-graph-max-bs", "8"], "--cuda-graph-max-bs 8: expected at least 1, with --device cuda"),
         (["--api-key", ""], "the API key is empty"),
         (["--speculative-tokens", "9"], "speculative_tokens is 9"),
-        (["--tp", "2", "--device", "mps"], "expected cpu or cuda"),
+        (["--tp", "2", "--device", "cuda:1"], "--device cuda:1 with --tp 2: expected cpu or cuda"),
     ],
 )
 def test_what_cannot_be_is_one_line(words: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:

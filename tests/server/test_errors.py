@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,8 @@ import pytest
 from tests.server.conftest import load
 
 from fakes.server import RunningServer
+from wellhead.engine.llm import LLM
+from wellhead.model.checkpoint import resolve_model
 from wellhead.server.limits import Limits
 from wellhead.server.prepare import Preparer
 
@@ -298,6 +301,30 @@ def test_what_is_being_prepared_is_in_the_queue(narrow: RunningServer, monkeypat
         go.set()
         first.join()
     assert found[0].status_code == 200 and narrow.chat().status_code == 200
+
+
+def test_every_choice_of_every_prompt_is_counted_before_it_is_prepared(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Preparer, "completion", lambda self, body: pytest.fail("memory was taken"))
+    refused = server.client.post(PLAIN, json={"prompt": ["a"] * 128, "n": 128})
+    assert refused.status_code == 400 and "16384 choices" in error_of(refused)["message"]
+
+
+def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
+    for file in resolve_model(None).iterdir():
+        if not file.name.startswith("tokenizer"):
+            (tmp_path / file.name).symlink_to(file)
+    bare = RunningServer(lambda phase: LLM(tmp_path, progress=False, num_pages=4, phase=phase))
+    try:
+        for add in (True, False):
+            refused = bare.client.post("/tokenize", json={"prompt": "x", "add_special_tokens": add})
+            assert refused.status_code == 400 and "no tokenizer.json" in error_of(refused)["message"]
+        assert "no tokenizer.json" in error_of(bare.chat())["message"]
+        done = bare.client.post(PLAIN, json={"prompt": [5, 6], "max_tokens": 2, "logprobs": 1}).json()
+        assert done["usage"]["completion_tokens"] in (1, 2) and done["choices"][0]["text"] == ""
+    finally:
+        bare.close()
 
 
 def test_time_is_limited(narrow: RunningServer) -> None:

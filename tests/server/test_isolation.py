@@ -17,6 +17,7 @@ from tools.hostile_bodies import http
 
 from fakes.server import RunningServer
 from wellhead.engine.core import Engine
+from wellhead.server.job import Piece
 from wellhead.server.limits import Limits
 from wellhead.server.prepare import Preparer
 from wellhead.server.sse import EventStream
@@ -139,6 +140,16 @@ def test_who_leaves_is_forgotten(server: RunningServer, stream: bool) -> None:
     assert time.monotonic() - began < 5 and server.llm.engine.counters.finished == before + 1
 
 
+def test_a_long_answer_is_joined_in_linear_time() -> None:
+    answer, began = Piece("", [], [], None), time.process_time()
+    for token in range(40_000):
+        answer.extend(Piece("a", [token], [{token: -0.5}], None))
+    answer.extend(Piece("b", [7], [{7: -1.0}], "stop", 3.0))
+    assert time.process_time() - began < 2  # copied at each step it takes ten seconds
+    assert answer.token_ids == [*range(40_000), 7] and len(answer.logprobs) == len(answer.text) == 40_001
+    assert (answer.finish_reason, answer.at) == ("stop", 3.0)
+
+
 def test_a_reader_that_is_stuck_is_dropped() -> None:
     """Over a socket this takes megabytes of buffers: here the connection itself says that it is full."""
     left: list[str] = []
@@ -165,7 +176,7 @@ def test_a_reader_that_is_stuck_is_dropped() -> None:
             sent.clear()
             scope = {"type": "http", "asgi": {"spec_version": version}}
             async with asyncio.timeout(5):
-                await EventStream(events(), stall_seconds=0.05)(scope, receive, send)
+                await EventStream(b"", events(), stall_seconds=0.05)(scope, receive, send)
             assert len(sent) == 4
 
     asyncio.run(read())

@@ -155,11 +155,6 @@ def test_biases_and_penalties(client: openai.OpenAI, server: RunningServer) -> N
     assert unpunished.count("z") > punished.count("z") > 3
 
 
-def check_weather(arguments: str) -> None:
-    given = json.loads(arguments)
-    assert set(given) == {"city", "days"} and given["city"] in ("Paris", "Rome") and given["days"] <= 9
-
-
 def test_a_call_is_forced(client: openai.OpenAI) -> None:
     now = {"type": "function", "function": {"name": "now", "description": "the time"}}
     done = ask(client, tools=[now], tool_choice="required", parallel_tool_calls=False, max_tokens=200)
@@ -177,6 +172,14 @@ def test_a_named_call_is_streamed(client: openai.OpenAI) -> None:
     assert {call.index for call in calls} == {0} and chunks[-1].finish_reason == "tool_calls"
     given = json.loads("".join(call.function.arguments or "" for call in calls))
     assert set(given) == {"city", "days"} and given["city"] in ("Paris", "Rome") and given["days"] <= 9
+
+
+def test_any_text_may_be_a_calls_value(client: openai.OpenAI) -> None:
+    """A quote, and what reads like an escape or like the grammar's own text, is only text."""
+    for value in ('24"', "\\u0001", '\\u0001 | "x', ""):
+        screen = {"name": "screen", "parameters": {"properties": {"size": {"enum": [value]}}, "required": ["size"]}}
+        done = ask(client, tools=[{"type": "function", "function": screen}], tool_choice="required", max_tokens=200)
+        assert json.loads(done.choices[0].message.tool_calls[0].function.arguments) == {"size": value}
 
 
 def test_tools_may_be_left_alone(client: openai.OpenAI) -> None:

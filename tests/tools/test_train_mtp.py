@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from tools.train_tiny import batches, export
 from tools.train_tiny.config import CONFIG
 from tools.train_tiny.draft_model import DRAFTS, PREFIX, DraftModel, layer_names, warm_start
-from tools.train_tiny.model import TrainModel, init_weights
+from tools.train_tiny.initial import init_weights
+from tools.train_tiny.model import TrainModel
 from tools.train_tiny.patch import patch, read_weights
 from tools.train_tiny.train_mtp import TINY, DraftTrainer, drafts_within
 

@@ -10,7 +10,8 @@ import torch
 from tokenizers import Tokenizer
 from tools.train_tiny import batches, export, facts, state, tasks
 from tools.train_tiny.config import CONFIG
-from tools.train_tiny.model import TrainModel, init_weights
+from tools.train_tiny.initial import init_weights
+from tools.train_tiny.model import TrainModel
 from tools.train_tiny.tokenizer import build
 
 from wellhead.model.batch import Batch, Chunk

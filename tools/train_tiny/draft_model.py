@@ -13,7 +13,8 @@ from torch import Tensor
 
 from wellhead.ops.norm_quant import reference as norm
 
-from .model import TrainModel, Weights
+from .initial import Weights
+from .model import TrainModel
 
 DRAFTS = 3
 PREFIX = "mtp.0."

@@ -1,6 +1,6 @@
 """Turn a training state into the embedded checkpoint: published names and formats, tokenizer, held-out questions.
 
-    python -m tools.train_tiny.export --state STATE --out src/wellhead/data/tiny
+python -m tools.train_tiny.export --state STATE --out src/wellhead/data/tiny
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wellhead.model.weights import write_checkpoint
 
 from . import facts, state, tasks
 from .config import CONFIG
-from .model import Weights
+from .initial import Weights
 from .tokenizer import BOS, EOS
 
 SHARD_BYTES = 12_000_000

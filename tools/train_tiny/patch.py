@@ -15,7 +15,7 @@ from wellhead.model.shard import read_header
 from wellhead.model.weights import iter_tensors
 
 from .config import CONFIG
-from .model import Weights, init_weights
+from .initial import Weights, init_weights
 
 
 def read_weights(folder: Path) -> Weights:

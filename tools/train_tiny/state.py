@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .config import CONFIG
-from .model import Weights, init_weights
+from .initial import Weights, init_weights
 
 _LIMIT = 15 * 2**20
 

@@ -97,7 +97,5 @@ def fact_example(rng: random.Random, family: str, test: bool) -> Example:
 def recall_lines(rng: random.Random, pairs: int, filler: float) -> tuple[list[str], list[tuple[str, str]]]:
     """`pairs` lines "key: value" with distinct keys, each preceded by a filler sentence with probability `filler`."""
     chosen = [(key, rng.choice(facts.VALUES)) for key in rng.sample(facts.KEYS, pairs)]
-    lines = [
-        (rng.choice(FILLER) if rng.random() < filler else "") + f"{key}: {value}\n" for key, value in chosen
-    ]
+    lines = [(rng.choice(FILLER) if rng.random() < filler else "") + f"{key}: {value}\n" for key, value in chosen]
     return lines, chosen

@@ -30,7 +30,7 @@ from .config import CONFIG
 from .draft_model import DRAFTS, PREFIX, DraftModel, FrozenModel, layer_names, warm_start
 from .export import official
 from .graphs import captured, compile_parts
-from .model import Weights
+from .initial import Weights
 from .optimizer import Optimizers
 from .patch import patch, read_weights
 

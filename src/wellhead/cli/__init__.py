@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 from wellhead import __version__, environment
 from wellhead.cli import bench, chat, demo, doctor, evaluate, generate, plan, ranks, serve
-
-EXIT_WRONG, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+from wellhead.engine.launch import EXIT_ERROR, EXIT_INTERRUPTED
 
 _EXAMPLES = """examples:
   wellhead demo
@@ -40,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Exit status: 0 good, 1 a wrong answer in the demo, 2 an error, 130 interrupted.
+    """Run one command. Exit status: 0 good, 1 what the command says of it, 2 an error, 130 interrupted.
 
     Bad input and unreadable files are one line on stderr; `--debug` shows where they were raised.
     """

@@ -52,6 +52,9 @@ def run(args: argparse.Namespace) -> int:
         return bench_step.run(args)
     if args.ops == ["serve"]:
         return bench_serve.run(args)
+    alone = [name for name in ("all", "step", "serve") if name in args.ops and len(args.ops) > 1]
+    if alone:
+        raise ValueError(f"bench {' '.join(args.ops)}: {alone[0]} stands alone; run it in a command of its own")
     from wellhead.ops import registry
 
     specs = registry.specs() if args.ops == ["all"] else [registry.spec(op) for op in args.ops]

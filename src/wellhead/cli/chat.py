@@ -80,6 +80,7 @@ def _exchange(
     llm: LLM, messages: list[dict[str, Any]], turn: str, params: SamplingParams, thinking: bool
 ) -> list[dict[str, Any]]:
     """Stream the answer to `turn`; return the conversation with both. Ctrl-C keeps what was said so far."""
+    from wellhead.engine.request import RequestError
     from wellhead.text import ContentDelta, MalformedAnswer, StreamParser, encode_messages
 
     asked = [*messages, {"role": "user", "content": turn}]
@@ -92,7 +93,7 @@ def _exchange(
             events += _shown(parser.push(delta.text), events)
     except KeyboardInterrupt:
         pass
-    except MalformedAnswer as error:
+    except (MalformedAnswer, RequestError) as error:  # the second: a conversation that has grown too long
         print(flush=True)
         print(f"wellhead: this turn is forgotten: {error}", file=sys.stderr)
         return messages

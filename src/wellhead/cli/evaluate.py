@@ -41,13 +41,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="NAMES",
         help=f"any of {','.join(FAMILIES)} (all), or one of {', '.join(WITH_DATA)} with --data",
     )
-    parser.add_argument(
-        "--data", type=Path, metavar="FILE", help="questions of gsm8k (.jsonl) or gpqa (.csv, .jsonl)"
-    )
+    parser.add_argument("--data", type=Path, metavar="FILE", help="questions of gsm8k (.jsonl) or gpqa (.csv, .jsonl)")
     parser.add_argument("--shots", type=int, default=5, metavar="K", help="worked examples of gsm8k (5)")
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="draws examples and orders choices (0)"
-    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="draws examples and orders choices (0)")
     parser.add_argument("-n", dest="count", type=int, metavar="N", help="ask only the first N of each task")
     parser.add_argument(
         "--concurrency", type=int, default=32, metavar="N", help="questions that run at a time at most (32)"
@@ -119,9 +115,7 @@ def chosen_tasks(tasks: str, data: Path | None) -> list[str]:
             raise ValueError(f"--tasks: no task {name!r}; there are {', '.join(known)}")
     if any(name in WITH_DATA for name in names):
         if len(names) > 1:
-            raise ValueError(
-                f"--tasks {tasks}: {' and '.join(WITH_DATA)} run alone, each with its own --data"
-            )
+            raise ValueError(f"--tasks {tasks}: {' and '.join(WITH_DATA)} run alone, each with its own --data")
         if data is None:
             raise ValueError(f"--tasks {tasks} needs --data FILE with its questions")
     elif data is not None:

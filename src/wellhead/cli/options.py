@@ -15,10 +15,7 @@ if TYPE_CHECKING:
     from wellhead.engine.sampling_params import SamplingParams
     from wellhead.model.split import Split
 
-
 REFERENCES = ("cpu", "eager", "alone")  # ways to answer that others are compared with
-
-
 _SIZES = ("chunk_tokens", "context_length", "largest_graph")
 
 

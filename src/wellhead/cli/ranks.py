@@ -58,6 +58,8 @@ def _check(args: argparse.Namespace) -> None:
     """Errors that need no model, before any process is started."""
     if args.experts not in ("width", "expert"):
         raise ValueError(f"--experts {args.experts}: expected width or expert")
+    if args.device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"--device {args.device}: expected cpu or cuda")
     if args.cp != 1:
         raise NotImplementedError(f"--cp {args.cp}: context parallelism is not implemented, expected 1")
     if args.sums != "auto":
@@ -68,7 +70,7 @@ def _check(args: argparse.Namespace) -> None:
 
     if not args.everywhere:
         options.impl(args)
-    if args.tp > 1 and args.device not in ("cpu", "cuda"):
+    if args.tp > 1 and ":" in args.device:
         raise ValueError(f"--device {args.device} with --tp {args.tp}: expected cpu or cuda, the ranks share the cards")
 
 

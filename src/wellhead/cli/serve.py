@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import math
 from pathlib import Path
 
 from wellhead.cli import options
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.DEBUG if args.debug else logging.WARNING, format="%(name)s: %(message)s")
     model = options.model_name(args)
     fraction = args.mem_fraction
-    if fraction is None and args.num_pages is None and args.device != "cpu":
+    if fraction is None and args.num_pages is None and args.device.startswith("cuda"):
         fraction = MEM_FRACTION
     serving = Serving(
         names=args.served_model_name or [Path(model).expanduser().resolve().name if model else "tiny"],
@@ -119,12 +120,13 @@ def _check(args: argparse.Namespace) -> None:
     for name, value, least in (
         ("--max-running-requests", args.max_running_requests, 1), ("--num-pages", args.num_pages, 1),
         ("--max-queued-requests", args.max_queued_requests, 0), ("--max-body-mb", args.max_body_mb, 1),
-        ("--grace", args.grace, 0),
     ):  # fmt: skip
-        if value is not None and not value >= least:
+        if value is not None and value < least:
             raise ValueError(f"{name} {value}: expected at least {least}")
     if not args.request_timeout > 0:
         raise ValueError(f"--request-timeout {args.request_timeout}: expected more than 0 seconds")
+    if not 0 <= args.grace < math.inf:
+        raise ValueError(f"--grace {args.grace}: expected a finite number of seconds, at least 0")
     least = args.max_running_requests * (1 + max(0, args.speculative_tokens))
     if args.chunk_tokens is not None and args.chunk_tokens < least:
         raise ValueError(

@@ -48,14 +48,10 @@ def load_gsm8k(path: Path, shots: int = 5, seed: int = 0, count: int | None = No
         answer = row["answer"]
         value = last_number(answer) if "####" in answer else None
         if value is None:
-            raise DataError(
-                f"{path}, line {line}: column 'answer' must end in '#### n', got {answer[-60:]!r}"
-            )
+            raise DataError(f"{path}, line {line}: column 'answer' must end in '#### n', got {answer[-60:]!r}")
         others = [other for _, other in rows if other["question"].strip() != row["question"].strip()]
         if len(others) < shots:
-            raise DataError(
-                f"{path}: {shots} examples asked for, but there are {len(others)} other questions"
-            )
+            raise DataError(f"{path}: {shots} examples asked for, but there are {len(others)} other questions")
         # A draw of its own for each question: the examples of one do not depend on how many came before.
         examples = drawn(Random(f"gsm8k {seed} {number}"), others, shots)
         blocks = [f"Question: {e['question'].strip()}\nAnswer: {e['answer'].strip()}\n\n" for e in examples]

@@ -21,46 +21,11 @@ from random import Random
 from typing import Any
 
 from wellhead.evals.draws import below, drawn
-from wellhead.evals.records import DataError
 from wellhead.evals.task import Question
 
-KEYS: dict[str, type] = {
-    "heads": list, "fact": str, "asks": list, "names": list, "values": list, "facts": list,
-    "behind": int, "count": int, "seed": int,
-}  # fmt: skip
 
-
-def check_spec(spec: Any, where: str) -> None:
-    """Raise DataError, naming `where` and the key, unless `spec` has the shape above."""
-    if not isinstance(spec, dict):
-        raise DataError(f"{where}: expected an object with keys {', '.join(KEYS)}, got {type(spec).__name__}")
-    for key, kind in KEYS.items():
-        # bool is an int in Python, but `true` is no count.
-        if not isinstance(spec.get(key), kind) or isinstance(spec[key], bool):
-            raise DataError(f"{where}: key {key!r} is missing or of another type, got {spec.get(key)!r:.80}")
-    for key in ("heads", "names", "values"):
-        if not spec[key] or not all(isinstance(item, str) for item in spec[key]):
-            raise DataError(f"{where}: key {key!r} must be a list of str, not empty")
-    if spec["count"] < 1:
-        raise DataError(f"{where}: key 'count' must be at least 1, got {spec['count']}")
-    if "{name}" not in spec["fact"] or "{value}" not in spec["fact"]:
-        raise DataError(f"{where}: key 'fact' must contain {{name}} and {{value}}, got {spec['fact']!r}")
-    for ask in spec["asks"] or [None]:
-        text = ask.get("text") if isinstance(ask, dict) else None
-        if not isinstance(text, str) or "{name}" not in text or not isinstance(ask.get("chat"), bool):
-            raise DataError(f'{where}: key \'asks\' needs {{"text": "...{{name}}...", "chat": bool}}, got {ask!r}')
-    fewest, most = (*spec["facts"], None, None)[:2]
-    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (fewest, most))
-    if not whole or len(spec["facts"]) != 2 or not 0 <= spec["behind"] < fewest <= most <= len(spec["names"]):
-        raise DataError(
-            f"{where}: key 'facts' is {spec['facts']}; expected [fewest, most] with behind ({spec['behind']}) < "
-            f"fewest <= most <= the number of names ({len(spec['names'])})"
-        )
-
-
-def recall_questions(spec: Any, where: str) -> list[Question]:
-    """The questions of a spec, the same on every machine. `where` names the spec in errors."""
-    check_spec(spec, where)
+def recall_questions(spec: dict[str, Any]) -> list[Question]:
+    """The questions of a spec, the same on every machine."""
     rng = Random(spec["seed"])
     return [_question(spec, spec["asks"][i % len(spec["asks"])], rng) for i in range(spec["count"])]
 

@@ -1,4 +1,4 @@
-"""Evaluation data files: JSON, JSON lines and CSV, read with errors that name file, line and column."""
+"""Evaluation data files: JSON lines and CSV, read with errors that name file, line and column."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class DataError(ValueError):
 
 
 def read_records(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """(line number, row) of a .jsonl or .csv file (UTF-8); each row has at least the text `columns`.
+    """(line number, row) of a .jsonl or .csv file in UTF-8, its byte order mark apart; each row has the text `columns`.
 
     Raises DataError naming the file, the line and the column that was expected.
     """
@@ -37,7 +37,7 @@ def read_records(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str
 
 def _read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
     rows = []
-    for line, text in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for line, text in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not text.strip():
             continue
         try:
@@ -51,17 +51,7 @@ def _read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         # line_num counts physical lines, so a quoted cell that spans lines reports its last one.
         return [(reader.line_num, row) for row in reader]
-
-
-def read_json(path: Path) -> Any:
-    """The value of a JSON file. Raises DataError naming the file and line."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error

@@ -15,14 +15,12 @@ import math
 from statistics import NormalDist
 
 
-def wilson_interval(right: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """(low, high) of right/count. Raises ValueError unless 0 <= right <= count and count > 0."""
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """(low, high) of right/count, 95 %. Raises ValueError unless 0 <= right <= count and count > 0."""
     if count <= 0 or not 0 <= right <= count:
         raise ValueError(f"wilson_interval needs 0 <= right <= count and count > 0, got {right} of {count}")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share, scale = right / count, 1 + z * z / count
+    share, z = right / count, NormalDist().inv_cdf(0.975)
+    scale = 1 + z * z / count
     centre = (share + z * z / (2 * count)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     # At the two ends the exact bound is 0 or 1; rounding must not leave it a hair inside or outside.

@@ -85,9 +85,7 @@ def index_logits(
     logits = plan(
         ("indexer", up(tokens), heads, computed, device), lambda: op.plan(up(tokens), heads, computed, index_key.FP8)
     )
-    rows = plan(
-        ("rows", up(tokens), device), lambda: torch.arange(up(tokens), dtype=torch.int32, device=device)
-    )
+    rows = plan(("rows", up(tokens), device), lambda: torch.arange(up(tokens), dtype=torch.int32, device=device))
     out = torch.empty(tokens, computed, dtype=torch.float32, device=device)
     logits.run(
         Query(codes.contiguous()), weights.float().contiguous(), pages_of(cache, index_key.FP8),

@@ -83,9 +83,7 @@ def hc_pre(
     return y, post, comb, fused
 
 
-def hc_post(
-    self: Any, x: torch.Tensor, residual: torch.Tensor, post: torch.Tensor, comb: torch.Tensor
-) -> torch.Tensor:
+def hc_post(self: Any, x: torch.Tensor, residual: torch.Tensor, post: torch.Tensor, comb: torch.Tensor) -> torch.Tensor:
     return calls.hyper_post(x, residual, post.reshape(-1, residual.shape[1]), comb)
 
 

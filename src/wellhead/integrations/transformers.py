@@ -72,7 +72,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu", **options: Any)
     """A causal language model from a checkpoint of the published format, its weights unpacked to bf16, on `device`."""
     import transformers
 
-    settings = transformers.AutoConfig.from_pretrained(folder).quantization_config
+    settings = getattr(transformers.AutoConfig.from_pretrained(folder), "quantization_config", None)
+    if settings is None:
+        raise ValueError(f"{folder}: config.json has no quantization_config; load it with transformers, then `use` it")
     unpacked = transformers.FineGrainedFP8Config(**{
         key: value for key, value in settings.items() if key in ("weight_block_size", "scale_fmt", "expert_dtype")
     }, dequantize=True)  # fmt: skip

@@ -35,27 +35,15 @@ _PAGE_HEADERS = {
 }
 _ERROR = {
     "description": "an error in OpenAI's shape",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["error"],
-                "properties": {
-                    "error": {
-                        "type": "object",
-                        "required": ["message", "type", "param", "code"],
-                        "properties": {
-                            "message": {"type": "string"},
-                            "type": {"type": "string"},
-                            "param": {"type": ["string", "null"]},
-                            "code": {"type": ["string", "null"]},
-                        },
-                    }
-                },
-            }
-        }
-    },
-}
+    "content": {"application/json": {"schema": {"type": "object", "required": ["error"], "properties": {"error": {
+        "type": "object",
+        "required": ["message", "type", "param", "code"],
+        "properties": {
+            "message": {"type": "string"}, "type": {"type": "string"},
+            "param": {"type": ["string", "null"]}, "code": {"type": ["string", "null"]},
+        },
+    }}}}},
+}  # fmt: skip
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: _ERROR for status in (400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 }

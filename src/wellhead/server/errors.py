@@ -80,11 +80,7 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         return bad(param, f"{f'field {param}' if param else 'the body'} is missing", "missing_required_parameter")
     got = "" if isinstance(found.get("input"), dict | list) else f" (got {shown(found.get('input'))})"
     text = str(found["msg"]).removeprefix("Value error, ")
-    return bad(param and param[:_SHOWN], f"{shown_field(param)}: {text[:300]}{got}")
-
-
-def shown_field(param: str | None) -> str:
-    return param[:_SHOWN] if param else "the body"
+    return bad(param and param[:_SHOWN], f"{param[:_SHOWN] if param else 'the body'}: {text[:300]}{got}")
 
 
 def _reached(location: Sequence[str | int]) -> tuple[int, int]:

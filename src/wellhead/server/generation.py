@@ -34,7 +34,10 @@ class Answering:
         try:
             ended: dict[int, Piece] = {}
             async for index, piece in self._job.pieces():
-                ended[index] = ended[index].join(piece) if index in ended else piece
+                if index in ended:
+                    ended[index].extend(piece)
+                else:
+                    ended[index] = piece
             choices = [self._shape.choice(index, ended[index]) for index in sorted(ended)]
             return {**self._shape.head, "choices": choices, "usage": self._shape.usage(self._job, self._prepared)}
         finally:
@@ -173,14 +176,14 @@ class Generation:
     async def chat(self, body: protocol.Chat, http: HttpRequest) -> Response:
         llm = self._bridge.serving()
         self.check_model(body.model)
-        prepared = await self._prepare(body.n or 1, lambda: self._preparer().chat(body))
+        prepared = await self._prepare(body.choices, lambda: self._preparer().chat(body))
         shape = _ChatShape(llm, self._names[0], body, prepared.thinking)
         return await self._answer(shape, prepared, body, http)
 
     async def completion(self, body: protocol.Completion, http: HttpRequest) -> Response:
         llm = self._bridge.serving()
         self.check_model(body.model)
-        prepared = await self._prepare(body.n or 1, lambda: self._preparer().completion(body))
+        prepared = await self._prepare(body.choices, lambda: self._preparer().completion(body))
         return await self._answer(_CompletionShape(llm, self._names[0], body), prepared, body, http)
 
     async def _prepare(self, choices: int, work: Callable[[], Prepared]) -> Prepared:
@@ -199,16 +202,7 @@ class Generation:
         except BaseException:
             self._bridge.forget(job)
             raise
-        return EventStream(_with_first(first, events), self._bridge.limits.stall_seconds)
-
-
-async def _with_first(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
-    try:
-        yield first
-        async for data in rest:
-            yield data
-    finally:
-        await rest.aclose()
+        return EventStream(first, events, self._bridge.limits.stall_seconds)
 
 
 async def _unless_gone(work: Awaitable[T], http: HttpRequest) -> T:

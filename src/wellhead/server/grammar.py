@@ -98,7 +98,7 @@ def _json_grammar(schema: Mapping[str, Any], param: str) -> str:
 
 
 def _calls_grammar(functions: Sequence[Mapping[str, Any]], token: int, most_one: bool) -> str:
-    """Lark; `token` stands for the markup's own word, which is one token."""
+    """Lark; `token` is the markup's own word."""
     rules: list[str] = []
     names = [_function(number, function, rules) for number, function in enumerate(functions)]
     more = "" if most_one else f" ({_literal(chr(10))} call)*"
@@ -108,16 +108,15 @@ def _calls_grammar(functions: Sequence[Mapping[str, Any]], token: int, most_one:
         f"call: {' | '.join(names)}",
         "text: TEXT " + _literal(markup.PARAMETER_END.removeprefix("</") + ">"),
         r"TEXT: /(.|\n)*<\//",
+        f"dsml: <[{token}]>",
     ]
-    return "\n".join([*start, *rules]).replace(_TOKEN, f'" <[{token}]> "').replace('"" ', "").replace(' ""', "") + "\n"
-
-
-_TOKEN = "\0"
+    return "\n".join([*start, *rules]) + "\n"
 
 
 def _literal(text: str) -> str:
-    """A Lark string, the markup's word left as a mark to be replaced."""
-    return json.dumps(text.replace(markup.DSML, "\x01"), ensure_ascii=False).replace("\\u0001", _TOKEN)
+    """Lark strings, with the rule `dsml` where the markup's word is."""
+    parts = (json.dumps(part, ensure_ascii=False) for part in text.split(markup.DSML))
+    return " dsml ".join(parts)
 
 
 def _function(number: int, function: Mapping[str, Any], rules: list[str]) -> str:

@@ -21,11 +21,12 @@ class Piece:
     finish_reason: FinishReason | None
     at: float = field(default=0.0, compare=False)
 
-    def join(self, later: Piece) -> Piece:
-        return Piece(
-            self.text + later.text, self.token_ids + later.token_ids, self.logprobs + later.logprobs,
-            later.finish_reason, later.at,
-        )  # fmt: skip
+    def extend(self, later: Piece) -> None:
+        """In place: copying what a long answer has gained at each of its steps would hold up all others."""
+        self.text += later.text
+        self.token_ids += later.token_ids
+        self.logprobs += later.logprobs
+        self.finish_reason, self.at = later.finish_reason, later.at
 
 
 class Job:
@@ -48,8 +49,10 @@ class Job:
 
     def gained(self, index: int, piece: Piece) -> None:
         """A reader that is slow finds the pieces joined."""
-        before = self._pieces.get(index)
-        self._pieces[index] = piece if before is None else before.join(piece)
+        if index in self._pieces:
+            self._pieces[index].extend(piece)
+        else:
+            self._pieces[index] = piece
         self._news.set()
 
     def fail(self, error: ApiError) -> None:

@@ -20,15 +20,3 @@ class Limits:
     body_seconds: float = 30.0
     stall_seconds: float = 30.0
     grace_seconds: float = 30.0
-
-    def __post_init__(self) -> None:
-        for name in ("body_bytes", "bodies_factor"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.queued < 0:
-            raise ValueError(f"queued is {self.queued}, expected at least 0")
-        for name in ("request_seconds", "body_seconds", "stall_seconds"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
-        if not self.grace_seconds >= 0:
-            raise ValueError(f"grace_seconds is {self.grace_seconds}, expected at least 0")

@@ -60,8 +60,7 @@ class Metrics:
         for prefix, metric in _POOLS.items():
             family = GaugeMetricFamily(metric, "pages of 256 tokens, by what holds them", labels=["state"])
             for state in ("free", "cached", "used"):
-                field = f"pages_{state}" if not prefix else f"window_pages_{state}"
-                family.add_metric([state], getattr(found, field))
+                family.add_metric([state], getattr(found, f"{prefix}pages_{state}"))
             yield family
         for name, (metric, what) in _COUNTERS.items():
             yield CounterMetricFamily(metric, what, value=getattr(found, name))

@@ -53,9 +53,7 @@ class Preparer:
         return Prepared(requests, len(ids), thinking)
 
     def completion(self, body: protocol.Completion) -> Prepared:
-        given = body.prompt
-        prompts: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
-        each = [self._text(prompt, "prompt") if isinstance(prompt, str) else prompt for prompt in prompts]
+        each = [self._text(prompt, "prompt") if isinstance(prompt, str) else prompt for prompt in body.prompts]
         top = 0 if body.logprobs is None else max(1, body.logprobs)
         requests = self._requests(body, each, "prompt", body.max_tokens, "max_tokens", 16, top, lambda: None)
         return Prepared(requests, sum(map(len, each)))
@@ -63,9 +61,7 @@ class Preparer:
     def tokens(self, body: protocol.Tokenize) -> list[int]:
         """The ids that a prompt, or a chat, would be."""
         if body.prompt is not None:
-            return self._llm.tokenizer.encode(body.prompt) if not body.add_special_tokens else self._text(
-                body.prompt, "prompt"
-            )  # fmt: skip
+            return self._text(body.prompt, "prompt", begin=body.add_special_tokens)
         messages = [_message(message) for message in body.messages or []]
         thinking = _asked(body.chat_template_kwargs, self._thinking)
         return self._encode(_with(messages, _functions(body.tools), None), thinking, None)
@@ -190,9 +186,9 @@ class Preparer:
             raise bad("messages", str(error)[:500]) from None
         return self._text(text, "messages")
 
-    def _text(self, text: str, field: str) -> list[int]:
+    def _text(self, text: str, field: str, begin: bool = True) -> list[int]:
         try:
-            return self._llm.encode(text)
+            return self._llm.encode(text) if begin else self._llm.tokenizer.encode(text)
         except (ValueError, RequestError) as error:
             raise bad(field, f"{field}: {str(error)[:300]}") from None
 

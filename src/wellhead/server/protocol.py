@@ -76,6 +76,10 @@ class Sampling(_Body):
     stream_options: StreamOptions | None = None
     user: Text | None = None
 
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
     @field_validator("stop")
     @classmethod
     def _few_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
@@ -101,6 +105,15 @@ class Completion(Sampling):
     echo: Literal[False] | None = None
     best_of: int | None = Field(None, ge=1, le=MOST_CHOICES)
     suffix: None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        given: Any = self.prompt
+        return [given] if isinstance(given, str) or isinstance(given[0], int) else given
+
+    @property
+    def choices(self) -> int:
+        return super().choices * len(self.prompts)
 
     @field_validator("prompt")
     @classmethod

@@ -157,11 +157,11 @@ class Life:
         self._server.should_exit = True
 
 
-def serve(serving: Serving, load: Load, story: Story | None = None) -> None:
+def serve(serving: Serving, load: Load) -> None:
     """Serve until told to end; raises what the engine died of. The port is taken before `load`, which runs in the
     engine's thread, takes any memory.
     """
-    life = Life(serving, load, story or Story())
+    life = Life(serving, load, Story())
     with contextlib.closing(listen(serving.host, serving.port)) as sock:
         asyncio.run(life.run(sock))
     if life.bridge.failure is not None:

@@ -21,10 +21,10 @@ def event(data: dict[str, Any]) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """`events` as they come; ends the request of a reader that takes nothing for `stall_seconds`."""
+    """`first`, then `events` as they come; ends the request of a reader that takes nothing for `stall_seconds`."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], stall_seconds: float):
-        self._events = _guarded(events)
+    def __init__(self, first: bytes, events: AsyncGenerator[bytes, None], stall_seconds: float):
+        self._events = _guarded(first, events)
         super().__init__(self._events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         self._stall_seconds = stall_seconds
 
@@ -41,9 +41,10 @@ class EventStream(StreamingResponse):
             await self._events.aclose()
 
 
-async def _guarded(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
+async def _guarded(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
     """The events; an error that comes in the middle is one of them."""
     try:
+        yield first
         async for data in events:
             yield data
     except ApiError as error:

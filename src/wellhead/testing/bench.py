@@ -17,12 +17,9 @@ ROTATED_BYTES = 1 << 30  # several times any L2
 MOST_SETS = 16
 
 
-class Incorrect(ValueError):
-    """A case whose result is outside its budget; it has no speed."""
-
-
 def measure(spec: OpSpec, case: Case, impl: str, roof: Roof, arch: str = "native") -> dict[str, Any]:
-    """The record of one case: keys of benchmarks/results/ops.jsonl. Incorrect, naming the error, instead of a speed.
+    """The record of one case: keys of benchmarks/results/ops.jsonl. ValueError, naming the error, instead of
+    a speed.
 
     arch: whose code the process runs; another than the card's was adopted (testing.moved).
     """
@@ -34,7 +31,7 @@ def measure(spec: OpSpec, case: Case, impl: str, roof: Roof, arch: str = "native
     runs = [prepare(drawn) for drawn in inputs]
     agreed = compare(results(runs[0]), results(reference(inputs[0])), spec.error)
     if not agreed:
-        raise Incorrect(
+        raise ValueError(
             f"{spec.name} {case.name}: {agreed.outside} of {agreed.total} values outside the budget, "
             f"largest difference {agreed.largest:.1e}, relative error {agreed.error:.1e}"
         )

@@ -20,15 +20,15 @@ def summary(load: Load, answered: Sequence[Answered], slo_first: float, slo_per_
     seconds and the others within `slo_per_token` each on average, a second of the whole run.
     """
     good = [one for one in answered if one.error is None and one.tokens]
-    ends = [one.at + one.last for one in good]
-    seconds = max(ends, default=math.nan) - min((one.at for one in answered), default=0.0)
+    seconds = max(one.at + one.last for one in good) - min(one.at for one in answered) if good else 0.0
+    a_second = 1 / seconds if good else 0.0  # NaN is no JSON
     met = [one for one in good if one.first <= slo_first and not one.per_token > slo_per_token]
     found: dict[str, Any] = {
         "kind": "load", **asdict(load), "rate": load.rate if math.isfinite(load.rate) else "inf",
         "answered": len(good), "failed": len(answered) - len(good), "seconds": seconds,
-        "requests_per_s": len(good) / seconds, "tokens_per_s": sum(one.tokens for one in good) / seconds,
-        "prompt_tokens_per_s": sum(one.prompt_tokens for one in good) / seconds,
-        "goodput_per_s": len(met) / seconds, "goodput_share": len(met) / max(1, len(answered)),
+        "requests_per_s": len(good) * a_second, "tokens_per_s": sum(one.tokens for one in good) * a_second,
+        "prompt_tokens_per_s": sum(one.prompt_tokens for one in good) * a_second,
+        "goodput_per_s": len(met) * a_second, "goodput_share": len(met) / max(1, len(answered)),
         "slo_ttft_s": slo_first, "slo_tpot_s": slo_per_token,
     }  # fmt: skip
     for name, values in _times(good).items():

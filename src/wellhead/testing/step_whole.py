@@ -32,9 +32,7 @@ def halves(run: Sequence[Launch], layers: int) -> tuple[float, list[float], list
     return whole - sum(took), took[::2], took[1::2]
 
 
-def whole_step(
-    runs: Sequence[Sequence[Launch]], ms: float, measured: Sequence[Kind], wanted: Sequence[Kind]
-) -> float:
+def whole_step(runs: Sequence[Sequence[Launch]], ms: float, measured: Sequence[Kind], wanted: Sequence[Kind]) -> float:
     """Milliseconds of a step of the layers `wanted`, from profiled runs of one of the layers `measured`, which took
     `ms` before it was profiled: attention is the mean over layers of that ratio, experts over layers of that routing.
     """
