@@ -135,12 +135,19 @@ class Engine:
 
     def step(self) -> list[tuple[Request, Delta]]:
         """Run one step; what every request that got a token gained by it. A request that failed by itself ends with
-        "error" and leaves its exception in `error`; the others have their step.
+        "error" and leaves its exception in `error`; the others have their step. A step that fails as a whole ends all
+        requests in it so, and raises.
 
         When nothing is left to run, the pools must be whole; else IntegrityError names what is lost.
         """
         work = self._scheduler.schedule()
-        found = self._runner.run(work)
+        try:
+            found = self._runner.run(work)
+        except Exception as error:  # tails restored and numbers drawn are lost with it
+            for item in work:
+                item.request.error = error
+                self._fail(item.request)
+            raise
         self._scheduler.advance(work, {request: len(tokens) - 1 for request, tokens in found.items()})
         deltas = [(request, self._collect(request, tokens)) for request, tokens in found.items()]
         deltas += [(item.request, self._fail(item.request)) for item in work if item.request.error is not None]
