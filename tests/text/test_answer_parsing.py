@@ -126,6 +126,15 @@ def test_an_answer_cut_anywhere_shows_no_markup() -> None:
             assert (parser.unfinished is None) == (in_content or end in (len(text) - len(E), len(text)))
 
 
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("last", ["｜", "\n\n｜", "<", "\n"])
+def test_text_that_no_tag_follows_is_not_lost(last: str, thinking: bool) -> None:
+    """A table's last bar may be the last character of an answer, and of one that ended at its limit."""
+    events, parser = stream(f"a{last}", thinking)
+    assert "".join(event.text for event in events) == f"a{last}"  # type: ignore[union-attr]
+    assert parser.unfinished == ("the reasoning" if thinking else None)
+
+
 def test_text_is_not_held_longer_than_needed() -> None:
     parser = StreamParser(True)
     assert parser.push("a\n") == [ReasoningDelta("a")]

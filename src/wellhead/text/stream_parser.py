@@ -118,12 +118,12 @@ class StreamParser:
     def finish(self) -> list[Event]:
         """The text still held back, once no more is coming.
 
-        Line ends and a lone "<" are text; anything longer is a cut-off tag, which is left out and named by
+        Line ends and a lone "<" or "｜" are text; anything longer is a cut-off tag, which is left out and named by
         ``unfinished``. An answer cut off by a length limit is no error here.
         """
         events: list[Event] = []
         held, self._held = self._held, ""
-        if self._state in ("reasoning", "content") and held.lstrip("\n") in ("", "<"):
+        if self._state in ("reasoning", "content") and held.lstrip("\n") in ("", "<", markup.DSML[0]):
             self._take(held, events)
         else:
             self._cut_off = held
