@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -320,6 +321,11 @@ def test_input_is_not_changed() -> None:
         ({"content": "x"}, r"messages\[1\]: role is None; expected one of"),
         ("text", r"messages\[1\]: the message is 'text'; expected an object with `role`"),
         (user("x", task="poem"), r"task is 'poem'; expected one of action, query"),
+        (user("x", task=["action"]), r"task is \['action'\]; expected one of action, query"),
+        (
+            assistant("", tool_calls=[{"id": ["a"], "function": {"name": "f", "arguments": "{}"}}]),
+            r"messages\[1\]\.tool_calls\[0\]: id is \['a'\]; expected a str",
+        ),
         ({"role": "user", "content": [{"type": "text", "text": "x"}]}, r"content is \[.*; expected a str"),
         ({"role": "user", "content": None}, r"messages\[1\]: content is None; expected a str"),
         (
@@ -371,6 +377,7 @@ def test_a_task_is_not_lost_in_merging() -> None:
 def test_bad_settings() -> None:
     with pytest.raises(ValueError, match="thinking_mode is 'on'; expected 'chat' or 'thinking'"):
         encode_messages([user("x")], "on")
-    for effort in ("low", "xhigh", "", 3):
-        with pytest.raises(ValueError, match=f"reasoning_effort is {effort!r}; expected one of None, 'high', 'max'"):
+    for effort in ("low", "xhigh", "", 3, ["max"]):
+        said = re.escape(f"reasoning_effort is {effort!r}; expected one of None, 'high', 'max'")
+        with pytest.raises(ValueError, match=said):
             encode_messages([user("x")], "thinking", reasoning_effort=effort)  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ def encode_messages(
         raise ValueError(
             f"thinking_mode is {thinking_mode!r}; expected 'chat' or 'thinking'; choose one of them"
         )
-    if reasoning_effort not in markup.EFFORT_PREFIX:
+    if reasoning_effort not in tuple(markup.EFFORT_PREFIX):
         known = ", ".join(map(repr, markup.EFFORT_PREFIX))
         raise ValueError(
             f"reasoning_effort is {reasoning_effort!r}; expected one of {known}; "

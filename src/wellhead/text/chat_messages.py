@@ -117,7 +117,7 @@ def _check(message: Mapping[str, Any], place: str) -> Turn:
             allowed = f"this field on {' or '.join(roles)} messages only" if roles else "no such field"
             raise _bad(place, f"{name} of a {role} message", message[name], allowed, "move or remove it")
     task = message.get("task")
-    if task is not None and (task not in markup.TASKS or role == "tool"):
+    if task is not None and (task not in tuple(markup.TASKS) or role == "tool"):
         tasks = f"one of {', '.join(markup.TASKS)}, not on a tool message"
         raise _bad(place, "task", task, tasks, "remove or rename it")
 
@@ -147,7 +147,7 @@ def _check(message: Mapping[str, Any], place: str) -> Turn:
         task=task,
         wo_eos=bool(message.get("wo_eos")),
         tool_calls=[_tool_call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(calls)],
-        call_ids=[call.get("id") or call["function"].get("id", "") for call in calls],
+        call_ids=[_call_id(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(calls)],
         functions=[tool["function"] for tool in _objects(message, "tools", place)],
         response_format=message.get("response_format"),
     )
@@ -194,6 +194,13 @@ def _objects(message: Mapping[str, Any], name: str, place: str) -> list[dict[str
             shape = '{"type": "function", "function": {"name": ..., ...}}'
             raise _bad(place, f"{name}[{index}]", value, shape, "wrap the function's fields in `function`")
     return values
+
+
+def _call_id(call: dict[str, Any], place: str) -> str:
+    call_id = call.get("id") or call["function"].get("id") or ""
+    if not isinstance(call_id, str):
+        raise _bad(place, "id", call_id, "a str, which the result names as tool_call_id", "write it as text")
+    return call_id
 
 
 def _tool_call(call: dict[str, Any], place: str) -> ToolCall:
