@@ -227,6 +227,8 @@ def test_misuse_is_refused(llm: LLM, folder: Path) -> None:
         llm.stream("a", {"max_tokens": 3})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"chunks \[3, 3\] sum to 6, expected .* 4"):
         llm.logits(prompt(4), [3, 3])
+    with pytest.raises(RequestError, match="2049 tokens, the model's context is 2048"):
+        llm.logits(prompt(2049))
     with pytest.raises(RequestError, match="2000 tokens: 8 pages wanted, 6 of 6 are free"):
         llm.logits(prompt(2000))
     for option in (

@@ -166,6 +166,8 @@ class Engine:
     def logits(self, token_ids: Sequence[int], chunks: Sequence[int] | None = None) -> torch.Tensor:
         """fp32 [T, vocab] of one sequence computed in the given chunk sizes, on pages that nobody uses."""
         ids = self.check_ids(token_ids)
+        if len(ids) > self.context_length:
+            raise RequestError(f"{len(ids)} tokens, the model's context is {self.context_length}; give fewer")
         size = self._chunk_tokens
         sizes = (
             [min(size, len(ids) - i) for i in range(0, len(ids), size)] if chunks is None else list(chunks)

@@ -11,8 +11,8 @@ from types import FrameType
 
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Hold Ctrl-C back until the end: inside a step it would leave the engine's books half written, draws made for tokens
-    that nobody gets, and other ranks waiting. Other threads than the main one never see it.
+    """Hold Ctrl-C back until the end: inside a step it would leave the engine's books half written, numbers drawn for
+    tokens that nobody gets, and other ranks waiting. Other threads than the main one never see it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
