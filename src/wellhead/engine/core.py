@@ -209,9 +209,8 @@ class Engine:
                 self._scheduler.finish(request, reason)
                 break
         behind = len(tokens) - 1 - (len(request.output) - before)
-        if behind > 0:  # drafts accepted behind the answer's end saved no step: they count as never made
-            request.accepted -= behind
-            request.drafted -= behind
+        if behind > 0:
+            self._scheduler.uncount(request, behind)
         return Delta(text, request.output[before:], reason)
 
     def _fail(self, request: Request) -> Delta:
