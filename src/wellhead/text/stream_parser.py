@@ -18,14 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from wellhead.text import chat_markup as markup
-from wellhead.text.answer import (
-    ContentDelta,
-    Event,
-    ReasoningDelta,
-    ToolCallArguments,
-    ToolCallBegin,
-    ToolCallEnd,
-)
+from wellhead.text.answer import ContentDelta, Event, ReasoningDelta, ToolCallArguments, ToolCallBegin, ToolCallEnd
 from wellhead.text.hold_back import MarkerSearch
 from wellhead.text.tool_calls import to_json
 
@@ -75,11 +68,6 @@ class StreamParser:
         self._cut_off = ""
         self._call = -1
         self._parameters: list[str] = []
-
-    @property
-    def ended(self) -> bool:
-        """Whether the end token was seen."""
-        return self._state == "end"
 
     @property
     def unfinished(self) -> str | None:

@@ -51,19 +51,9 @@ class Tokenizer:
         files = read_tokenizer_files(Path(path))
         return cls(files.backend, files.source, files.eos_ids, files.bos_id)
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, added tokens included: one more than the largest id."""
-        return self._largest_id + 1
-
     @cached_property
     def _largest_id(self) -> int:
         return max(self._backend.get_vocab(with_added_tokens=True).values())
-
-    @cached_property
-    def special_ids(self) -> frozenset[int]:
-        """Ids that ``decode(..., skip_special=True)`` leaves out: the added tokens flagged special."""
-        return frozenset(index for index, token in self._added.items() if token.special)
 
     def special(self, name: str) -> int:
         """Id of the added token spelled ``name``; ValueError when the tokenizer has no such added token."""
@@ -85,11 +75,11 @@ class Tokenizer:
                 "decode the input as UTF-8 first"
             ) from None
 
-    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; bytes that are not UTF-8 become U+FFFD. ValueError for an unknown id."""
         for index in ids:
             self._check(index)
-        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def token_bytes(self, index: int) -> bytes:
         """The UTF-8 bytes that one id stands for; a character may be spread over several ids."""
