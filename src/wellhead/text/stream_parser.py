@@ -87,18 +87,19 @@ class StreamParser:
         """Events made certain by more text."""
         events: list[Event] = []
         self._held += text
-        begin, collected = 0, ""
+        begin = 0
         try:
             while True:
                 position, marker = _SEARCH[self._state].first(self._held, begin)
                 self._take(self._held[begin:position], events)
-                begin, collected = position, "".join(self._collected)
+                begin = position
                 if marker is None:
                     break
-                self._leave(marker, events)
-                begin, collected = begin + len(marker), ""
+                self._leave(marker, "".join(self._collected), events)
+                self._collected.clear()
+                begin += len(marker)
         except MalformedAnswer as error:
-            self._held, error.events = collected + self._held[begin:], events
+            self._held, error.events = "".join(self._collected) + self._held[begin:], events
             raise
         self._held = self._held[begin:]
         return events
@@ -133,10 +134,8 @@ class StreamParser:
         else:
             self._collected.append(text)
 
-    def _leave(self, marker: str, events: list[Event]) -> None:
-        """Go from the present state to the next one; ``marker`` was just read."""
-        text = "".join(self._collected)
-        self._collected.clear()
+    def _leave(self, marker: str, text: str, events: list[Event]) -> None:
+        """Go from the present state to the next one; ``marker`` was just read, behind the collected ``text``."""
         state = self._state
         if state == "content" and marker == _CALLS:
             self._state = "between calls"
