@@ -241,16 +241,11 @@ def _interpreted(triton: str | None) -> Features:
         return _without("CPU only", "Triton is missing or broken")
     numbers = {"fp8_mma", "block_scaled_mma", "fp8e4nv_conversion"}
     detail = f"TRITON_INTERPRET is set, Triton {triton}"
+    shared = "the interpreter has no shared memory; SM120's limit is kept"
     known = [
         Feature("kernels", True, Evidence.QUERIED, detail),
         Feature("interpreter", True, Evidence.QUERIED, detail),
-        Feature(
-            "shared_bytes",
-            True,
-            Evidence.ASSUMED,
-            "the interpreter has no shared memory; SM120's limit is kept",
-            101376,
-        ),
+        Feature("shared_bytes", True, Evidence.ASSUMED, shared, SHARED_BYTES["sm120"]),
         *(
             Feature(n, n in numbers, Evidence.ASSUMED, "computed by the interpreter" if n in numbers else "interpreter")
             for n in (*_COMPILED, *_UNITS)

@@ -221,21 +221,14 @@ class Engine:
     def _push(self, request: Request, token: int) -> tuple[str, FinishReason | None]:
         """A request's next token: the text it makes certain, and whether the request ends with it."""
         request.output.append(token)
-        text, reason = "", self._finish_reason(request, token)
-        out = self._texts[request]
-        if reason != "stop":  # the end token has no text
-            text, stopped = out.push(token)
-            reason = "stop" if stopped else reason
-        if reason is not None:
-            rest, stopped = out.finish()
-            text += rest
-            reason = "stop" if stopped else reason
-        return text, reason
-
-    def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
-        if token in self.eos_ids and not request.params.ignore_eos:
-            return "stop"
-        return "length" if len(request.output) >= request.max_tokens else None
+        out, text = self._texts[request], ""
+        ended = token in self.eos_ids and not request.params.ignore_eos  # the end token has no text
+        if not ended:
+            text, ended = out.push(token)
+        if not ended and len(request.output) < request.max_tokens:
+            return text, None
+        rest, stopped = out.finish()
+        return text + rest, "stop" if ended or stopped else "length"
 
 
 def _generator(seed: int | None) -> torch.Generator:

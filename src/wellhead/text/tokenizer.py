@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tokenizers
 
-from wellhead.text.tokenizer_files import read_tokenizer_files
+from wellhead.text.tokenizer_files import read_backend, read_special_ids
 
 _BYTE_LEVEL_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 
@@ -48,8 +48,9 @@ class Tokenizer:
         generation_config.json (config.json only where that one has none). Raises TokenizerFileError for a
         missing or damaged file, an id outside the vocabulary, or files that name two different begin tokens.
         """
-        files = read_tokenizer_files(Path(path))
-        return cls(files.backend, files.source, files.eos_ids, files.bos_id)
+        folder = Path(path)
+        backend = read_backend(folder / "tokenizer.json")
+        return cls(backend, folder / "tokenizer.json", *read_special_ids(folder, backend))
 
     @cached_property
     def _largest_id(self) -> int:
