@@ -69,7 +69,7 @@ def test_missing_special_token_is_named(byte_tokenizer: Tokenizer) -> None:
 
 
 def test_ids_outside_the_vocabulary_are_refused(byte_tokenizer: Tokenizer) -> None:
-    for bad in (259, -1):
+    for bad in (259, -1, 2**40):
         with pytest.raises(ValueError, match=rf"token id {bad} is not in .*expected 0 to 258"):
             byte_tokenizer.decode([65, bad])
 
@@ -109,6 +109,7 @@ def test_begin_token_is_optional_and_end_token_is_not(byte_folder: Path) -> None
             {"eos_token_id": 999},
             r"generation_config\.json: eos_token_id 999 is not an id",
         ),
+        ("config.json", {"eos_token_id": 2**40}, r"config\.json: eos_token_id 1099511627776 is not an id"),
         ("config.json", {"eos_token_id": "1"}, r"config\.json: eos_token_id '1' is not an id"),
         ("config.json", {"bos_token_id": 5}, r"different begin tokens, ids \[5, 257\]"),
         ("config.json", [1], r"config\.json: holds a list; expected a JSON object"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tokenizers
 
-from wellhead.text.tokenizer_files import read_backend, read_special_ids
+from wellhead.text.tokenizer_files import PAST_IDS, read_backend, read_special_ids
 
 _BYTE_LEVEL_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 
@@ -92,7 +92,7 @@ class Tokenizer:
             return piece.encode("utf-8")
 
     def _check(self, index: int) -> str:
-        piece = self._backend.id_to_token(index) if index >= 0 else None
+        piece = self._backend.id_to_token(index) if 0 <= index < PAST_IDS else None
         if piece is None:
             raise ValueError(f"token id {index} is not in {self.source}; expected 0 to {self._largest_id}")
         return piece

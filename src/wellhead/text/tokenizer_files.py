@@ -8,6 +8,8 @@ from typing import Any
 
 import tokenizers
 
+PAST_IDS = 1 << 32  # ids at which the library raises instead of knowing none
+
 
 class TokenizerFileError(ValueError):
     """A tokenizer file is missing, damaged, or not of the kind this package reads."""
@@ -62,7 +64,7 @@ def _read_json(source: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TokenizerFileError(
             f"{source}: not JSON ({error}); expected a JSON object; download it again"
         ) from error
@@ -96,7 +98,7 @@ def _ids_of(backend: tokenizers.Tokenizer, folder: Path, kind: str) -> set[int]:
         value = _read_json(folder / where).get(key)
     listed: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
     for index in listed:
-        if type(index) is not int or index < 0 or backend.id_to_token(index) is None:
+        if type(index) is not int or not 0 <= index < PAST_IDS or backend.id_to_token(index) is None:
             raise TokenizerFileError(
                 f"{folder / where}: {key} {index!r} is not an id of tokenizer.json; "
                 "expected an integer id of that file; take both files from the same checkpoint"
