@@ -168,26 +168,24 @@ class Engine:
         ids = self.check_ids(token_ids)
         if len(ids) > self.context_length:
             raise RequestError(f"{len(ids)} tokens, the model's context is {self.context_length}; give fewer")
-        size = self._chunk_tokens
-        sizes = (
-            [min(size, len(ids) - i) for i in range(0, len(ids), size)] if chunks is None else list(chunks)
-        )
-        if sum(sizes) != len(ids) or any(n < 1 for n in sizes):
-            raise ValueError(
-                f"chunks {sizes} sum to {sum(sizes)}, expected positive sizes that sum to {len(ids)}"
-            )
+        sizes = list(chunks or ())
+        if chunks is not None and (sum(sizes) != len(ids) or any(n < 1 for n in sizes)):
+            raise ValueError(f"chunks {sizes} sum to {sum(sizes)}, expected positive sizes that sum to {len(ids)}")
         memory, parts = self._memory, []
         request = Request(ids, SamplingParams(), 1, torch.Generator())
         if not memory.slots.free:
             raise RequestError(f"{len(ids)} tokens: all state slots are in use; wait for other requests")
         try:
             (request.state_slot,) = memory.slots.allocate(1)
-            for n in sizes:
-                if memory.fitting(request, n) < n:
-                    free = self.free_pages + len(request.pages)
+            while request.pending:
+                wanted = sizes.pop(0) if chunks else min(self._chunk_tokens, request.pending)
+                n = memory.fitting(request, wanted)
+                if not n or (chunks and n < wanted):
+                    free, window = self.free_pages + len(request.pages), memory.available_window
                     raise RequestError(
                         f"{len(ids)} tokens: {pages_for(len(ids))} pages wanted, {free} of {memory.pages.total} are "
-                        "free; wait for other requests or raise num_pages"
+                        f"free, and {window} window pages for {wanted} tokens more; wait for other requests, give "
+                        "smaller chunks or raise num_pages"
                     )
                 memory.grow(request, n)
                 tokens = request.next_tokens(n)
