@@ -152,15 +152,14 @@ def asked_of_torch() -> dict[str, Any]:
 
 def has_kernels(archs: Sequence[str], arch: str) -> bool:
     """Whether a library built for `archs` ("sm90", "sm120", "compute90") runs on a card: built for it, for a smaller
-    minor number of its generation, or with PTX of an older one.
+    minor number of its generation, or with PTX of an older one; "sm90a" and "compute90a" for that one alone.
     """
     major, minor = int(arch[2:-1]), int(arch[-1])
     for built in archs:
         kind, number = built.rstrip("af").partition("sm")[1] or "compute", re.sub(r"\D", "", built)
         theirs = (int(number[:-1]), int(number[-1]))
-        if kind == "sm" and theirs[0] == major and theirs[1] <= minor:
-            return True
-        if kind == "compute" and theirs <= (major, minor):
+        older = theirs[0] == major and theirs[1] < minor if kind == "sm" else theirs < (major, minor)
+        if theirs == (major, minor) or (older and not built.endswith("a")):
             return True
     return False
 
