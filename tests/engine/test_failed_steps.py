@@ -46,6 +46,21 @@ def test_ctrl_c_ends_one_answer_and_leaves_the_other_as_it_was(monkeypatch: pyte
     assert tokens == expected.token_ids
 
 
+@pytest.mark.parametrize("ignored", [True, False])
+def test_who_answers_ctrl_c_himself_is_asked_behind_the_step(
+    monkeypatch: pytest.MonkeyPatch, llm: LLM, ignored: bool
+) -> None:
+    (expected,) = llm.generate([[9, 8, 7]], SAMPLED)
+    asked: list[bool] = []
+    once_behind(monkeypatch, llm, lambda: (signal.raise_signal(signal.SIGINT), asked.append(True)))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else lambda *_: asked.append(False))
+    try:
+        assert llm.generate([[9, 8, 7]], SAMPLED) == [expected]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert asked == ([True] if ignored else [True, False])
+
+
 def test_a_failed_step_ends_every_request_in_it(monkeypatch: pytest.MonkeyPatch, llm: LLM) -> None:
     """What it drew and restored before it failed is lost, so none of them may go on as if nothing had been."""
 

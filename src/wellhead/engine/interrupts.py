@@ -12,20 +12,18 @@ from types import FrameType
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
     """Hold Ctrl-C back until the end: inside a step it would leave the engine's books half written, numbers drawn for
-    tokens that nobody gets, and other ranks waiting. Other threads than the main one never see it.
+    tokens that nobody gets, and other ranks waiting. Other threads than the main one never see it, and where it is
+    ignored it stays so.
     """
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
-    caught: list[int] = []
-
-    def catch(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-
-    before = signal.signal(signal.SIGINT, catch)
+    caught: list[FrameType | None] = []
+    signal.signal(signal.SIGINT, lambda number, frame: caught.append(frame))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
     if caught:
-        raise KeyboardInterrupt
+        before(signal.SIGINT, caught[0])
