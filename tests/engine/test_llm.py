@@ -264,6 +264,8 @@ def test_context_end_and_missing_tokenizer(folder: Path, tmp_path: Path) -> None
     assert (len(done.token_ids), done.finish_reason, done.text) == (3, "length", "")
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         llm.generate(["text"])
+    with pytest.raises(RequestError, match=r"stop is \('a',\), .*no tokenizer"):
+        llm.generate([prompt(5)], SamplingParams(stop=("a",)))
 
 
 def test_every_op_is_described(llm: LLM) -> None:

@@ -99,6 +99,8 @@ class Engine:
                 f"the prompt has {len(ids)} tokens, the model's context is {context} and needs room for one "
                 "more; shorten the prompt"
             )
+        if params.stop and self._tokenizer is None:
+            raise RequestError(f"stop is {params.stop!r}, but the model has no tokenizer; leave it out")
         longest = min(params.max_tokens, context - len(ids))
         request = Request(ids, params, longest, _generator(params.seed), adjust)
         needed, total = pages_for(request.cached_tokens), self._memory.pages.total
