@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Sequence
 
 PREFIX = "WELLHEAD_"
 
@@ -21,9 +21,9 @@ VARIABLES: dict[str, str] = {
 }
 
 
-def check(environ: Mapping[str, str] | None = None) -> None:
+def check() -> None:
     """Raise ValueError if a variable begins with WELLHEAD_ and is not one of `VARIABLES`."""
-    for name in os.environ if environ is None else environ:
+    for name in os.environ:
         if name.startswith(PREFIX) and name not in VARIABLES:
             near = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.0)[0]
             raise ValueError(
@@ -32,33 +32,33 @@ def check(environ: Mapping[str, str] | None = None) -> None:
             )
 
 
-def wait_politely(environ: MutableMapping[str, str] | None = None) -> None:
+def wait_politely() -> None:
     """Let idle OpenMP threads sleep instead of spin (OMP_WAIT_POLICY=PASSIVE), unless told otherwise.
 
     torch's threads otherwise burn the core that the others need as soon as anything else runs: measured on two
     cores beside one busy process, 0.6 instead of 34 tokens/s. OpenMP reads the variable when torch loads it.
     """
     if "torch" not in sys.modules:
-        (os.environ if environ is None else environ).setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def without_multicast(environ: MutableMapping[str, str] | None = None) -> None:
+def without_multicast() -> None:
     """Keep torch's symmetric memory from NVLink multicast (TORCH_SYMM_MEM_DISABLE_MULTICAST=1), unless told otherwise:
     nothing here uses it, and setting it up fails on hosts whose fabric manager does not allow it.
     """
-    (os.environ if environ is None else environ).setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
 
 
-def default_model(environ: Mapping[str, str] | None = None) -> str | None:
+def default_model() -> str | None:
     """WELLHEAD_MODEL, or None where it is unset or empty: then the embedded checkpoint is meant."""
-    check(environ)
-    return (os.environ if environ is None else environ).get("WELLHEAD_MODEL") or None
+    check()
+    return os.environ.get("WELLHEAD_MODEL") or None
 
 
-def engine_ops(groups: Sequence[str], environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+def engine_ops(groups: Sequence[str]) -> tuple[str, ...]:
     """WELLHEAD_OPS as names of `groups`, in their order; () where it is unset or empty. ValueError names the groups."""
-    check(environ)
-    said = (os.environ if environ is None else environ).get("WELLHEAD_OPS", "")
+    check()
+    said = os.environ.get("WELLHEAD_OPS", "")
     asked = {part.strip() for part in said.split(",") if part.strip()}
     unknown = sorted(asked - {*groups, "all"})
     if unknown:
@@ -66,10 +66,10 @@ def engine_ops(groups: Sequence[str], environ: Mapping[str, str] | None = None) 
     return tuple(groups) if "all" in asked else tuple(group for group in groups if group in asked)
 
 
-def goes_on(environ: Mapping[str, str] | None = None) -> bool:
+def goes_on() -> bool:
     """True where WELLHEAD_ON_MISMATCH=go-on: an engine then keeps its own kernel for an op that does not fit."""
-    check(environ)
-    said = (os.environ if environ is None else environ).get("WELLHEAD_ON_MISMATCH") or "stop"
+    check()
+    said = os.environ.get("WELLHEAD_ON_MISMATCH") or "stop"
     if said not in ("stop", "go-on"):
         raise ValueError(f"WELLHEAD_ON_MISMATCH={said}: expected stop or go-on")
     return said == "go-on"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,26 +12,22 @@ import pytest
 from wellhead import environment
 
 
-def test_default_model_is_the_variable_or_none() -> None:
-    assert environment.default_model({"WELLHEAD_MODEL": "some/folder"}) == "some/folder"
-    assert environment.default_model({"WELLHEAD_MODEL": ""}) is None
-    assert environment.default_model({"PATH": "/bin"}) is None
+def test_default_model_is_the_variable_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WELLHEAD_MODEL", raising=False)
+    assert environment.default_model() is None
+    monkeypatch.setenv("WELLHEAD_MODEL", "")
+    assert environment.default_model() is None
+    monkeypatch.setenv("WELLHEAD_MODEL", "some/folder")
+    assert environment.default_model() == "some/folder"
 
 
-def test_a_typo_names_the_nearest_variable() -> None:
-    with pytest.raises(ValueError, match=r"WELLHEAD_MODLE .*nearest is WELLHEAD_MODEL"):
-        environment.check({"WELLHEAD_MODLE": "x"})
-    # Also one that resembles nothing: silence would mean the default.
-    with pytest.raises(ValueError, match="WELLHEAD_ZZZ"):
-        environment.default_model({"WELLHEAD_ZZZ": "x"})
-
-
-def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WELLHEAD_MODEL", "from/process")
-    assert environment.default_model() == "from/process"
-    monkeypatch.setenv("WELLHEAD_MODELS", "x")
-    with pytest.raises(ValueError, match="WELLHEAD_MODELS"):
-        environment.check()
+@pytest.mark.parametrize("name", ["WELLHEAD_MODLE", "WELLHEAD_MODELS", "WELLHEAD_ZZZ"])
+def test_a_typo_names_the_nearest_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that resembles nothing: silence would mean the default."""
+    monkeypatch.setenv(name, "x")
+    for ask in (environment.check, environment.default_model):
+        with pytest.raises(ValueError, match=rf"{name} .*the nearest is WELLHEAD_"):
+            ask()
 
 
 @pytest.mark.parametrize(
@@ -51,10 +48,9 @@ def test_openmp_threads_wait_politely_unless_told_otherwise(
     assert done.stdout.strip() == str(policy)
 
 
-def test_multicast_stays_off_unless_told_otherwise() -> None:
-    variables: dict[str, str] = {}
-    environment.without_multicast(variables)
-    assert variables == {"TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
-    told = {"TORCH_SYMM_MEM_DISABLE_MULTICAST": "0"}
-    environment.without_multicast(told)
-    assert told == {"TORCH_SYMM_MEM_DISABLE_MULTICAST": "0"}
+def test_multicast_stays_off_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "TORCH_SYMM_MEM_DISABLE_MULTICAST"
+    for told, expected in ((None, "1"), ("0", "0")):
+        monkeypatch.setattr(os, "environ", {} if told is None else {name: told})
+        environment.without_multicast()
+        assert os.environ == {name: expected}

@@ -97,6 +97,10 @@ def test_a_library_that_is_not_installed_pins_nothing() -> None:
         (["sm90a", "compute120"], "sm90", True),
         (["sm80"], "sm89", True),
         (["compute120"], "sm90", False),
+        (["sm120a"], "sm121", False),  # what is made for one architecture's own features runs on that one alone
+        (["sm120f"], "sm121", True),
+        (["compute90a"], "sm120", False),
+        (["compute90a"], "sm90", True),
     ],
 )
 def test_binaries_for_a_card(archs: list[str], arch: str, fits: bool) -> None:

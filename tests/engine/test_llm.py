@@ -52,6 +52,15 @@ def test_greedy_tokens_are_the_argmax_of_the_teacher_forced_logits(llm: LLM) -> 
     assert torch.equal(llm.logits(ids, chunks=[1, 100, 49]).argmax(-1), logits[:150].argmax(-1))
 
 
+def test_logits_take_chunks_that_the_window_pages_hold(llm: LLM, folder: Path) -> None:
+    """As generation does; a chunk that was asked for is refused, and the message names what is short."""
+    narrow = LLM(folder, progress=False, num_pages=6, max_running=1, chunk_tokens=700, window_pages=2)
+    assert torch.equal(narrow.logits(prompt(700)).argmax(-1), llm.logits(prompt(700)).argmax(-1))
+    with pytest.raises(RequestError, match=r"2 window pages for 700 tokens more; .*smaller chunks"):
+        narrow.logits(prompt(700), [700])
+    narrow.engine.check()
+
+
 def test_stream_equals_generate(llm: LLM) -> None:
     params = SamplingParams(max_tokens=30, temperature=1.0, seed=3, ignore_eos=True)
     (done,) = llm.generate(["Ölfaß"], params)
@@ -227,6 +236,8 @@ def test_misuse_is_refused(llm: LLM, folder: Path) -> None:
         llm.stream("a", {"max_tokens": 3})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"chunks \[3, 3\] sum to 6, expected .* 4"):
         llm.logits(prompt(4), [3, 3])
+    with pytest.raises(RequestError, match="2049 tokens, the model's context is 2048"):
+        llm.logits(prompt(2049))
     with pytest.raises(RequestError, match="2000 tokens: 8 pages wanted, 6 of 6 are free"):
         llm.logits(prompt(2000))
     for option in (
@@ -253,6 +264,8 @@ def test_context_end_and_missing_tokenizer(folder: Path, tmp_path: Path) -> None
     assert (len(done.token_ids), done.finish_reason, done.text) == (3, "length", "")
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         llm.generate(["text"])
+    with pytest.raises(RequestError, match=r"stop is \('a',\), .*no tokenizer"):
+        llm.generate([prompt(5)], SamplingParams(stop=("a",)))
 
 
 def test_every_op_is_described(llm: LLM) -> None:

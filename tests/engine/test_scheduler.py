@@ -255,7 +255,8 @@ def test_pools_too_small_are_refused() -> None:
     ("field", "value"),
     [
         ("max_tokens", 0), ("max_tokens", 1.5), ("max_tokens", True), ("temperature", -0.1),
-        ("temperature", float("nan")), ("temperature", "hot"), ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1),
+        ("temperature", float("nan")), ("temperature", "hot"), ("temperature", 10**400),
+        ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1),
         ("seed", -1), ("seed", "x"), ("stop", ("a", "")), ("stop", 3), ("ignore_eos", 1), ("logprobs", -2),
     ],
 )  # fmt: skip

@@ -44,6 +44,13 @@ def test_restricted_is_what_the_sampler_draws_from(monkeypatch: pytest.MonkeyPat
     assert float((counts / points - found).abs().max()) < 1.5 / points
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-300, 1e-320])
+def test_the_coldest_draw_is_the_best_token(temperature: float) -> None:
+    logits, params = torch.tensor([1.0, 5.0, -torch.inf, 3.0, -2.0]), SamplingParams(temperature=temperature)
+    assert sampling.sample(logits, temperature, 0, 1.0, torch.Generator()) == 1
+    assert speculative.restricted(logits, params).tolist() == [0, 1, 0, 0, 0]
+
+
 @pytest.mark.parametrize("params", KINDS, ids=repr)
 @pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "given"])
 def test_accepted_tokens_have_the_models_distribution(params: SamplingParams, drawn: bool) -> None:

@@ -183,11 +183,14 @@ def test_an_answer_ends_within_accepted_drafts(monkeypatch: pytest.MonkeyPatch, 
     assert [token for delta in deltas for token in delta.token_ids] == free.token_ids
     assert "".join(delta.text for delta in deltas) == free.text and len(deltas) < 20
     stopping = dataclasses.replace(GREEDY, ignore_eos=False, logprobs=1)
+    before, counted = drafting.engine.counters, 0
     for end in set(free.token_ids[3:6]):
         for llm in (plain, drafting):
             monkeypatch.setattr(llm.engine, "eos_ids", frozenset([end]))
         (ended,) = drafting.generate([ids], stopping)
         assert ended == plain.generate([ids], stopping)[0] and ended.finish_reason == "stop"
+        counted += ended.accepted_tokens
+        assert drafting.engine.counters.accepted_tokens - before.accepted_tokens == counted
         assert 0 < ended.accepted_tokens < len(ended.token_ids) <= 1 + ended.accepted_tokens + ended.draft_steps
 
 

@@ -67,9 +67,11 @@ def test_any_chunking_gives_the_same_answer_and_nearly_the_same_logits(llm: LLM)
 
 
 def test_thinking_mode_thinks_first(llm: LLM) -> None:
-    from wellhead.text import encode_messages, parse_completion
+    from wellhead.text import ContentDelta, ReasoningDelta, StreamParser, encode_messages
 
     prompt = encode_messages([{"role": "user", "content": "What is 12 + 30?"}], thinking_mode="thinking")
     (completion,) = llm.generate([prompt], SamplingParams(max_tokens=40))
-    message = parse_completion(completion.text, thinking=True)
-    assert message.reasoning and message.content == "42"
+    parser = StreamParser(thinking=True)
+    events = [*parser.push(completion.text), *parser.finish()]
+    assert any(isinstance(event, ReasoningDelta) for event in events)
+    assert "".join(event.text for event in events if isinstance(event, ContentDelta)) == "42"

@@ -68,11 +68,13 @@ def test_what_cannot_be_placed_ends_the_process(
     sglang.register()
 
 
-def test_groups_are_read_in_order_and_all_means_all() -> None:
-    assert environment.engine_ops(sglang.GROUPS, {"WELLHEAD_OPS": "moe, mla"}) == ("mla", "moe")
-    assert environment.engine_ops(sglang.GROUPS, {"WELLHEAD_OPS": "all"}) == sglang.GROUPS
-    assert environment.engine_ops(sglang.GROUPS, {}) == ()
-    assert not environment.goes_on({}) and environment.goes_on({"WELLHEAD_ON_MISMATCH": "go-on"})
+def test_groups_are_read_in_order_and_all_means_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for said, groups in (("moe, mla", ("mla", "moe")), ("all", sglang.GROUPS), ("", ())):
+        monkeypatch.setenv("WELLHEAD_OPS", said)
+        assert environment.engine_ops(sglang.GROUPS) == groups
+    for said, goes_on in (("", False), ("stop", False), ("go-on", True)):
+        monkeypatch.setenv("WELLHEAD_ON_MISMATCH", said)
+        assert environment.goes_on() == goes_on
 
 
 def test_importing_wellhead_and_its_adapters_imports_no_engine() -> None:

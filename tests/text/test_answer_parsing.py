@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -12,16 +13,22 @@ from wellhead.text import (
     ContentDelta,
     Event,
     MalformedAnswer,
-    ParsedMessage,
     ReasoningDelta,
     StreamParser,
-    ToolCall,
     ToolCallArguments,
     ToolCallBegin,
     ToolCallEnd,
     encode_messages,
-    parse_completion,
 )
+from wellhead.text.tool_calls import ToolCall
+
+
+@dataclass
+class ParsedMessage:
+    reasoning: str = ""
+    content: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
 
 E = "<｜end▁of▁sentence｜>"
 CALLS = """
@@ -46,6 +53,24 @@ def stream(pieces: Iterable[str], thinking: bool) -> tuple[list[Event], StreamPa
     parser = StreamParser(thinking)
     events = [event for piece in pieces for event in parser.push(piece)]
     return events + parser.finish(), parser
+
+
+def parse(text: str, thinking: bool) -> ParsedMessage:
+    """A whole answer taken apart."""
+    events, parser = stream([text], thinking)
+    assert parser.unfinished is None
+    message = ParsedMessage()
+    for event in events:
+        if isinstance(event, ReasoningDelta):
+            message.reasoning += event.text
+        elif isinstance(event, ContentDelta):
+            message.content += event.text
+        elif isinstance(event, ToolCallBegin):
+            message.tool_calls.append(ToolCall(event.name, ""))
+        elif isinstance(event, ToolCallArguments):
+            call = message.tool_calls[event.index]
+            message.tool_calls[event.index] = ToolCall(call.name, call.arguments + event.text)
+    return message
 
 
 def joined(events: list[Event]) -> list[Any]:
@@ -88,19 +113,14 @@ WELL_FORMED = [answer for answer in ANSWERS if answer[2] is not None]
 @pytest.mark.parametrize("end", ["", E])
 @pytest.mark.parametrize(("text", "thinking", "parsed"), WELL_FORMED)
 def test_whole_answers(text: str, thinking: bool, parsed: ParsedMessage, end: str) -> None:
-    assert parse_completion(text + end, thinking) == parsed
-    assert parse_completion(text + E, thinking, require_end=True) == parsed
-    with pytest.raises(MalformedAnswer, match=r"it stops in the answer.*then '<｜end▁of▁sentence｜>'"):
-        parse_completion(text, thinking, require_end=True)
+    assert parse(text + end, thinking) == parsed
 
 
 @pytest.mark.parametrize("end", ["", E])
 @pytest.mark.parametrize(("text", "thinking", "_parsed"), ANSWERS)
 def test_every_split_gives_the_same_events(text: str, thinking: bool, _parsed: object, end: str) -> None:
     text += end
-    whole, parser = stream([text], thinking)
-    assert parser.ended == bool(end)
-    expected = joined(whole)
+    expected = joined(stream([text], thinking)[0])
     assert joined(stream(text, thinking)[0]) == expected
     for split in range(len(text) + 1):
         assert joined(stream([text[:split], text[split:]], thinking)[0]) == expected
@@ -124,6 +144,15 @@ def test_an_answer_cut_anywhere_shows_no_markup() -> None:
             # It may be whole within the content, and with all calls closed, with or without the end token.
             in_content = text.index("</think>") + 8 <= end <= text.index(CALLS) + 3
             assert (parser.unfinished is None) == (in_content or end in (len(text) - len(E), len(text)))
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("last", ["｜", "\n\n｜", "<", "\n"])
+def test_text_that_no_tag_follows_is_not_lost(last: str, thinking: bool) -> None:
+    """A table's last bar may be the last character of an answer, and of one that ended at its limit."""
+    events, parser = stream(f"a{last}", thinking)
+    assert "".join(event.text for event in events) == f"a{last}"  # type: ignore[union-attr]
+    assert parser.unfinished == ("the reasoning" if thinking else None)
 
 
 def test_text_is_not_held_longer_than_needed() -> None:
@@ -166,16 +195,22 @@ def test_encoded_tool_calls_parse_back(mode: str, calls: list[tuple[str, dict[st
         "Some content.\n",
         [ToolCall(name, json.dumps(arguments, ensure_ascii=False)) for name, arguments in calls],
     )
-    text = encode_messages([message.as_message()], mode, add_default_bos_token=False)
-    assert parse_completion(text, thinking, require_end=True) == message
+    text = encode_messages([as_message(message)], mode).removeprefix("<｜begin▁of▁sentence｜>")
+    assert parse(text, thinking) == message
     # And once more: what was parsed encodes to the same text.
-    again = parse_completion(text, thinking).as_message()
-    assert encode_messages([again], mode, add_default_bos_token=False) == text
+    assert encode_messages([as_message(parse(text, thinking))], mode).endswith(text)
+
+
+def as_message(parsed: ParsedMessage) -> dict[str, Any]:
+    functions = [{"name": call.name, "arguments": call.arguments} for call in parsed.tool_calls]
+    calls = [{"id": f"call_{index}", "function": function} for index, function in enumerate(functions)]
+    content = {"content": parsed.content, "reasoning_content": parsed.reasoning}
+    return {"role": "assistant", **content, "tool_calls": calls}
 
 
 def test_call_without_the_empty_line() -> None:
     text = '\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="now">\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>'
-    assert parse_completion(text, False).tool_calls == [ToolCall("now", "{}")]
+    assert parse(text, False).tool_calls == [ToolCall("now", "{}")]
 
 
 def in_calls(body: str) -> str:
@@ -189,18 +224,12 @@ def parameter(value: str, head: str = ' name="k" string="false"') -> str:
 
 TEXT = ' name="k" string="true"'
 BROKEN = [
-    ("still thinking", True, "it stops in the reasoning.*expected '</think>'"),
     (f"no end{E}", True, f"reasoning: found '{E}'; expected '</think>'"),
     (f"R{CALLS}", True, "reasoning: found .*tool_calls'; expected '</think>'"),
-    ("R<think></think>C", True, "'<think>' inside the reasoning"),
-    ("R</think>C", False, "'</think>' inside the content.*check that `thinking` matches"),
-    ("C<｜begin▁of▁sentence｜>", False, "'<｜begin▁of▁sentence｜>' inside the content"),
     ("C\n<｜DSML｜tool_calls>", False, "content: found '｜DSML｜'"),
     ("C\n\n<｜DSML｜invoke", False, "content: found '｜DSML｜'"),
-    ("C\n\n<｜DSML｜tool", False, "it stops in the tag '.n.n<｜DSML｜tool'"),
     (f"C{E}x", False, "end: found 'x'; expected nothing more"),
     (f"{CALLS}\n", False, "after calls: found '.n'; expected '<｜end▁of▁sentence｜>' or nothing"),
-    (CALLS.removesuffix("</｜DSML｜tool_calls>"), False, "it stops in the tool calls"),
     (CALLS[:-40] + E, False, "malformed answer, .*found"),
     (
         CALLS.replace("<｜DSML｜tool_calls>\n", "<｜DSML｜tool_calls> "),
@@ -235,15 +264,27 @@ BROKEN = [
 @pytest.mark.parametrize(("text", "thinking", "message"), BROKEN, ids=range(len(BROKEN)))
 def test_broken_answers(text: str, thinking: bool, message: str) -> None:
     with pytest.raises(MalformedAnswer, match=message):
-        parse_completion(text, thinking)
+        parse(text, thinking)
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "unfinished"),
+    [
+        ("still thinking", True, "the reasoning"),
+        ("C\n\n<｜DSML｜tool", False, r"the tag '\n\n<｜DSML｜tool'"),
+        (CALLS.removesuffix("</｜DSML｜tool_calls>"), False, "the tool calls"),
+    ],
+)
+def test_what_an_answer_stopped_in_is_named(text: str, thinking: bool, unfinished: str) -> None:
+    assert stream([text], thinking)[1].unfinished == unfinished
 
 
 def test_a_long_integer_is_an_ordinary_value() -> None:
     digits = "1" * 10_000
-    assert parse_completion(in_calls(parameter(digits)), False).tool_calls == [ToolCall("f", f'{{"k": {digits}}}')]
+    assert parse(in_calls(parameter(digits)), False).tool_calls == [ToolCall("f", f'{{"k": {digits}}}')]
 
 
-@pytest.mark.parametrize(("text", "thinking", "_message"), BROKEN[1:3] + BROKEN[6:8] + BROKEN[9:11] + BROKEN[13:21])
+@pytest.mark.parametrize(("text", "thinking", "_message"), [case for case in BROKEN if len(case[0]) < 1000])
 def test_broken_answers_fail_at_every_split(text: str, thinking: bool, _message: str) -> None:
     for pieces in ([text], text, *([text[:i], text[i:]] for i in range(len(text)))):
         with pytest.raises(MalformedAnswer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -118,8 +119,6 @@ def test_history_in_chat_mode() -> None:
 
 def test_history_in_thinking_mode() -> None:
     assert encode_messages(HISTORY, "thinking") == f"{B}S{U}U1{A}</think>A1{E}{U}U2{A}<think>"
-    kept = encode_messages(HISTORY, "thinking", drop_thinking=False)
-    assert kept == f"{B}S{U}U1{A}<think>R1</think>A1{E}{U}U2{A}<think>"
 
 
 def test_reasoning_after_the_last_user_message_is_kept() -> None:
@@ -140,8 +139,8 @@ def test_developer_messages_before_the_last_user_message_go_with_the_reasoning()
     messages = [system("S"), developer("D1"), assistant("A1", "R1"), user("U2")]
     assert encode_messages(messages, "thinking") == f"{B}SA1{E}{U}U2{A}<think>"
     assert encode_messages(messages, "chat") == f"{B}S{U}D1{A}</think>A1{E}{U}U2{A}</think>"
-    kept = encode_messages(messages, "thinking", drop_thinking=False)
-    assert kept == f"{B}S{U}D1{A}<think>R1</think>A1{E}{U}U2{A}<think>"
+    with_tools = encode_messages([system("S", tools=TOOLS), *messages[1:]], "thinking")
+    assert with_tools == f"{B}S\n\n{TOOLS_TEXT}{U}D1{A}<think>R1</think>A1{E}{U}U2{A}<think>"
 
 
 def test_developer_message_opens_generation_with_its_tools_and_format() -> None:
@@ -163,8 +162,6 @@ def test_response_format_of_a_system_message_without_content() -> None:
 def test_effort_max_precedes_the_first_message() -> None:
     assert encode_messages(HISTORY, "thinking", reasoning_effort="max").startswith(f"{B}{MAX_TEXT}S{U}U1")
     assert encode_messages(HISTORY, "chat", reasoning_effort="max") == encode_messages(HISTORY, "chat")
-    later = encode_messages([user("U2")], "thinking", context=[user("U1"), assistant("A1")], reasoning_effort="max")
-    assert later == f"{U}U2{A}<think>"
 
 
 def test_latest_reminder() -> None:
@@ -199,7 +196,7 @@ def test_tool_calls_text() -> None:
 
 
 def test_arguments_that_are_not_json_become_one_parameter() -> None:
-    text = encode_messages([assistant(None, tool_calls=[call("1", "f", "{broken")])], add_default_bos_token=False)
+    text = encode_messages([assistant(None, tool_calls=[call("1", "f", "{broken")])])
     assert '<｜DSML｜parameter name="arguments" string="true">{broken</｜DSML｜parameter>' in text
 
 
@@ -218,8 +215,6 @@ def test_tool_results_take_the_order_of_the_calls() -> None:
     mixed = [*messages[:3], user("note"), *messages[3:]]
     turn = "<tool_result>1</tool_result>\n\nnote\n\n<tool_result>2</tool_result>\n\n<tool_result>3</tool_result>"
     assert encode_messages(mixed).endswith(f"{E}{U}{turn}{A}</think>")
-    # The calls may be part of the context; the results are then the first new messages.
-    assert encode_messages(messages[2:], context=messages[:2]).startswith(f"{U}<tool_result>1</tool_result>\n\n")
 
 
 def test_the_latest_calls_give_the_order() -> None:
@@ -239,8 +234,8 @@ def test_results_of_an_unknown_call_sort_with_the_first_call() -> None:
 
 def test_tool_result_parts() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "image_url"}, {"type": "text", "text": "b"}]
-    text = encode_messages([result("1", parts)], add_default_bos_token=False)
-    assert text == f"{U}<tool_result>a\n\n[Unsupported image_url]\n\nb</tool_result>{A}</think>"
+    text = encode_messages([result("1", parts)])
+    assert text == f"{B}{U}<tool_result>a\n\n[Unsupported image_url]\n\nb</tool_result>{A}</think>"
 
 
 def test_a_tool_result_is_the_last_user_message() -> None:
@@ -263,7 +258,7 @@ def test_action_task_opens_the_answer_first() -> None:
 
 def test_the_answer_to_a_task_has_no_reasoning() -> None:
     messages = [user("q", task="title"), assistant("T", "R")]
-    text = encode_messages(messages, "thinking", drop_thinking=False)
+    text = encode_messages(messages, "thinking")
     assert text == f"{B}{U}q<｜title｜>T{E}"
 
 
@@ -278,29 +273,6 @@ def test_merging_stops_after_a_task() -> None:
 def test_answer_to_be_continued_has_no_end() -> None:
     text = encode_messages([user("q"), assistant("Once upon", "R", wo_eos=True)], "thinking")
     assert text == f"{B}{U}q{A}<think>R</think>Once upon"
-
-
-def test_begin_token_only_at_the_beginning() -> None:
-    assert encode_messages([user("q")], add_default_bos_token=False) == f"{U}q{A}</think>"
-    assert encode_messages([user("q")], context=[system("S")]) == f"{U}q{A}</think>"
-
-
-@pytest.mark.parametrize("mode", ["chat", "thinking"])
-@pytest.mark.parametrize("keep", [True, False])
-def test_context_and_new_messages_make_the_whole(mode: str, keep: bool) -> None:
-    messages = [system("S"), user("U1"), assistant("A1", "R1"), user("U2"), assistant("A2", "R2")]
-    whole = encode_messages(messages, mode, drop_thinking=not keep)
-    for cut in (1, 3):
-        head = encode_messages(messages[:cut], mode, drop_thinking=not keep)
-        tail = encode_messages(messages[cut:], mode, context=messages[:cut], drop_thinking=not keep)
-        assert whole.endswith(tail)
-        if keep or mode == "chat":
-            assert head + tail == whole
-
-
-def test_new_messages_are_whole_after_a_dropped_developer_message() -> None:
-    context = [developer("D"), assistant("A1", "R1")]
-    assert encode_messages([user("U2")], "thinking", context=context) == f"{U}U2{A}<think>"
 
 
 def test_input_is_not_changed() -> None:
@@ -320,6 +292,11 @@ def test_input_is_not_changed() -> None:
         ({"content": "x"}, r"messages\[1\]: role is None; expected one of"),
         ("text", r"messages\[1\]: the message is 'text'; expected an object with `role`"),
         (user("x", task="poem"), r"task is 'poem'; expected one of action, query"),
+        (user("x", task=["action"]), r"task is \['action'\]; expected one of action, query"),
+        (
+            assistant("", tool_calls=[{"id": ["a"], "function": {"name": "f", "arguments": "{}"}}]),
+            r"messages\[1\]\.tool_calls\[0\]: id is \['a'\]; expected a str",
+        ),
         ({"role": "user", "content": [{"type": "text", "text": "x"}]}, r"content is \[.*; expected a str"),
         ({"role": "user", "content": None}, r"messages\[1\]: content is None; expected a str"),
         (
@@ -358,11 +335,6 @@ def test_bad_message(message: Any, expected: str) -> None:
         encode_messages([system("S"), message])
 
 
-def test_bad_context_is_named() -> None:
-    with pytest.raises(ValueError, match=r"context\[0\]: role is 'bot'"):
-        encode_messages([user("x")], context=[{"role": "bot"}])
-
-
 def test_a_task_is_not_lost_in_merging() -> None:
     with pytest.raises(ValueError, match=r"messages\[1\]: task is 'title'; expected none, since this text joins"):
         encode_messages([result("1", "ok"), user("x", task="title")])
@@ -371,6 +343,7 @@ def test_a_task_is_not_lost_in_merging() -> None:
 def test_bad_settings() -> None:
     with pytest.raises(ValueError, match="thinking_mode is 'on'; expected 'chat' or 'thinking'"):
         encode_messages([user("x")], "on")
-    for effort in ("low", "xhigh", "", 3):
-        with pytest.raises(ValueError, match=f"reasoning_effort is {effort!r}; expected one of None, 'high', 'max'"):
+    for effort in ("low", "xhigh", "", 3, ["max"]):
+        said = re.escape(f"reasoning_effort is {effort!r}; expected one of None, 'high', 'max'")
+        with pytest.raises(ValueError, match=said):
             encode_messages([user("x")], "thinking", reasoning_effort=effort)  # type: ignore[arg-type]

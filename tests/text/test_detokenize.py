@@ -7,13 +7,14 @@ import random
 
 import pytest
 
-from wellhead.text import Detokenizer, StopStrings, Tokenizer
+from wellhead.text.detokenize import Detokenizer, StopStrings
+from wellhead.text.tokenizer import Tokenizer
 
 TEXTS = ["深度求索！", "🧑🏽‍🚀👩‍👩‍👧", "naïve café — 𝔘𝔫𝔦", "ascii only", "混a🙂b龘", "x<think>y"]
 
 
-def detokenize(tokenizer: Tokenizer, ids: list[int], skip_special: bool = False) -> list[str]:
-    detokenizer = Detokenizer(tokenizer, skip_special)
+def detokenize(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    detokenizer = Detokenizer(tokenizer)
     return [*map(detokenizer.push, ids), detokenizer.finish()]
 
 
@@ -60,20 +61,18 @@ def test_bytes_that_are_not_utf8_equal_decode(byte_tokenizer: Tokenizer) -> None
         assert "".join(detokenize(byte_tokenizer, ids)) == byte_tokenizer.decode(ids) == data.decode("utf-8", "replace")
 
 
-@pytest.mark.parametrize("skip_special", [False, True])
-def test_random_ids_equal_decode(published: Tokenizer, skip_special: bool) -> None:
+def test_random_ids_equal_decode(published: Tokenizer) -> None:
     draw = random.Random(1)
     added = [published.special(name) for name in ("<think>", "｜DSML｜", "<｜end▁of▁sentence｜>")]
     pool = [*added * 5, *published.encode("🧑🏽‍🚀龘鱻𝔘𝔫𝔦") * 3, *range(3, 200)]
     for _ in range(300):
         ids = draw.choices(pool, k=12)
-        assert "".join(detokenize(published, ids, skip_special)) == published.decode(ids, skip_special)
+        assert "".join(detokenize(published, ids)) == published.decode(ids)
 
 
-def test_skip_special(byte_tokenizer: Tokenizer) -> None:
+def test_added_tokens_are_text(byte_tokenizer: Tokenizer) -> None:
     ids = [*byte_tokenizer.encode("a"), byte_tokenizer.special("<end｜>"), byte_tokenizer.special("<think>")]
     assert "".join(detokenize(byte_tokenizer, ids)) == "a<end｜><think>"
-    assert "".join(detokenize(byte_tokenizer, ids, skip_special=True)) == "a<think>"
 
 
 def test_unknown_id_is_refused(byte_tokenizer: Tokenizer) -> None:

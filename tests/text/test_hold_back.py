@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 from wellhead.text.hold_back import MarkerSearch
 
 
@@ -25,3 +27,16 @@ def test_nothing_before_begin_counts() -> None:
 
 def test_no_markers() -> None:
     assert MarkerSearch([]).first("anything") == (8, None)
+
+
+def test_a_long_marker_takes_memory_by_its_length() -> None:
+    marker = "ab" * 10_000
+    search = MarkerSearch([marker])
+    tracemalloc.start()
+    try:
+        assert search.first("xaba") == (1, None)
+        assert search.first("xabb") == (4, None)
+        assert search.first(f"x{marker}") == (1, marker)
+        assert tracemalloc.get_traced_memory()[1] < 500 * len(marker)  # the compiled pattern takes 150
+    finally:
+        tracemalloc.stop()

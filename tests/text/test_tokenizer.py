@@ -9,7 +9,8 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 
-from wellhead.text import Tokenizer, TokenizerFileError
+from wellhead.text.tokenizer import Tokenizer
+from wellhead.text.tokenizer_files import TokenizerFileError
 
 GOLDEN = {
     "Hello, world.": [19923, 14, 2058, 16],
@@ -35,18 +36,15 @@ def test_special_tokens_of_the_published_tokenizer(published: Tokenizer) -> None
     assert published.eos_ids == {1}
     names = ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>", "｜DSML｜")
     assert [published.special(name) for name in names] == [128803, 128804, 128821, 128822, 128825]
-    assert published.vocab_size == 129280
 
 
 def test_encode_adds_nothing_and_reads_added_tokens(published: Tokenizer) -> None:
     assert published.encode("<｜begin▁of▁sentence｜>?<｜end▁of▁sentence｜>") == [0, 33, 1]
 
 
-def test_decode_skips_special_only_when_asked(published: Tokenizer) -> None:
+def test_decode_shows_added_tokens(published: Tokenizer) -> None:
     ids = [0, 33, published.special("<think>"), 1]
     assert published.decode(ids) == "<｜begin▁of▁sentence｜>?<think><｜end▁of▁sentence｜>"
-    # The thinking tags are added tokens, but not special ones: the answer parser needs them.
-    assert published.decode(ids, skip_special=True) == "?<think>"
 
 
 @pytest.mark.parametrize(
@@ -71,8 +69,7 @@ def test_missing_special_token_is_named(byte_tokenizer: Tokenizer) -> None:
 
 
 def test_ids_outside_the_vocabulary_are_refused(byte_tokenizer: Tokenizer) -> None:
-    assert byte_tokenizer.vocab_size == 259
-    for bad in (259, -1):
+    for bad in (259, -1, 2**40):
         with pytest.raises(ValueError, match=rf"token id {bad} is not in .*expected 0 to 258"):
             byte_tokenizer.decode([65, bad])
 
@@ -112,6 +109,7 @@ def test_begin_token_is_optional_and_end_token_is_not(byte_folder: Path) -> None
             {"eos_token_id": 999},
             r"generation_config\.json: eos_token_id 999 is not an id",
         ),
+        ("config.json", {"eos_token_id": 2**40}, r"config\.json: eos_token_id 1099511627776 is not an id"),
         ("config.json", {"eos_token_id": "1"}, r"config\.json: eos_token_id '1' is not an id"),
         ("config.json", {"bos_token_id": 5}, r"different begin tokens, ids \[5, 257\]"),
         ("config.json", [1], r"config\.json: holds a list; expected a JSON object"),

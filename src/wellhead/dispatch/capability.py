@@ -152,15 +152,14 @@ def asked_of_torch() -> dict[str, Any]:
 
 def has_kernels(archs: Sequence[str], arch: str) -> bool:
     """Whether a library built for `archs` ("sm90", "sm120", "compute90") runs on a card: built for it, for a smaller
-    minor number of its generation, or with PTX of an older one.
+    minor number of its generation, or with PTX of an older one; "sm90a" and "compute90a" for that one alone.
     """
     major, minor = int(arch[2:-1]), int(arch[-1])
     for built in archs:
         kind, number = built.rstrip("af").partition("sm")[1] or "compute", re.sub(r"\D", "", built)
         theirs = (int(number[:-1]), int(number[-1]))
-        if kind == "sm" and theirs[0] == major and theirs[1] <= minor:
-            return True
-        if kind == "compute" and theirs <= (major, minor):
+        older = theirs[0] == major and theirs[1] < minor if kind == "sm" else theirs < (major, minor)
+        if theirs == (major, minor) or (older and not built.endswith("a")):
             return True
     return False
 
@@ -241,16 +240,11 @@ def _interpreted(triton: str | None) -> Features:
         return _without("CPU only", "Triton is missing or broken")
     numbers = {"fp8_mma", "block_scaled_mma", "fp8e4nv_conversion"}
     detail = f"TRITON_INTERPRET is set, Triton {triton}"
+    shared = "the interpreter has no shared memory; SM120's limit is kept"
     known = [
         Feature("kernels", True, Evidence.QUERIED, detail),
         Feature("interpreter", True, Evidence.QUERIED, detail),
-        Feature(
-            "shared_bytes",
-            True,
-            Evidence.ASSUMED,
-            "the interpreter has no shared memory; SM120's limit is kept",
-            101376,
-        ),
+        Feature("shared_bytes", True, Evidence.ASSUMED, shared, SHARED_BYTES["sm120"]),
         *(
             Feature(n, n in numbers, Evidence.ASSUMED, "computed by the interpreter" if n in numbers else "interpreter")
             for n in (*_COMPILED, *_UNITS)

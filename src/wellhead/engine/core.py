@@ -99,6 +99,8 @@ class Engine:
                 f"the prompt has {len(ids)} tokens, the model's context is {context} and needs room for one "
                 "more; shorten the prompt"
             )
+        if params.stop and self._tokenizer is None:
+            raise RequestError(f"stop is {params.stop!r}, but the model has no tokenizer; leave it out")
         longest = min(params.max_tokens, context - len(ids))
         request = Request(ids, params, longest, _generator(params.seed), adjust)
         needed, total = pages_for(request.cached_tokens), self._memory.pages.total
@@ -135,12 +137,19 @@ class Engine:
 
     def step(self) -> list[tuple[Request, Delta]]:
         """Run one step; what every request that got a token gained by it. A request that failed by itself ends with
-        "error" and leaves its exception in `error`; the others have their step.
+        "error" and leaves its exception in `error`; the others have their step. A step that fails as a whole ends all
+        requests in it so, and raises.
 
         When nothing is left to run, the pools must be whole; else IntegrityError names what is lost.
         """
         work = self._scheduler.schedule()
-        found = self._runner.run(work)
+        try:
+            found = self._runner.run(work)
+        except Exception as error:  # tails restored and numbers drawn are lost with it
+            for item in work:
+                item.request.error = error
+                self._fail(item.request)
+            raise
         self._scheduler.advance(work, {request: len(tokens) - 1 for request, tokens in found.items()})
         deltas = [(request, self._collect(request, tokens)) for request, tokens in found.items()]
         deltas += [(item.request, self._fail(item.request)) for item in work if item.request.error is not None]
@@ -159,26 +168,26 @@ class Engine:
     def logits(self, token_ids: Sequence[int], chunks: Sequence[int] | None = None) -> torch.Tensor:
         """fp32 [T, vocab] of one sequence computed in the given chunk sizes, on pages that nobody uses."""
         ids = self.check_ids(token_ids)
-        size = self._chunk_tokens
-        sizes = (
-            [min(size, len(ids) - i) for i in range(0, len(ids), size)] if chunks is None else list(chunks)
-        )
-        if sum(sizes) != len(ids) or any(n < 1 for n in sizes):
-            raise ValueError(
-                f"chunks {sizes} sum to {sum(sizes)}, expected positive sizes that sum to {len(ids)}"
-            )
+        if len(ids) > self.context_length:
+            raise RequestError(f"{len(ids)} tokens, the model's context is {self.context_length}; give fewer")
+        sizes = list(chunks or ())
+        if chunks is not None and (sum(sizes) != len(ids) or any(n < 1 for n in sizes)):
+            raise ValueError(f"chunks {sizes} sum to {sum(sizes)}, expected positive sizes that sum to {len(ids)}")
         memory, parts = self._memory, []
         request = Request(ids, SamplingParams(), 1, torch.Generator())
         if not memory.slots.free:
             raise RequestError(f"{len(ids)} tokens: all state slots are in use; wait for other requests")
         try:
             (request.state_slot,) = memory.slots.allocate(1)
-            for n in sizes:
-                if memory.fitting(request, n) < n:
-                    free = self.free_pages + len(request.pages)
+            while request.pending:
+                wanted = sizes.pop(0) if chunks else min(self._chunk_tokens, request.pending)
+                n = memory.fitting(request, wanted)
+                if not n or (chunks and n < wanted):
+                    free, window = self.free_pages + len(request.pages), memory.available_window
                     raise RequestError(
                         f"{len(ids)} tokens: {pages_for(len(ids))} pages wanted, {free} of {memory.pages.total} are "
-                        "free; wait for other requests or raise num_pages"
+                        f"free, and {window} window pages for {wanted} tokens more; wait for other requests, give "
+                        "smaller chunks or raise num_pages"
                     )
                 memory.grow(request, n)
                 tokens = request.next_tokens(n)
@@ -200,9 +209,8 @@ class Engine:
                 self._scheduler.finish(request, reason)
                 break
         behind = len(tokens) - 1 - (len(request.output) - before)
-        if behind > 0:  # drafts accepted behind the answer's end saved no step: they count as never made
-            request.accepted -= behind
-            request.drafted -= behind
+        if behind > 0:
+            self._scheduler.uncount(request, behind)
         return Delta(text, request.output[before:], reason)
 
     def _fail(self, request: Request) -> Delta:
@@ -213,21 +221,14 @@ class Engine:
     def _push(self, request: Request, token: int) -> tuple[str, FinishReason | None]:
         """A request's next token: the text it makes certain, and whether the request ends with it."""
         request.output.append(token)
-        text, reason = "", self._finish_reason(request, token)
-        out = self._texts[request]
-        if reason != "stop":  # the end token has no text
-            text, stopped = out.push(token)
-            reason = "stop" if stopped else reason
-        if reason is not None:
-            rest, stopped = out.finish()
-            text += rest
-            reason = "stop" if stopped else reason
-        return text, reason
-
-    def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
-        if token in self.eos_ids and not request.params.ignore_eos:
-            return "stop"
-        return "length" if len(request.output) >= request.max_tokens else None
+        out, text = self._texts[request], ""
+        ended = token in self.eos_ids and not request.params.ignore_eos  # the end token has no text
+        if not ended:
+            text, ended = out.push(token)
+        if not ended and len(request.output) < request.max_tokens:
+            return text, None
+        rest, stopped = out.finish()
+        return text + rest, "stop" if ended or stopped else "length"
 
 
 def _generator(seed: int | None) -> torch.Generator:

@@ -11,6 +11,7 @@ import torch
 
 from wellhead.dispatch.choose import AUTO
 from wellhead.engine.core import Engine
+from wellhead.engine.interrupts import interrupts_wait
 from wellhead.engine.loading import load_with_runner, pages_within
 from wellhead.engine.output import Delta
 from wellhead.engine.parallel import LeadingRunner
@@ -62,9 +63,10 @@ class LLM:
     speculative_tokens 1 to 3: the model's MTP layer guesses that many tokens ahead and one step checks them; greedy
     answers stay what they are, sampled ones keep their distribution (not their draws); a seed's draws on a device are
     not those on the CPU either. In a group of several ranks this is rank 0, and the others run
-    `engine.parallel.follow` over the same model. A folder without tokenizer.json takes prompts as ids only and gives
-    empty text. context_length bounds a request's tokens below the model's own limit; from mem_fraction, the part of a
-    card's memory to take, follow num_pages and window_pages. `phase` is told what is being done meanwhile.
+    `engine.parallel.follow` over the same model. A folder without tokenizer.json takes prompts as ids only, gives empty
+    text and refuses stop strings. context_length bounds a request's tokens below the model's own limit; from
+    mem_fraction, the part of a card's memory to take, follow num_pages and window_pages. `phase` is told what is being
+    done meanwhile.
     """
 
     def __init__(
@@ -198,7 +200,8 @@ class LLM:
 
     def logits(self, token_ids: Sequence[int], chunks: Sequence[int] | None = None) -> torch.Tensor:
         """Teacher-forced fp32 logits [T, vocab] of one sequence, computed in chunks of the given sizes."""
-        return self.engine.logits(token_ids, chunks)
+        with interrupts_wait():
+            return self.engine.logits(token_ids, chunks)
 
     def _stream(self, request: Request) -> Iterator[Delta]:
         self._pending[request] = []
@@ -206,13 +209,13 @@ class LLM:
         try:
             while True:
                 queue = self._pending[request]
-                while queue:
+                while queue and request.error is None:
                     delta = queue.pop(0)
-                    if request.error is not None:
-                        raise request.error
                     yield delta
                     if delta.finish_reason is not None:
                         return
+                if request.error is not None:
+                    raise request.error
                 if request.finish_reason is not None:  # aborted from outside
                     yield Delta("", [], request.finish_reason)
                     return
@@ -223,10 +226,11 @@ class LLM:
 
     def _step(self) -> list[tuple[Request, Delta]]:
         """One engine step; deltas of open streams wait for their readers, whoever took the step."""
-        deltas = self.engine.step()
-        for request, delta in deltas:
-            if request in self._pending:
-                self._pending[request].append(delta)
+        with interrupts_wait():
+            deltas = self.engine.step()
+            for request, delta in deltas:
+                if request in self._pending:
+                    self._pending[request].append(delta)
         return deltas
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:

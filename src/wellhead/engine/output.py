@@ -41,7 +41,7 @@ class TextOutput:
             text = self._detokenizer.push(token)
         except ValueError:
             # the vocabulary matrix has rows beyond the tokenizer; one such id must not end other requests
-            text = UNKNOWN
+            text = self._detokenizer.finish() + UNKNOWN
         return self._stops.push(text)
 
     def finish(self) -> tuple[str, bool]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 
 import torch
 
@@ -34,16 +30,14 @@ class LeadingRunner(StepRunner):
         self.graph_sizes = self._inner.graph_sizes
 
     def execute(self, orders: Orders) -> Scores:
-        with _interrupts_wait():
-            self._group.broadcast([_STEP, *orders.encode()])
-            scores = self._inner.execute(orders)
+        self._group.broadcast([_STEP, *orders.encode()])
+        scores = self._inner.execute(orders)
         self.graph_misses = self._inner.graph_misses
         return scores
 
     def draft(self, orders: DraftOrders) -> torch.Tensor:
-        with _interrupts_wait():
-            self._group.broadcast([_DRAFT, *orders.encode()])
-            return self._inner.draft(orders)
+        self._group.broadcast([_DRAFT, *orders.encode()])
+        return self._inner.draft(orders)
 
     def compute(self, chunks: Sequence[Chunk]) -> Scores:
         return self.execute(Orders(chunks))
@@ -70,23 +64,3 @@ def follow(group: Group, make_runner: MakeRunner, model: ServedModel) -> None:
 def dismiss(group: Group) -> None:
     """Rank 0 has no more steps: end `follow` on the others."""
     group.broadcast([_STOP])
-
-
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Ctrl-C in the middle of a step would leave the other ranks waiting inside it: it is raised after the step."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[int] = []
-
-    def catch(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-
-    before = signal.signal(signal.SIGINT, catch)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if caught:
-        raise KeyboardInterrupt

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from wellhead.engine import speculative
 from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.drafting import Proposer
-from wellhead.engine.orders import DraftOrders, Orders
+from wellhead.engine.orders import DraftOrders, Orders, Wanted
 from wellhead.engine.request import Request
 from wellhead.engine.scheduler import Work
 from wellhead.engine.story import Phase, untold
@@ -87,7 +87,7 @@ class StepRunner(ABC):
             if item.save >= 0:
                 saves.append((request.state_slot, item.save))
             drafts = [draft.token for draft in request.drafts[: item.drafts]]
-            wanted: Literal["none", "last", "all"] = "none" if not item.samples else "all" if drafts else "last"
+            wanted: Wanted = "none" if not item.samples else "all" if drafts else "last"
             chunks.append(
                 Chunk(
                     request.next_tokens(item.tokens) + drafts, request.computed, request.pages, request.state_slot,

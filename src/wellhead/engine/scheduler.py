@@ -143,6 +143,13 @@ class Scheduler:
             self._drafted += item.drafts
             self._accepted += right
 
+    def uncount(self, request: Request, drafts: int) -> None:
+        """Drafts accepted behind the answer's end saved no step: they count as never made."""
+        request.drafted -= drafts
+        request.accepted -= drafts
+        self._drafted -= drafts
+        self._accepted -= drafts
+
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request wherever it is and free what it holds; a finished one is left alone."""
         if request.finish_reason is not None:

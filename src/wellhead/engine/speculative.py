@@ -66,13 +66,9 @@ def accept_best(best: Sequence[int], drafts: Sequence[Draft]) -> list[int]:
 
 def restricted(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     """fp64 [V], the probabilities with which `sampling.sample` draws each token; temperature above 0."""
-    order = torch.sort(logits.double() / params.temperature, descending=True, stable=True)
-    probability = torch.softmax(order.values[: params.top_k or None], -1)
-    if params.top_p < 1:
-        before = probability.cumsum(-1) - probability
-        probability = probability[before < params.top_p]
-    spread = torch.zeros_like(order.values)
-    spread[order.indices[: probability.shape[0]]] = probability / probability.sum()
+    ids, probability = sampling.nucleus(logits, params.temperature, params.top_k, params.top_p)
+    spread = torch.zeros_like(logits, dtype=torch.float64)
+    spread[ids] = probability / probability.sum()
     return spread
 
 

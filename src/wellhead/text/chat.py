@@ -11,12 +11,7 @@ from wellhead.text.tool_calls import render_tool_calls, render_tools, to_json
 
 
 def encode_messages(
-    messages: Sequence[Mapping[str, Any]],
-    thinking_mode: str = "chat",
-    context: Sequence[Mapping[str, Any]] | None = None,
-    drop_thinking: bool = True,
-    add_default_bos_token: bool = True,
-    reasoning_effort: str | None = None,
+    messages: Sequence[Mapping[str, Any]], thinking_mode: str = "chat", reasoning_effort: str | None = None
 ) -> str:
     """The prompt text of ``messages``, to be passed to ``Tokenizer.encode``.
 
@@ -24,11 +19,9 @@ def encode_messages(
     assistant, tool), ``content``, and where they apply ``tools``, ``response_format``, ``reasoning_content``,
     ``tool_calls``, ``tool_call_id``, ``task``, ``wo_eos``. Unknown fields are ignored.
 
-    ``context`` holds messages that are already encoded: they steer the rules but are not rendered again, and
-    no begin token is written. In thinking mode, if no message carries tools, ``drop_thinking`` leaves out
-    the reasoning of assistant turns before the last user message, and developer messages before it.
-    ``reasoning_effort`` None, "high" (both write nothing) or "max" (a text before the first message of the
-    conversation); chat mode ignores it, as the format does.
+    In thinking mode, if no message carries tools, the reasoning of assistant turns before the last user message is
+    left out, and so are developer messages before it. ``reasoning_effort`` None, "high" (both write nothing) or "max"
+    (a text before the first message); chat mode ignores it, as the format does.
 
     Raises ValueError naming the value, what was expected and the fix.
     """
@@ -36,37 +29,28 @@ def encode_messages(
         raise ValueError(
             f"thinking_mode is {thinking_mode!r}; expected 'chat' or 'thinking'; choose one of them"
         )
-    if reasoning_effort not in markup.EFFORT_PREFIX:
+    if reasoning_effort not in tuple(markup.EFFORT_PREFIX):
         known = ", ".join(map(repr, markup.EFFORT_PREFIX))
         raise ValueError(
             f"reasoning_effort is {reasoning_effort!r}; expected one of {known}; "
             "other levels belong to the prompt formats of later releases"
         )
     thinking = thinking_mode == "thinking"
-    before = to_turns(context or [], "context")
-    new = to_turns(messages, "messages")
-    turns = before + new
+    turns = to_turns(messages)
     order_tool_results(turns)
-
-    drop = thinking and drop_thinking and not any(turn.functions for turn in turns)
-    if drop:
-        last_user = _last_user(turns)
-        keep = [index >= last_user or turn.role != "developer" for index, turn in enumerate(turns)]
-        start = sum(keep[: len(before)])
-        turns = [turn for turn, kept in zip(turns, keep, strict=True) if kept]
-    else:
-        start = len(before)
-
-    text = markup.BOS if add_default_bos_token and not before else ""
+    drop = thinking and not any(turn.functions for turn in turns)
     last_user = _last_user(turns)
-    for index in range(start, len(turns)):
-        if index == 0 and thinking:
-            text += markup.EFFORT_PREFIX[reasoning_effort]
+    if drop:
+        turns = [turn for index, turn in enumerate(turns) if index >= last_user or turn.role != "developer"]
+        last_user = _last_user(turns)
+
+    text = markup.BOS + (markup.EFFORT_PREFIX[reasoning_effort] if thinking and turns else "")
+    for index, turn in enumerate(turns):
         previous = turns[index - 1] if index else None
         following = turns[index + 1] if index + 1 < len(turns) else None
         # Unless all is kept, reasoning is opened by the last user message and written after it.
-        text += _render(turns[index], previous, thinking and (not drop or index > last_user))
-        text += _open_answer(turns[index], following, thinking, thinking and (not drop or index >= last_user))
+        text += _render(turn, previous, thinking and (not drop or index > last_user))
+        text += _open_answer(turn, following, thinking, thinking and (not drop or index >= last_user))
     return text
 
 

@@ -48,33 +48,21 @@ class Turn:
     blocks: list[Block] = field(default_factory=list)
 
 
-def to_turns(messages: Sequence[Mapping[str, Any]], where: str) -> list[Turn]:
+def to_turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
     """Check every message and merge tool results and user texts that follow each other into one user turn.
 
-    A text does not join a user turn that carries a task; a tool result does. ``where`` names the list in
-    errors.
+    A text does not join a user turn that carries a task; a tool result does.
     """
     turns: list[Turn] = []
     for index, message in enumerate(messages):
-        place = f"{where}[{index}]"
+        place = f"messages[{index}]"
         turn = _check(message, place)
         last = turns[-1] if turns else None
         is_result = bool(turn.blocks) and turn.blocks[0].call_id is not None
-        if (
-            turn.role != "user"
-            or last is None
-            or last.role != "user"
-            or (last.task is not None and not is_result)
-        ):
+        if turn.role != "user" or last is None or last.role != "user" or (last.task is not None and not is_result):
             turns.append(turn)
         elif turn.task is not None:
-            raise _bad(
-                place,
-                "task",
-                turn.task,
-                "none, since this text joins the user turn before it",
-                "merge the two",
-            )
+            raise _bad(place, "task", turn.task, "none, since this text joins the user turn before it", "merge the two")
         else:
             last.blocks.extend(turn.blocks)
     return turns
@@ -106,9 +94,7 @@ def _bad(place: str, name: str, value: object, expected: str, fix: str) -> Value
 
 def _check(message: Mapping[str, Any], place: str) -> Turn:
     if not isinstance(message, Mapping):
-        raise _bad(
-            place, "the message", message, "an object with `role` and `content`", "wrap the text in one"
-        )
+        raise _bad(place, "the message", message, "an object with `role` and `content`", "wrap the text in one")
     role = message.get("role")
     if role not in _ROLES:
         raise _bad(place, "role", role, f"one of {', '.join(_ROLES)}", "rename it")
@@ -117,28 +103,21 @@ def _check(message: Mapping[str, Any], place: str) -> Turn:
             allowed = f"this field on {' or '.join(roles)} messages only" if roles else "no such field"
             raise _bad(place, f"{name} of a {role} message", message[name], allowed, "move or remove it")
     task = message.get("task")
-    if task is not None and (task not in markup.TASKS or role == "tool"):
+    if task is not None and (task not in tuple(markup.TASKS) or role == "tool"):
         tasks = f"one of {', '.join(markup.TASKS)}, not on a tool message"
         raise _bad(place, "task", task, tasks, "remove or rename it")
 
     if role == "tool":
         call_id = message.get("tool_call_id", "")
         if not isinstance(call_id, str):
-            raise _bad(
-                place, "tool_call_id", call_id, "the id (str) of the call it answers", "copy it from the call"
-            )
+            raise _bad(place, "tool_call_id", call_id, "the id (str) of the call it answers", "copy it from the call")
         return Turn("user", blocks=[Block(_result_text(message.get("content", ""), place), call_id)])
     content = _text(message, "content", place, may_be_null=role in ("system", "assistant"))
     if role == "user":
         return Turn("user", task=task, blocks=[Block(content)])
     if not content and role in ("developer", "latest_reminder"):
-        raise _bad(
-            place,
-            f"content of a {role} message",
-            content,
-            "text that is not empty",
-            "fill or remove the message",
-        )
+        name = f"content of a {role} message"
+        raise _bad(place, name, content, "text that is not empty", "fill or remove the message")
     calls = _objects(message, "tool_calls", place)
     return Turn(
         role,
@@ -147,7 +126,7 @@ def _check(message: Mapping[str, Any], place: str) -> Turn:
         task=task,
         wo_eos=bool(message.get("wo_eos")),
         tool_calls=[_tool_call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(calls)],
-        call_ids=[call.get("id") or call["function"].get("id", "") for call in calls],
+        call_ids=[_call_id(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(calls)],
         functions=[tool["function"] for tool in _objects(message, "tools", place)],
         response_format=message.get("response_format"),
     )
@@ -167,9 +146,7 @@ def _result_text(content: object, place: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
-        raise _bad(
-            place, "content of a tool message", content, "a str or a list of parts", "turn it into text"
-        )
+        raise _bad(place, "content of a tool message", content, "a str or a list of parts", "turn it into text")
     parts = [
         _text(part, "text", place, may_be_null=False)
         if part.get("type") == "text"
@@ -186,20 +163,22 @@ def _objects(message: Mapping[str, Any], name: str, place: str) -> list[dict[str
         raise _bad(place, name, values, "a list", "put it into one")
     for index, value in enumerate(values):
         function = value.get("function") if isinstance(value, dict) else None
-        if (
-            not isinstance(function, dict)
-            or not isinstance(function.get("name"), str)
-            or not function["name"]
-        ):
+        called = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(called, str) or not called:
             shape = '{"type": "function", "function": {"name": ..., ...}}'
             raise _bad(place, f"{name}[{index}]", value, shape, "wrap the function's fields in `function`")
     return values
 
 
+def _call_id(call: dict[str, Any], place: str) -> str:
+    call_id = call.get("id") or call["function"].get("id") or ""
+    if not isinstance(call_id, str):
+        raise _bad(place, "id", call_id, "a str, which the result names as tool_call_id", "write it as text")
+    return call_id
+
+
 def _tool_call(call: dict[str, Any], place: str) -> ToolCall:
     arguments = call["function"].get("arguments")
     if not isinstance(arguments, str):
-        raise _bad(
-            place, "arguments", arguments, "the text (str) of a JSON object", "pass it through json.dumps"
-        )
+        raise _bad(place, "arguments", arguments, "the text (str) of a JSON object", "pass it through json.dumps")
     return ToolCall(call["function"]["name"], arguments)

@@ -16,15 +16,12 @@ class Detokenizer:
     in every context, so only the bytes of an unfinished UTF-8 character (at most three) are kept.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = False):
+    def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, index: int) -> str:
         """Text made certain by one more id: whole characters, and U+FFFD for bytes that are not UTF-8."""
-        if index in self._skipped:
-            return ""
         return self._decoder.decode(self._tokenizer.token_bytes(index))
 
     def finish(self) -> str:

@@ -16,19 +16,12 @@ class MarkerSearch:
 
     def __init__(self, markers: Sequence[str]):
         self.markers = tuple(markers)
+        self._firsts = {marker[0] for marker in markers}
+        self._longest_start = max(map(len, markers), default=1) - 1
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, self.markers)))
-
-    @cached_property
-    def _starts(self) -> frozenset[str]:
-        """Every proper, non-empty beginning of a marker."""
-        return frozenset(marker[:length] for marker in self.markers for length in range(1, len(marker)))
-
-    @cached_property
-    def _longest_start(self) -> int:
-        return max(map(len, self._starts), default=0)
 
     def complete(self, text: str, begin: int = 0) -> tuple[int, str | None]:
         """Position and spelling of the first complete marker from ``begin`` on; (len(text), None) if none."""
@@ -42,6 +35,6 @@ class MarkerSearch:
         """
         position, marker = self.complete(text, begin)
         for start in range(max(begin, len(text) - self._longest_start), position):
-            if text[start:] in self._starts:
+            if text[start] in self._firsts and any(marker.startswith(text[start:]) for marker in self.markers):
                 return start, None
         return position, marker

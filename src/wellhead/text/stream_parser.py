@@ -18,14 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from wellhead.text import chat_markup as markup
-from wellhead.text.answer import (
-    ContentDelta,
-    Event,
-    ReasoningDelta,
-    ToolCallArguments,
-    ToolCallBegin,
-    ToolCallEnd,
-)
+from wellhead.text.answer import ContentDelta, Event, ReasoningDelta, ToolCallArguments, ToolCallBegin, ToolCallEnd
 from wellhead.text.hold_back import MarkerSearch
 from wellhead.text.tool_calls import to_json
 
@@ -77,11 +70,6 @@ class StreamParser:
         self._parameters: list[str] = []
 
     @property
-    def ended(self) -> bool:
-        """Whether the end token was seen."""
-        return self._state == "end"
-
-    @property
     def unfinished(self) -> str | None:
         """What a cut-off answer stopped in the middle of, or None where it may well be whole."""
         if self._cut_off:
@@ -99,18 +87,19 @@ class StreamParser:
         """Events made certain by more text."""
         events: list[Event] = []
         self._held += text
-        begin, collected = 0, ""
+        begin = 0
         try:
             while True:
                 position, marker = _SEARCH[self._state].first(self._held, begin)
                 self._take(self._held[begin:position], events)
-                begin, collected = position, "".join(self._collected)
+                begin = position
                 if marker is None:
                     break
-                self._leave(marker, events)
-                begin, collected = begin + len(marker), ""
+                self._leave(marker, "".join(self._collected), events)
+                self._collected.clear()
+                begin += len(marker)
         except MalformedAnswer as error:
-            self._held, error.events = collected + self._held[begin:], events
+            self._held, error.events = "".join(self._collected) + self._held[begin:], events
             raise
         self._held = self._held[begin:]
         return events
@@ -118,12 +107,12 @@ class StreamParser:
     def finish(self) -> list[Event]:
         """The text still held back, once no more is coming.
 
-        Line ends and a lone "<" are text; anything longer is a cut-off tag, which is left out and named by
+        Line ends and a lone "<" or "｜" are text; anything longer is a cut-off tag, which is left out and named by
         ``unfinished``. An answer cut off by a length limit is no error here.
         """
         events: list[Event] = []
         held, self._held = self._held, ""
-        if self._state in ("reasoning", "content") and held.lstrip("\n") in ("", "<"):
+        if self._state in ("reasoning", "content") and held.lstrip("\n") in ("", "<", markup.DSML[0]):
             self._take(held, events)
         else:
             self._cut_off = held
@@ -145,10 +134,8 @@ class StreamParser:
         else:
             self._collected.append(text)
 
-    def _leave(self, marker: str, events: list[Event]) -> None:
-        """Go from the present state to the next one; ``marker`` was just read."""
-        text = "".join(self._collected)
-        self._collected.clear()
+    def _leave(self, marker: str, text: str, events: list[Event]) -> None:
+        """Go from the present state to the next one; ``marker`` was just read, behind the collected ``text``."""
         state = self._state
         if state == "content" and marker == _CALLS:
             self._state = "between calls"

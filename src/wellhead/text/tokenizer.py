@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tokenizers
 
-from wellhead.text.tokenizer_files import read_tokenizer_files
+from wellhead.text.tokenizer_files import PAST_IDS, read_backend, read_special_ids
 
 _BYTE_LEVEL_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 
@@ -48,22 +48,13 @@ class Tokenizer:
         generation_config.json (config.json only where that one has none). Raises TokenizerFileError for a
         missing or damaged file, an id outside the vocabulary, or files that name two different begin tokens.
         """
-        files = read_tokenizer_files(Path(path))
-        return cls(files.backend, files.source, files.eos_ids, files.bos_id)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, added tokens included: one more than the largest id."""
-        return self._largest_id + 1
+        folder = Path(path)
+        backend = read_backend(folder / "tokenizer.json")
+        return cls(backend, folder / "tokenizer.json", *read_special_ids(folder, backend))
 
     @cached_property
     def _largest_id(self) -> int:
         return max(self._backend.get_vocab(with_added_tokens=True).values())
-
-    @cached_property
-    def special_ids(self) -> frozenset[int]:
-        """Ids that ``decode(..., skip_special=True)`` leaves out: the added tokens flagged special."""
-        return frozenset(index for index, token in self._added.items() if token.special)
 
     def special(self, name: str) -> int:
         """Id of the added token spelled ``name``; ValueError when the tokenizer has no such added token."""
@@ -85,11 +76,11 @@ class Tokenizer:
                 "decode the input as UTF-8 first"
             ) from None
 
-    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; bytes that are not UTF-8 become U+FFFD. ValueError for an unknown id."""
         for index in ids:
             self._check(index)
-        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def token_bytes(self, index: int) -> bytes:
         """The UTF-8 bytes that one id stands for; a character may be spread over several ids."""
@@ -101,7 +92,7 @@ class Tokenizer:
             return piece.encode("utf-8")
 
     def _check(self, index: int) -> str:
-        piece = self._backend.id_to_token(index) if index >= 0 else None
+        piece = self._backend.id_to_token(index) if 0 <= index < PAST_IDS else None
         if piece is None:
             raise ValueError(f"token id {index} is not in {self.source}; expected 0 to {self._largest_id}")
         return piece

@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tokenizers
+
+PAST_IDS = 1 << 32  # ids at which the library raises instead of knowing none
 
 
 class TokenizerFileError(ValueError):
     """A tokenizer file is missing, damaged, or not of the kind this package reads."""
 
 
-@dataclass(frozen=True)
-class TokenizerFiles:
-    """What a folder says about its tokenizer; ``bos_id`` is None where no file names a begin token."""
-
-    backend: tokenizers.Tokenizer
-    source: Path
-    eos_ids: frozenset[int]
-    bos_id: int | None
-
-
-def read_tokenizer_files(folder: Path) -> TokenizerFiles:
-    """Read them; see ``Tokenizer.from_folder``."""
-    source = folder / "tokenizer.json"
-    backend = _read_backend(source)
-    names = _read_json(folder / "tokenizer_config.json")
-    ids = _read_json(folder / "generation_config.json")
-    fallback = _read_json(folder / "config.json")
-
-    eos = _ids_of(backend, folder, names, ids, fallback, "eos")
-    bos = _ids_of(backend, folder, names, ids, fallback, "bos")
-    if not eos:
-        raise TokenizerFileError(
-            f"{folder}: no end-of-sequence token found; expected `eos_token` in tokenizer_config.json or "
-            "`eos_token_id` in generation_config.json; copy these files from the checkpoint"
-        )
-    if len(bos) > 1:
-        raise TokenizerFileError(
-            f"{folder}: the configuration files name different begin tokens, ids {sorted(bos)}; "
-            "expected one; make `bos_token` in tokenizer_config.json and `bos_token_id` agree"
-        )
-    return TokenizerFiles(backend, source, frozenset(eos), next(iter(bos), None))
-
-
-def _read_backend(source: Path) -> tokenizers.Tokenizer:
+def read_backend(source: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a tokenizer.json."""
     expected = (
         "expected the tokenizer.json of the checkpoint (Hugging Face tokenizers format); download it again"
     )
@@ -73,13 +42,29 @@ def _read_backend(source: Path) -> tokenizers.Tokenizer:
     return backend
 
 
+def read_special_ids(folder: Path, backend: tokenizers.Tokenizer) -> tuple[frozenset[int], int | None]:
+    """End ids, and the begin id where a file names one; see ``Tokenizer.from_folder``."""
+    eos, bos = _ids_of(backend, folder, "eos"), _ids_of(backend, folder, "bos")
+    if not eos:
+        raise TokenizerFileError(
+            f"{folder}: no end-of-sequence token found; expected `eos_token` in tokenizer_config.json or "
+            "`eos_token_id` in generation_config.json; copy these files from the checkpoint"
+        )
+    if len(bos) > 1:
+        raise TokenizerFileError(
+            f"{folder}: the configuration files name different begin tokens, ids {sorted(bos)}; "
+            "expected one; make `bos_token` in tokenizer_config.json and `bos_token_id` agree"
+        )
+    return frozenset(eos), next(iter(bos), None)
+
+
 def _read_json(source: Path) -> dict[str, Any]:
     """The JSON object in an optional file; an absent file is an empty object."""
     if not source.exists():
         return {}
     try:
         value = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TokenizerFileError(
             f"{source}: not JSON ({error}); expected a JSON object; download it again"
         ) from error
@@ -90,16 +75,10 @@ def _read_json(source: Path) -> dict[str, Any]:
     return value
 
 
-def _ids_of(
-    backend: tokenizers.Tokenizer,
-    folder: Path,
-    names: dict[str, Any],
-    ids: dict[str, Any],
-    fallback: dict[str, Any],
-    kind: str,
-) -> set[int]:
+def _ids_of(backend: tokenizers.Tokenizer, folder: Path, kind: str) -> set[int]:
+    """Ids of the "eos" or "bos" tokens that the configuration files name."""
     found: set[int] = set()
-    name = names.get(f"{kind}_token")
+    name = _read_json(folder / "tokenizer_config.json").get(f"{kind}_token")
     if isinstance(name, dict):
         name = name.get("content")
     if name is not None:
@@ -112,11 +91,14 @@ def _ids_of(
         found.add(index)
 
     key = f"{kind}_token_id"
-    where = "generation_config.json" if ids.get(key) is not None else "config.json"
-    value = ids.get(key) if ids.get(key) is not None else fallback.get(key)
+    where = "generation_config.json"
+    value = _read_json(folder / where).get(key)
+    if value is None:
+        where = "config.json"
+        value = _read_json(folder / where).get(key)
     listed: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
     for index in listed:
-        if type(index) is not int or index < 0 or backend.id_to_token(index) is None:
+        if type(index) is not int or not 0 <= index < PAST_IDS or backend.id_to_token(index) is None:
             raise TokenizerFileError(
                 f"{folder / where}: {key} {index!r} is not an id of tokenizer.json; "
                 "expected an integer id of that file; take both files from the same checkpoint"

@@ -18,15 +18,26 @@ def sample(
     """
     if temperature == 0:
         return int(logits.argmax())
-    order = torch.sort(logits.double() / temperature, descending=True, stable=True)
-    probability = torch.softmax(order.values[: top_k or None], -1)
-    if top_p < 1:
-        before = probability.cumsum(-1) - probability
-        probability = probability[before < top_p]
+    ids, probability = nucleus(logits, temperature, top_k, top_p)
     cumulative = probability.cumsum(-1)
     draw = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1]
     rank = int(torch.searchsorted(cumulative, draw, right=True))
-    return int(order.indices[min(rank, cumulative.shape[0] - 1)])
+    return int(ids[min(rank, ids.shape[0] - 1)])
+
+
+def nucleus(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids that `sample` can draw, likeliest first, and their probabilities fp64, which sum to 1 before the cut at
+    top_p; temperature above 0.
+    """
+    order = torch.sort(logits.double(), descending=True, stable=True)
+    # less the largest, so that no temperature divides to infinity
+    probability = torch.softmax((order.values - order.values[0])[: top_k or None] / temperature, -1)
+    if top_p < 1:
+        before = probability.cumsum(-1) - probability
+        probability = probability[before < top_p]
+    return order.indices[: probability.shape[0]], probability
 
 
 def logprobs(logits: torch.Tensor, chosen: int, top: int) -> dict[int, float]:
