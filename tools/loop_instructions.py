@@ -36,7 +36,7 @@ def disassemble(cubin: bytes) -> str:
         program = Path(tool("cuobjdump")).with_name("nvdisasm")
         said = subprocess.run([program, "-c", path], capture_output=True, text=True)
         if said.returncode:
-            raise ValueError(f"{said.stderr.strip() or program}; this Triton's nvdisasm is too old for the architecture")
+            raise ValueError(f"{said.stderr.strip() or program}; a newer Triton reads it")
         return said.stdout
 
 
