@@ -19,6 +19,10 @@ CARD = torch.device("cuda:0")
 STEPS = ["reach", "offer", "connect", "compile", "trial"]
 
 
+class CompilerError(Exception):
+    """As Triton's are: no RuntimeError."""
+
+
 def alone(word: object) -> Sequence[object]:
     """Two ranks in the same situation."""
     return [word, word]
@@ -68,6 +72,7 @@ def test_auto_takes_one_shot_where_it_has_answered_and_every_rank_can() -> None:
         ("reach", "card 0 has no peer access to card 1", "rank 0: card 0 has no peer access to card 1"),
         ("connect", RuntimeError("CUDA driver error: bad\nmore"), "rank 0: RuntimeError: CUDA driver error: bad"),
         ("offer", ImportError("no symmetric memory"), "rank 0: ImportError: no symmetric memory"),
+        ("compile", CompilerError("no sm_90a\nmore"), "rank 0: CompilerError: no sm_90a"),
         ("trial", "a trial sum came out wrong in 3 of 4096 numbers", "rank 0: a trial sum came out wrong in 3"),
     ],
 )
