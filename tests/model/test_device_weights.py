@@ -18,6 +18,7 @@ from wellhead.model.deepseek_v4 import DeepseekV4
 from wellhead.model.device_layout import DeviceLayout
 from wellhead.model.device_weights import ModelWeights, leaves
 from wellhead.model.dummy import dummy_weights, is_divided
+from wellhead.model.load import load_model
 from wellhead.model.numerics import Numerics
 from wellhead.model.parameters import load_parameters
 from wellhead.model.published import first_layers, published_config, published_names
@@ -135,6 +136,8 @@ def test_a_table_that_names_no_expert_is_named(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(fp8_checkpoint(tmp_path / "fp8", **change))
     with pytest.raises(CheckpointError, match=r"layers\.0\.ffn\.gate\.tid2eid names experts 1 to 2, expected 0 to 1"):
         load_device_weights(checkpoint, Split(), "cpu")
+    with pytest.raises(CheckpointError, match=r"layers\.0\.ffn\.gate\.tid2eid names experts 1 to 2, expected 0 to 1"):
+        load_model(checkpoint, Numerics.named("checkpoint"))
 
 
 def test_a_file_cut_after_it_was_opened_is_named(damaged: Path) -> None:

@@ -16,6 +16,7 @@ from wellhead.formats import block_fp8, mxfp4
 from wellhead.model.config import ModelConfig
 from wellhead.model.cut import Cut, cut, take
 from wellhead.model.split import Split
+from wellhead.model.weights import check_table
 
 UNPACKED_BYTES = 4 << 30
 Named = dict[str, torch.Tensor]
@@ -38,7 +39,8 @@ def load_parameters(
     all of them together would take more than `unpacked_bytes` in fp32 it holds the stored codes, and
     `<layer>.ffn.experts.w1.scale` their scales.
     `tid2eid` stays integer. `mtp.*` is dropped unless asked for. With a split, only the rank's part of each tensor and
-    its experts are kept. ValueError for a scale without its weight or the reverse.
+    its experts are kept. ValueError for a scale without its weight or the reverse; CheckpointError for a hash table that
+    names an expert that does not exist.
     """
     split = split or Split()
     named: Named = {}
@@ -71,6 +73,8 @@ def load_parameters(
                 else:
                     _stack(named, stacked, index, _dequantize(weight, scale), count)
         else:
+            if kind == "tid2eid":
+                check_table(name, value, config)
             value = take(value, part)
             plain = value if value.dtype == torch.int64 else value.float()
             named[base if kind == "weight" else name] = plain

@@ -18,12 +18,12 @@ import torch
 
 from wellhead.model.checkpoint import Checkpoint
 from wellhead.model.device_layout import DeviceLayout, Part
-from wellhead.model.device_weights import LayerWeights, ModelWeights
+from wellhead.model.device_weights import ModelWeights
 from wellhead.model.reading import Range, Reader
 from wellhead.model.repack import Placement, Repack
 from wellhead.model.shard import ITEM_BYTES, CheckpointError, StoredTensor
 from wellhead.model.split import Split
-from wellhead.model.weights import progress_bar
+from wellhead.model.weights import check_table, progress_bar
 
 BUFFER_BYTES = 64 << 20
 BUFFERS = 4
@@ -101,7 +101,9 @@ def load_device_weights(
             advance(sum(item.nbytes for item in arrived))
     stage.check()
     weights = layout.join(parts)
-    _check_tables(weights, config.n_routed_experts)
+    for number, layer in enumerate(weights.layers):
+        if layer.moe.table is not None:
+            check_table(f"layers.{number}.ffn.gate.tid2eid", layer.moe.table, config)
     return weights, LoadReport(total, weights.nbytes, time.perf_counter() - start)
 
 
@@ -153,17 +155,6 @@ class _Stage:
             raise CheckpointError(
                 f"{len(wrong)} tensors hold scales that are no powers of two, such as {wrong[0]}; the dense kernels "
                 "read UE8M0: use the official weights"
-            )
-
-
-def _check_tables(weights: ModelWeights, experts: int) -> None:
-    blocks: list[LayerWeights] = [*weights.layers, *(module.layer for module in weights.mtp)]
-    for number, layer in enumerate(blocks):
-        table = layer.moe.table
-        if table is not None and (int(table.min()) < 0 or int(table.max()) >= experts):
-            raise CheckpointError(
-                f"layers.{number}.ffn.gate.tid2eid names experts {int(table.min())} to {int(table.max())}, expected 0 "
-                f"to {experts - 1}; download it again"
             )
 
 

@@ -27,8 +27,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from wellhead.model.checkpoint import INDEX_FILE, Checkpoint
+from wellhead.model.config import ModelConfig
 from wellhead.model.config_file import CONFIG_FILE, load_config
-from wellhead.model.shard import StoredTensor
+from wellhead.model.shard import CheckpointError, StoredTensor
 from wellhead.model.tensors import TensorSpec, expected_tensors
 
 _STORED_DTYPE = {
@@ -62,6 +63,13 @@ def iter_tensors(
                     tensor = shard.get_tensor(stored.name)
                     yield name, tensor.view(torch.uint8) if tensor.dtype in _AS_BYTES else tensor
                     advance(stored.nbytes)
+
+
+def check_table(name: str, table: torch.Tensor, config: ModelConfig) -> None:
+    """CheckpointError where a hash layer's table names an expert that does not exist."""
+    low, high, count = int(table.min()), int(table.max()), config.n_routed_experts
+    if low < 0 or high >= count:
+        raise CheckpointError(f"{name} names experts {low} to {high}, expected 0 to {count - 1}; download it again")
 
 
 def write_checkpoint(
