@@ -77,7 +77,9 @@ def test_header_that_is_not_json_or_not_consistent(damaged: Path) -> None:
     for header, expected in [
         (b"{...", "its header is not JSON"),
         (b"[]", "its header is no JSON object"),
+        (b"[" * 100_000, "its header is not JSON"),
         (b'{"x": {"dtype": "F32", "shape": [2]}}', "tensor x: malformed header entry"),
+        (b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, Infinity]}}', "tensor x: malformed header entry"),
         (
             b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
             "tensor x: 4 bytes, expected 8 for F32",
@@ -126,7 +128,13 @@ def test_index_points_out_of_the_folder(damaged: Path, elsewhere: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content, expected", [("{", "not readable as JSON"), ('{"weight_map": 3}', "weight_map is int")]
+    "content, expected",
+    [
+        ("{", "not readable as JSON"),
+        ("[" * 100_000, "not readable as JSON"),
+        (f'{{"metadata": {"9" * 5000}}}', "not readable as JSON"),
+        ('{"weight_map": 3}', "weight_map is int"),
+    ],
 )
 def test_broken_index(damaged: Path, content: str, expected: str) -> None:
     (damaged / INDEX).write_text(content)

@@ -39,8 +39,8 @@ def load_parameters(
     all of them together would take more than `unpacked_bytes` in fp32 it holds the stored codes, and
     `<layer>.ffn.experts.w1.scale` their scales.
     `tid2eid` stays integer. `mtp.*` is dropped unless asked for. With a split, only the rank's part of each tensor and
-    its experts are kept. ValueError for a scale without its weight or the reverse; CheckpointError for a hash table that
-    names an expert that does not exist.
+    its experts are kept. ValueError for a scale without its weight or the reverse, CheckpointError for a hash table
+    that names an expert that does not exist.
     """
     split = split or Split()
     named: Named = {}

@@ -63,7 +63,7 @@ class Reader:
         """Yield (buffer, bytes used, ranges in it) in order; a range is at most a buffer long.
 
         The buffer is the consumer's until it asks for the next batch; `release` is called before it is written again.
-        CheckpointError when a file ends early. Whatever happens, no thread and no file stays behind.
+        CheckpointError when a file ends early or its disk fails. Whatever happens, no thread and no file stays behind.
         """
         waiting: deque[tuple[torch.Tensor, int, list[Arrived[Tag]], list[Future[None]]]] = deque()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="read")
@@ -101,10 +101,14 @@ class Reader:
         for at, part in run:
             view, done = whole[at : at + part.nbytes], 0
             while done < part.nbytes:
-                count = os.preadv(self._descriptor(part.file), [view[done:]], part.offset + done)
+                at_byte = part.offset + done
+                try:
+                    count = os.preadv(self._descriptor(part.file), [view[done:]], at_byte)
+                except OSError as error:
+                    raise CheckpointError(f"{part.file.name}: not readable at byte {at_byte} ({error})") from error
                 if not count:
                     raise CheckpointError(
-                        f"{part.file.name}: ends at byte {part.offset + done}, expected {part.nbytes - done} more; it "
+                        f"{part.file.name}: ends at byte {at_byte}, expected {part.nbytes - done} more; it "
                         "changed after it was opened: download it again"
                     )
                 done += count

@@ -66,7 +66,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 def _parse(file: Path, raw: bytes) -> dict[str, Any]:
     try:
         header = json.loads(raw)
-    except ValueError:  # JSON and UTF-8 errors alike
+    except (ValueError, RecursionError):  # JSON and UTF-8 errors alike
         raise CheckpointError(f"{file.name}: its header is not JSON; {_AGAIN}") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file.name}: its header is no JSON object; {_AGAIN}")
@@ -78,7 +78,7 @@ def _entry(file: Path, name: str, entry: Any) -> StoredTensor:
     try:
         begin, end = (int(offset) for offset in entry["data_offsets"])
         stored = StoredTensor(name, file, str(entry["dtype"]), tuple(map(int, entry["shape"])), begin, end)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise CheckpointError(
             f"{file.name}: tensor {name}: malformed header entry {entry!r}; {_AGAIN}"
         ) from None
