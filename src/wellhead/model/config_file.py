@@ -11,8 +11,8 @@ from typing import Any
 
 from wellhead.model.config import (
     ARCHITECTURE,
-    KIND_OF_RATIO,
     MODEL_TYPE,
+    RATIOS,
     ConfigError,
     ModelConfig,
     YarnScaling,
@@ -150,8 +150,8 @@ def _number(raw: Mapping[str, Any], name: str, integer: bool, problems: list[str
 
 def _ratios(raw: Mapping[str, Any], problems: list[str]) -> tuple[int, ...]:
     ratios = raw.get("compress_ratios")
-    if not isinstance(ratios, list) or any(type(r) is not int or r not in KIND_OF_RATIO for r in ratios):
-        problems.append(f"compress_ratios is {ratios!r}, expected a list of {sorted(KIND_OF_RATIO)}")
+    if not isinstance(ratios, list) or any(type(r) is not int or r not in RATIOS for r in ratios):
+        problems.append(f"compress_ratios is {ratios!r}, expected a list of {list(RATIOS)}")
         return ()
     return tuple(ratios)
 

@@ -20,7 +20,7 @@ from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.parameters import Named, load_parameters
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState
-from wellhead.model.step import Frequencies, Step
+from wellhead.model.step import Step, frequencies
 
 
 class DeepseekV4:
@@ -57,7 +57,7 @@ class DeepseekV4:
             for i in range(config.num_nextn_predict_layers)
             if f"mtp.{i}.enorm" in named
         ]
-        self._frequencies = Frequencies(config)
+        self._frequencies = frequencies(config)
         for block in self._blocks:
             block.attn.ablation = self.ablation
 

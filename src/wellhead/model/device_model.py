@@ -12,13 +12,14 @@ from wellhead.model import device_layers
 from wellhead.model.choices import Choices, choose_ops
 from wellhead.model.config import ModelConfig
 from wellhead.model.device_kernels import KERNELS, functions_of
-from wellhead.model.device_step import DeviceStep, StepInputs, frequencies
+from wellhead.model.device_step import DeviceStep, StepInputs
 from wellhead.model.device_weights import HyperWeights, LayerWeights, ModelWeights
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import Reduce
 from wellhead.model.split import Split
 from wellhead.model.state import LayerState, ModelState, pages_for
+from wellhead.model.step import frequencies
 
 Gather = Callable[[torch.Tensor], torch.Tensor]
 
