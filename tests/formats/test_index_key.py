@@ -109,9 +109,3 @@ def test_wrong_arguments_are_named(layout, write, read) -> None:  # type: ignore
         write(cache, torch.tensor([0]), torch.zeros(1, 64))
     with pytest.raises(ValueError, match=f"bytes is no {layout.name} page"):
         read(cache[:, :-4], torch.tensor([0]))
-
-
-def test_offsets_past_two_gigabytes() -> None:
-    slot = torch.tensor([64 * 300_000 + 1], dtype=torch.int32)
-    data, scale = index_key.FP8.byte_offsets(slot, 64)
-    assert (int(data), int(scale)) == (300_000 * 8448 + 128, 300_000 * 8448 + 8192 + 4)

@@ -128,19 +128,6 @@ def test_flash_mla_view() -> None:
     assert view.data_ptr() == cache.data_ptr() and cache.is_contiguous()
 
 
-def test_byte_offsets_are_where_the_bytes_are_and_64_bit() -> None:
-    cache = kv_record.allocate_pages(5, 3)
-    slot = torch.tensor([13], dtype=torch.int32)
-    kv_record.write(cache, slot, torch.ones(1, 512))
-    data, tail = kv_record.LAYOUT.byte_offsets(slot, 3)
-    written = cache.flatten().nonzero().flatten()
-    assert int(written[0]) == int(data) and int(written[-1]) == int(tail) + 6
-    # page 100,000 of 64 records begins past 2^31, although the slot itself is small
-    data, tail = kv_record.LAYOUT.byte_offsets(torch.tensor([6_400_001], dtype=torch.int32), 64)
-    assert (data.dtype, tail.dtype) == (torch.int64, torch.int64)
-    assert int(data) == 100_000 * 37440 + 576 and int(tail) == 100_000 * 37440 + 64 * 576 + 8
-
-
 @pytest.mark.parametrize("slot", [-2, -(2**31), -(2**63), 8, 2**31, 2**62])
 def test_slots_outside_the_cache_are_named(slot: int) -> None:
     cache = kv_record.allocate_pages(4, 2)

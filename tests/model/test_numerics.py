@@ -155,7 +155,7 @@ def test_mtp_step_by_step_equals_whole(name: str) -> None:
         for size in sizes:
             batch = Batch.build([Chunk(ids[start : start + size], start, (2,), 0, "all")])
             following = torch.tensor(ids[start + 1 : start + size + 1])
-            logits.append(net.mtp_logits(net.forward(batch, state), following, batch, state))
+            logits.append(net.draft_logits(net.draft(net.forward(batch, state), following, batch, state)))
             start += size
         return torch.cat(logits)
 
@@ -176,7 +176,7 @@ def test_wrong_names_are_refused() -> None:
         Numerics.named("exact", kv_dtype="int8")
     without = DeepseekV4.load(random_checkpoint(CONFIG), CONFIG, NUMERICS["exact"])
     with pytest.raises(ValueError, match="with_mtp=True"):
-        without.mtp_logits(torch.zeros(0), torch.zeros(0), Batch.build([]), without.allocate(1, 1))
+        without.draft(torch.zeros(0), torch.zeros(0), Batch.build([]), without.allocate(1, 1))
 
 
 def test_batches_that_cannot_be_are_refused() -> None:

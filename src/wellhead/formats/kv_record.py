@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from wellhead.formats import block_fp8
-from wellhead.formats.paged import PagedLayout
+from wellhead.formats.paged import PagedLayout, placed
 
 DIM = 512
 NOPE_DIM = 448
@@ -68,8 +68,4 @@ def read(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     data, tail, kept = LAYOUT.gather(cache, slots)
     nope = block_fp8.dequantize_rows(data[:, :NOPE_DIM].contiguous(), tail[:, :_SCALES]).to(torch.bfloat16)
     rope = data[:, NOPE_DIM:].contiguous().view(torch.bfloat16)
-    if kept.all():
-        return torch.cat((nope, rope), dim=1).view(*slots.shape, DIM)
-    records = torch.zeros(*slots.shape, DIM, dtype=torch.bfloat16, device=cache.device)
-    records[kept] = torch.cat((nope, rope), dim=1)
-    return records
+    return placed(torch.cat((nope, rope), dim=1), kept)

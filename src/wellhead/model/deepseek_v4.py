@@ -100,17 +100,6 @@ class DeepseekV4:
         return self._head.forward(streams)
 
     @torch.inference_mode()
-    def mtp_logits(
-        self, streams: torch.Tensor, next_token_ids: torch.Tensor, batch: Batch, state: ModelState
-    ) -> torch.Tensor:
-        """fp32 [N, vocab] at `batch.logits_at`: the guess for p+2 from streams [T, n, d] at p and the ids [T]
-        at p+1.
-
-        `batch` is the one that gave `streams`. Writes the MTP module's own window pool.
-        """
-        return self.draft_logits(self.draft(streams, next_token_ids, batch, state)[batch.logits_at])
-
-    @torch.inference_mode()
     def draft(
         self, streams: torch.Tensor, next_token_ids: torch.Tensor, batch: Batch, state: ModelState
     ) -> torch.Tensor:

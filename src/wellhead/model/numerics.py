@@ -10,7 +10,6 @@ import torch
 from wellhead.ops.linear import reference as linear
 
 IndexKeys = Literal["fp8", "fp4"]
-KvDtype = Literal["uint8", "float8_e4m3fn"]
 
 
 @dataclass(frozen=True)
