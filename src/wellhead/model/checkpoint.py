@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +26,11 @@ _SHOWN_PROBLEMS = 10
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Checked: `tensors` by official name in model order, `ignored` the stored names that are not needed."""
+    """Checked: `tensors` by official name in model order; what else the files hold is not looked at."""
 
     folder: Path
     config: ModelConfig
     tensors: Mapping[str, StoredTensor]
-    ignored: tuple[str, ...]
 
     @property
     def nbytes(self) -> int:
@@ -52,9 +51,10 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         raise CheckpointError(str(error)) from None
     problems: list[str] = []
     stored, unread = _stored_tensors(folder, problems)
-    found, ignored = _by_official_name(config, stored, problems)
+    expected = {spec.name: spec for spec in expected_tensors(config)}
+    found = _by_official_name(expected, stored, problems)
     tensors = {}
-    for spec in expected_tensors(config):
+    for spec in expected.values():
         tensor = found.get(spec.name)
         if tensor is None:
             if spec.name not in unread:
@@ -68,7 +68,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             tensors[spec.name] = tensor
     if problems:
         raise CheckpointError(_report(folder, problems))
-    return Checkpoint(folder, config, tensors, tuple(ignored))
+    return Checkpoint(folder, config, tensors)
 
 
 def _report(folder: Path, problems: list[str]) -> str:
@@ -80,22 +80,20 @@ def _report(folder: Path, problems: list[str]) -> str:
 
 
 def _by_official_name(
-    config: ModelConfig, stored: Mapping[str, StoredTensor], problems: list[str]
-) -> tuple[dict[str, StoredTensor], list[str]]:
-    needed = {spec.name for spec in expected_tensors(config)}
+    needed: Container[str], stored: Mapping[str, StoredTensor], problems: list[str]
+) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
-    ignored = []
     for name, tensor in stored.items():
         official = name if name in needed else official_name(name)
         if official is None or official not in needed:
-            ignored.append(name)
-        elif official in found:
+            continue
+        if official in found:
             problems.append(
                 f"tensors {found[official].name} and {name} are both {official}; keep one of them"
             )
         else:
             found[official] = tensor
-    return found, ignored
+    return found
 
 
 def _stored_tensors(folder: Path, problems: list[str]) -> tuple[dict[str, StoredTensor], set[str]]:

@@ -7,12 +7,10 @@ host memory and one of device memory; the files are read once, in order, a layer
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -21,7 +19,7 @@ from wellhead.model.device_layout import DeviceLayout, Part
 from wellhead.model.device_weights import ModelWeights
 from wellhead.model.reading import Range, Reader
 from wellhead.model.repack import Placement, Repack
-from wellhead.model.shard import ITEM_BYTES, CheckpointError, StoredTensor
+from wellhead.model.shard import CheckpointError, StoredTensor
 from wellhead.model.split import Split
 from wellhead.model.weights import check_table, progress_bar
 
@@ -84,14 +82,11 @@ def load_device_weights(
     stage = _Stage(layout.device, buffer_bytes)
 
     def ranges() -> Iterator[Range[_Rows]]:
-        data_starts: dict[Path, int] = {}
         for path, part in layout.parts(with_mtp):
             parts[path] = part
             placements = ((checkpoint.tensors[p.name], p) for p in repack.placements(path, part))
             for stored, placement in sorted(placements, key=lambda pair: (pair[0].file, pair[0].begin)):
-                if stored.file not in data_starts:
-                    data_starts[stored.file] = _data_start(stored.file)
-                yield from _ranges(placement, stored, data_starts[stored.file], buffer_bytes)
+                yield from _ranges(placement, stored, buffer_bytes)
 
     with progress_bar(total, progress) as advance, closing(reader.batches(ranges(), stage.release)) as batches:
         for buffer, used, arrived in batches:
@@ -158,23 +153,15 @@ class _Stage:
             )
 
 
-def _ranges(placement: Placement, stored: StoredTensor, data_start: int, most_bytes: int) -> Iterator[Range[_Rows]]:
+def _ranges(placement: Placement, stored: StoredTensor, most_bytes: int) -> Iterator[Range[_Rows]]:
     """The placement's rows as byte ranges that each fit a buffer."""
     row = stored.nbytes // stored.shape[0]
     step = max(1, most_bytes // row)
     for low in range(placement.rows.start, placement.rows.stop, step):
         high = min(placement.rows.stop, low + step)
-        offset = data_start + stored.begin + low * row
-        yield Range(stored.file, offset, (high - low) * row, _Rows(placement, stored, low, high))
+        yield Range(stored.file, stored.begin + low * row, (high - low) * row, _Rows(placement, stored, low, high))
 
 
 def _read_bytes(checkpoint: Checkpoint, placement: Placement) -> int:
     stored = checkpoint.tensors[placement.name]
-    columns = math.prod(stored.shape[1:])
-    return (placement.rows.stop - placement.rows.start) * columns * ITEM_BYTES[stored.dtype]
-
-
-def _data_start(file: Path) -> int:
-    """The byte of a safetensors file that offsets count from."""
-    with file.open("rb") as stream:
-        return 8 + int.from_bytes(stream.read(8), "little")
+    return (placement.rows.stop - placement.rows.start) * (stored.nbytes // stored.shape[0])
