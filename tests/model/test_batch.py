@@ -10,9 +10,9 @@ import torch
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.config_file import load_config
 from wellhead.model.deepseek_v4 import DeepseekV4
-from wellhead.model.memory_plan import state_bytes
 from wellhead.model.numerics import Numerics
 from wellhead.model.parameters import load_parameters
+from wellhead.model.standing_memory import state_bytes
 from wellhead.model.state import LayerState, ModelState
 from wellhead.testing.checkpoints import random_checkpoint, tiny_config_dict
 

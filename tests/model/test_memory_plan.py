@@ -20,14 +20,13 @@ from wellhead.model.memory_plan import (
     MemoryPlan,
     OutOfMemory,
     plan_memory,
-    state_bytes,
-    weight_bytes,
     window_pool,
 )
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import WHOLE
 from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
+from wellhead.model.standing_memory import state_bytes, weight_bytes
 from wellhead.model.state import ModelState, pages_for
 from wellhead.model.stream import load_device_weights
 from wellhead.model.working_memory import Steps, workspace_bytes

@@ -15,7 +15,7 @@ from wellhead.engine.sampling_params import SamplingParams
 from wellhead.engine.scheduler import Counters, Scheduler
 from wellhead.model.batch import Chunk
 from wellhead.model.load import ServedModel
-from wellhead.model.memory_plan import state_bytes
+from wellhead.model.standing_memory import state_bytes
 from wellhead.model.state import PAGE_TOKENS, pages_for
 from wellhead.text.tokenizer import Tokenizer
 

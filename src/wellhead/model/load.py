@@ -94,8 +94,6 @@ def load_device_model(
     if captured:
         choices.check_captured()
     weights, _ = load_device_weights(checkpoint, split, device, with_mtp=with_mtp, progress=progress)
-    if group.world == 1:
-        return DeviceModel(weights, checkpoint.config, numerics, impl=impl)
     return DeviceModel(weights, checkpoint.config, numerics, impl=impl, reduce=group.reduce, gather=group.gather)
 
 
