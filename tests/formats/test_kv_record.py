@@ -79,9 +79,7 @@ def test_slot_minus_one_is_skipped_and_reads_zeros_past_nan() -> None:
     assert torch.equal(cache, untouched)
     got = kv_record.read(cache, torch.tensor([[-1, 6], [6, -1]]))
     zeros = torch.zeros(512, dtype=torch.bfloat16)
-    assert torch.equal(
-        got, torch.stack((zeros, expected_read(kv)[1], expected_read(kv)[1], zeros)).reshape(2, 2, 512)
-    )
+    assert torch.equal(got, torch.stack((zeros, expected_read(kv)[1], expected_read(kv)[1], zeros)).reshape(2, 2, 512))
     assert torch.equal(kv_record.read(cache, torch.tensor([-1])), zeros[None])
     assert bool(kv_record.read(cache, torch.tensor([0])).isnan().all())  # an unwritten slot shows
 
@@ -132,9 +130,7 @@ def test_flash_mla_view() -> None:
 def test_slots_outside_the_cache_are_named(slot: int) -> None:
     cache = kv_record.allocate_pages(4, 2)
     slots = torch.tensor([0, slot])
-    with pytest.raises(
-        ValueError, match=rf"slot {slot} is outside the cache: expected -1 \(skip\) or 0\.\.7"
-    ):
+    with pytest.raises(ValueError, match=rf"slot {slot} is outside the cache: expected -1 \(skip\) or 0\.\.7"):
         kv_record.write(cache, slots, torch.ones(2, 512))
     assert int(cache.sum()) == 0
     with pytest.raises(ValueError, match=rf"slot {slot} is outside"):
@@ -151,9 +147,7 @@ def test_wrong_arguments_are_named() -> None:
         kv_record.read(cache, torch.zeros(1))
     with pytest.raises(ValueError, match=r"uint8, int8 or float8_e4m3fn, got torch\.bfloat16"):
         kv_record.read(cache.bfloat16(), slots)
-    with pytest.raises(
-        ValueError, match=r"1720 bytes is no KV record page: 2 and 3 records take 1728 and 2304"
-    ):
+    with pytest.raises(ValueError, match=r"1720 bytes is no KV record page: 2 and 3 records take 1728 and 2304"):
         kv_record.read(cache[:, :1720], slots)
     with pytest.raises(ValueError, match="dense last dimension"):
         kv_record.read(torch.zeros(1728, 2, dtype=torch.uint8).T, slots)

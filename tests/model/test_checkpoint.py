@@ -121,9 +121,7 @@ def test_index_places_a_tensor_in_a_file_that_lacks_it(damaged: Path) -> None:
 @pytest.mark.parametrize("elsewhere", ["../model.safetensors", "/etc/passwd", "weights.bin", 3])
 def test_index_points_out_of_the_folder(damaged: Path, elsewhere: str) -> None:
     edit_index(damaged, lambda weight_map: weight_map.update({NAME: elsewhere}))
-    assert f"{INDEX}: names {str(elsewhere)!r}, expected a .safetensors file of this folder" in message_of(
-        damaged
-    )
+    assert f"{INDEX}: names {str(elsewhere)!r}, expected a .safetensors file of this folder" in message_of(damaged)
 
 
 @pytest.mark.parametrize(
@@ -144,13 +142,9 @@ def test_broken_index(damaged: Path, content: str, expected: str) -> None:
 def test_wrong_shape_and_wrong_dtype(damaged: Path) -> None:
     path = shard_of(damaged, NAME)
     edit_shard(path, lambda tensors: tensors.update({NAME: tensors[NAME][:, :128].contiguous()}))
-    assert f"{path.name}: tensor {NAME} is F8_E4M3 [512, 128], expected F8_E4M3 [512, 256]" in message_of(
-        damaged
-    )
+    assert f"{path.name}: tensor {NAME} is F8_E4M3 [512, 128], expected F8_E4M3 [512, 256]" in message_of(damaged)
     edit_shard(path, lambda tensors: tensors.update({NAME: torch.zeros(512, 256, dtype=torch.bfloat16)}))
-    assert f"tensor {NAME} is BF16 [512, 256], expected F8_E4M3 [512, 256]; use the official" in message_of(
-        damaged
-    )
+    assert f"tensor {NAME} is BF16 [512, 256], expected F8_E4M3 [512, 256]; use the official" in message_of(damaged)
 
 
 def test_two_tensors_of_one_meaning(damaged: Path) -> None:

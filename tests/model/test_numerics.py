@@ -138,9 +138,7 @@ def test_ablations_change_what_only_compressed_entries_tell(whole: dict) -> None
     none = run(model(ablation=Ablation.NO_COMPRESSED), IDS, [330])
     random = run(model(ablation="random_selected"), IDS, [330])
     # before the first entry, and while every entry is chosen anyway, nothing differs
-    assert torch.equal(none[:3], whole["checkpoint"][:3]) and not torch.equal(
-        none[4:], whole["checkpoint"][4:]
-    )
+    assert torch.equal(none[:3], whole["checkpoint"][:3]) and not torch.equal(none[4:], whole["checkpoint"][4:])
     assert torch.equal(random[:256], whole["checkpoint"][:256])
     assert not torch.equal(random[260:], whole["checkpoint"][260:])
     assert torch.equal(run(model(ablation="random_selected"), IDS, [300, 30]), random)

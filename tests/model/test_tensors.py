@@ -14,9 +14,7 @@ from wellhead.testing.checkpoints import tiny_config_dict
 Published = Callable[[str], dict[str, Any]]
 
 
-@pytest.mark.parametrize(
-    "name, nbytes, count", [("flash", 159_609_485_896, 69_187), ("pro", 864_704_792_696, 145_116)]
-)
+@pytest.mark.parametrize("name, nbytes, count", [("flash", 159_609_485_896, 69_187), ("pro", 864_704_792_696, 145_116)])
 def test_published_totals(published: Published, name: str, nbytes: int, count: int) -> None:
     names, total = set(), 0
     for spec in expected_tensors(load_config(published(name))):

@@ -128,9 +128,7 @@ def test_writing_refuses_what_the_config_does_not_have(tmp_path: Path) -> None:
     complete = dict(random_checkpoint(load_config(raw)))
 
     def changed(**replaced: torch.Tensor) -> Iterator[Named]:
-        return iter(
-            (complete | {name.replace("__", "."): tensor for name, tensor in replaced.items()}).items()
-        )
+        return iter((complete | {name.replace("__", "."): tensor for name, tensor in replaced.items()}).items())
 
     cases: list[tuple[str, Iterator[Named], str]] = [
         ("unknown", iter([("layers.7.x", torch.zeros(1))]), "'layers.7.x' is given twice or not part"),
@@ -146,9 +144,7 @@ def test_writing_refuses_what_the_config_does_not_have(tmp_path: Path) -> None:
     for name, tensors, message in cases:
         with pytest.raises(ValueError, match=message):
             write_checkpoint(tmp_path / name, raw, tensors)
-    with pytest.raises(
-        ValueError, match=r"'embed\.weight' takes \d+ bytes, shard_bytes is 1000; raise shard_bytes"
-    ):
+    with pytest.raises(ValueError, match=r"'embed\.weight' takes \d+ bytes, shard_bytes is 1000; raise shard_bytes"):
         write_checkpoint(tmp_path / "small", raw, iter(complete.items()), shard_bytes=1000)
     with pytest.raises(ValueError, match="not empty, expected a new folder"):
         write_checkpoint(tmp_path, raw, iter(complete.items()))

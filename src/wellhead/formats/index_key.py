@@ -66,6 +66,5 @@ def read_fp4(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
 def _check_keys(slots: torch.Tensor, keys: torch.Tensor) -> None:
     if keys.dim() != 2 or keys.shape[1] != DIM or slots.shape != keys.shape[:1]:
         raise ValueError(
-            f"writing index keys takes keys [N, {DIM}] and slots [N], "
-            f"got {tuple(keys.shape)} and {tuple(slots.shape)}"
+            f"writing index keys takes keys [N, {DIM}] and slots [N], got {tuple(keys.shape)} and {tuple(slots.shape)}"
         )

@@ -53,8 +53,7 @@ def write(cache: torch.Tensor, slots: torch.Tensor, kv: torch.Tensor) -> None:
     """Quantise kv [N, 512] (bf16 or fp32), store record n at slots[n] (int32/int64, distinct; -1 skips)."""
     if kv.dim() != 2 or kv.shape[1] != DIM or slots.shape != kv.shape[:1]:
         raise ValueError(
-            f"writing KV records takes kv [N, {DIM}] and slots [N], "
-            f"got {tuple(kv.shape)} and {tuple(slots.shape)}"
+            f"writing KV records takes kv [N, {DIM}] and slots [N], got {tuple(kv.shape)} and {tuple(slots.shape)}"
         )
     rounded = kv.to(torch.bfloat16)
     codes, scale = block_fp8.quantize_rows(rounded[:, :NOPE_DIM], GROUP)

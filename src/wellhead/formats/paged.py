@@ -69,17 +69,13 @@ class PagedLayout:
         page_size = self.page_size(cache)
         return cache[:, : page_size * self.record_bytes].unflatten(1, (page_size, 1, self.record_bytes))
 
-    def scatter(
-        self, cache: torch.Tensor, slots: torch.Tensor, data: torch.Tensor, tail: torch.Tensor
-    ) -> None:
+    def scatter(self, cache: torch.Tensor, slots: torch.Tensor, data: torch.Tensor, tail: torch.Tensor) -> None:
         """Write uint8 data [N, data_bytes], tail [N, tail_bytes] at slots [N], distinct; -1 is skipped."""
         data_rows, tail_rows, at, kept = self._places(cache, slots)
         data_rows[at] = data[kept]
         tail_rows[at] = tail[kept]
 
-    def gather(
-        self, cache: torch.Tensor, slots: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def gather(self, cache: torch.Tensor, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(data [M, data_bytes], tail [M, tail_bytes], mask like slots) of the M slots that are not -1."""
         data_rows, tail_rows, at, kept = self._places(cache, slots)
         return data_rows[at], tail_rows[at], kept

@@ -42,9 +42,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Check the checkpoint in `folder`; CheckpointError counts the problems and lists the first ten."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: no such folder; name the folder that holds config.json and the weights"
-        )
+        raise CheckpointError(f"{folder}: no such folder; name the folder that holds config.json and the weights")
     try:
         config = load_config(folder)
     except ConfigError as error:
@@ -88,9 +86,7 @@ def _by_official_name(
         if official is None or official not in needed:
             continue
         if official in found:
-            problems.append(
-                f"tensors {found[official].name} and {name} are both {official}; keep one of them"
-            )
+            problems.append(f"tensors {found[official].name} and {name} are both {official}; keep one of them")
         else:
             found[official] = tensor
     return found
@@ -137,9 +133,7 @@ def _read_index(folder: Path) -> dict[str, list[str]]:
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(
-            f"{path}: weight_map is {type(weight_map).__name__}, expected names and their files"
-        )
+        raise CheckpointError(f"{path}: weight_map is {type(weight_map).__name__}, expected names and their files")
     names_of_file: dict[str, list[str]] = {}
     for name, file_name in weight_map.items():
         names_of_file.setdefault(str(file_name), []).append(name)
@@ -148,9 +142,7 @@ def _read_index(folder: Path) -> dict[str, list[str]]:
 
 def _read_shard(folder: Path, file_name: str, tensors: int) -> dict[str, StoredTensor]:
     if not re.fullmatch(r"[\w.-]+\.safetensors", file_name):
-        raise CheckpointError(
-            f"{INDEX_FILE}: names {file_name!r}, expected a .safetensors file of this folder"
-        )
+        raise CheckpointError(f"{INDEX_FILE}: names {file_name!r}, expected a .safetensors file of this folder")
     if not (folder / file_name).is_file():
         raise CheckpointError(f"{file_name}: no such file, expected with {tensors} tensors; download it")
     return read_header(folder / file_name)
@@ -161,9 +153,7 @@ def _no_weights(folder: Path) -> str:
     suffixes = sorted({path.suffix for path in folder.iterdir()} & {".bin", ".pt", ".pth", ".ckpt", ".gguf"})
     shards = sorted(folder.glob("*.safetensors"))
     if shards:
-        return (
-            f"{expected}, found {len(shards)} shards ({shards[0].name} ...) and no index; download the index"
-        )
+        return f"{expected}, found {len(shards)} shards ({shards[0].name} ...) and no index; download the index"
     if suffixes:
         return f"{expected}, found {', '.join(suffixes)} files, never read here; get the safetensors files"
     return f"{expected}, found no weights; download them"

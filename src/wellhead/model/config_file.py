@@ -104,28 +104,20 @@ def _check_model(raw: Mapping[str, Any], where: str) -> None:
     if architectures != [ARCHITECTURE]:
         raise ConfigError(f"{where}: architectures is {architectures!r}, expected {[ARCHITECTURE]!r}")
     if "vision_n_layers" in raw:
-        raise ConfigError(
-            f"{where}: the vision variant of {MODEL_TYPE} is not supported, expected a text model"
-        )
+        raise ConfigError(f"{where}: the vision variant of {MODEL_TYPE} is not supported, expected a text model")
 
 
 def _expert_dtype(raw: Mapping[str, Any], problems: list[str]) -> str:
     quantization = raw.get("quantization_config")
     if not isinstance(quantization, Mapping):
-        problems.append(
-            f"quantization_config is {quantization!r}, expected the published FP8 one {_QUANTIZATION}"
-        )
+        problems.append(f"quantization_config is {quantization!r}, expected the published FP8 one {_QUANTIZATION}")
         quantization = _QUANTIZATION
     for name in ("moe_quant_algo", "quant_algo"):
         if name in quantization:
-            problems.append(
-                f"quantization {name} {quantization[name]!r} is not supported, expected official weights"
-            )
+            problems.append(f"quantization {name} {quantization[name]!r} is not supported, expected official weights")
     for name, expected in _QUANTIZATION.items():
         if quantization.get(name) != expected:
-            problems.append(
-                f"quantization_config.{name} is {quantization.get(name)!r}, expected {expected!r}"
-            )
+            problems.append(f"quantization_config.{name} is {quantization.get(name)!r}, expected {expected!r}")
     expert_dtype = raw.get("expert_dtype", quantization.get("expert_dtype", "fp4"))
     if expert_dtype not in ("fp4", "fp8"):
         problems.append(f"expert_dtype is {expert_dtype!r}, expected 'fp4' or 'fp8' (absent means 'fp4')")
@@ -163,9 +155,7 @@ def _yarn(raw: Mapping[str, Any], problems: list[str]) -> YarnScaling | None:
         problems.append(f"rope_scaling is {scaling!r}, expected type 'yarn' with its factor and betas")
         return None
     found: list[str] = []
-    values = {
-        f.name: _number(scaling, f.name, f.type == "int", found) for f in dataclasses.fields(YarnScaling)
-    }
+    values = {f.name: _number(scaling, f.name, f.type == "int", found) for f in dataclasses.fields(YarnScaling)}
     problems += [f"rope_scaling.{problem}" for problem in found]
     return YarnScaling(**values)  # type: ignore[arg-type]  # None only beside a recorded problem
 
@@ -187,8 +177,7 @@ def _inconsistencies(config: ModelConfig, drafts: bool) -> list[str]:
         )
     if config.num_experts_per_tok > config.n_routed_experts:
         problems.append(
-            f"num_experts_per_tok {config.num_experts_per_tok} exceeds "
-            f"n_routed_experts {config.n_routed_experts}"
+            f"num_experts_per_tok {config.num_experts_per_tok} exceeds n_routed_experts {config.n_routed_experts}"
         )
     if config.num_hash_layers > main:
         problems.append(f"num_hash_layers {config.num_hash_layers} exceeds num_hidden_layers {main}")

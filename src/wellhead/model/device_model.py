@@ -75,9 +75,7 @@ class DeviceModel:
         """Plans and buffers for steps of up to `tokens` tokens of requests of up to `context` tokens."""
         pages = pages_for(context)
         split, choices = self.weights.split, self.choices
-        return Workspace(
-            self.config, self.numerics, split, choices, tokens, pages, chunked=chunked, device=self.device
-        )
+        return Workspace(self.config, self.numerics, split, choices, tokens, pages, chunked=chunked, device=self.device)
 
     def forward(self, inputs: StepInputs, state: ModelState, ws: Workspace) -> torch.Tensor:
         """Streams bf16 [T, n, d] behind the last layer, in a buffer of `ws`; updates `state`."""

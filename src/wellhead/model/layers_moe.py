@@ -36,9 +36,7 @@ class MoE:
         self._bias = named.get(f"{prefix}gate.bias")
         self._table = named.get(f"{prefix}gate.tid2eid")
         if (self._bias is None) == (self._table is None):
-            raise ValueError(
-                f"{prefix}gate needs either a bias or a tid2eid table; the checkpoint has both or neither"
-            )
+            raise ValueError(f"{prefix}gate needs either a bias or a tid2eid table; the checkpoint has both or neither")
         self._w1, self._w3, self._w2 = (_experts(named, f"{prefix}experts.{w}") for w in ("w1", "w3", "w2"))
         self._shared = Shared(*(named[f"{prefix}shared_experts.{w}"] for w in ("w1", "w3", "w2")))
 
@@ -47,14 +45,10 @@ class MoE:
         config, round_input = self._config, self._numerics.round_input
         scores = routing.affinity(x, self._gate)
         if self._table is not None:
-            ids, weights = routing.choose_by_token(
-                scores, config.routed_scaling_factor, self._table, token_ids
-            )
+            ids, weights = routing.choose_by_token(scores, config.routed_scaling_factor, self._table, token_ids)
         else:
             assert self._bias is not None
-            ids, weights = routing.choose(
-                scores, config.num_experts_per_tok, config.routed_scaling_factor, self._bias
-            )
+            ids, weights = routing.choose(scores, config.num_experts_per_tok, config.routed_scaling_factor, self._bias)
         ids = torch.where((ids >= self._mine.start) & (ids < self._mine.stop), ids - self._mine.start, -1)
         limit = config.swiglu_limit
         y = moe.routed(x, ids, weights, self._w1, self._w3, self._w2, limit, round_input)

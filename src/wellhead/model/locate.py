@@ -65,9 +65,7 @@ def find_config(model: str | None = None, *, online: bool = True) -> NamedConfig
     if _HUB_ID.fullmatch(model) and online:
         return NamedConfig(model, read_json(_fetch_config(model)), None)
     what = "and is not asked for online" if _HUB_ID.fullmatch(model) else "and no hub id of the form owner/name"
-    raise CheckpointError(
-        f"{model!r}: no such folder or config.json, not {' or '.join(published_names())}, {what}"
-    )
+    raise CheckpointError(f"{model!r}: no such folder or config.json, not {' or '.join(published_names())}, {what}")
 
 
 def _fetch_config(hub_id: str) -> Path:
@@ -83,9 +81,7 @@ def _fetch_config(hub_id: str) -> Path:
 def _embedded() -> Path:
     folder = Path(str(resources.files("wellhead") / "data" / "tiny"))
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: the embedded checkpoint is missing; reinstall wellhead or name a model"
-        )
+        raise CheckpointError(f"{folder}: the embedded checkpoint is missing; reinstall wellhead or name a model")
     return folder
 
 

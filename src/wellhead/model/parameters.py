@@ -81,9 +81,7 @@ def load_parameters(
     if waiting:
         base, pair = next(iter(waiting.items()))
         missing = "scale" if "weight" in pair else "weight"
-        raise ValueError(
-            f"tensor {base}.{missing} is missing ({len(waiting)} incomplete pairs); download it again"
-        )
+        raise ValueError(f"tensor {base}.{missing} is missing ({len(waiting)} incomplete pairs); download it again")
     return named
 
 

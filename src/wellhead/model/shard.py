@@ -80,9 +80,7 @@ def _entry(file: Path, name: str, entry: Any, first: int) -> StoredTensor:
         begin, end = (first + int(offset) for offset in entry["data_offsets"])
         stored = StoredTensor(name, file, str(entry["dtype"]), tuple(map(int, entry["shape"])), begin, end)
     except (KeyError, TypeError, ValueError, OverflowError):
-        raise CheckpointError(
-            f"{file.name}: tensor {name}: malformed header entry {entry!r}; {_AGAIN}"
-        ) from None
+        raise CheckpointError(f"{file.name}: tensor {name}: malformed header entry {entry!r}; {_AGAIN}") from None
     item = ITEM_BYTES.get(stored.dtype)
     expected = stored.nbytes if item is None else item * math.prod(stored.shape)
     if stored.nbytes != expected:

@@ -56,9 +56,7 @@ class Step:
         """Completed blocks, the slots of their entries, and the rotation at each block's first token."""
         if ratio not in self._blocks:
             batch = self.batch
-            blocks = compressor.completed_blocks(
-                ratio, batch.positions, batch.rows, batch.starts, batch.state_slots
-            )
+            blocks = compressor.completed_blocks(ratio, batch.positions, batch.rows, batch.starts, batch.state_slots)
             kept = blocks.tail_slot >= 0  # padding leaves no row behind
             blocks = replace(
                 blocks, tail=blocks.tail[kept], tail_slot=blocks.tail_slot[kept], tail_row=blocks.tail_row[kept]

@@ -177,9 +177,7 @@ class SparseMla:
     turns = False
 
     @classmethod
-    def plan(
-        cls, tokens: int, heads: int, most_records: int, scale: float, *, device: torch.device | str
-    ) -> SparseMla:
+    def plan(cls, tokens: int, heads: int, most_records: int, scale: float, *, device: torch.device | str) -> SparseMla:
         return cls(scale)
 
     def run(self, q: torch.Tensor, window: Pool, selected: Pool, sink: torch.Tensor, out: torch.Tensor) -> None:
