@@ -197,7 +197,9 @@ def small_dummy(split: Split, seed: int = 0) -> ModelWeights:
 def test_dummy_weights_make_a_sane_model() -> None:
     weights = small_dummy(Split())
     config = load_config(resolve_model())
-    model = DeepseekV4.load(official_tensors(weights), config, Numerics.named("checkpoint"), with_mtp=True)
+    model = DeepseekV4(
+        load_parameters(official_tensors(weights), config, with_mtp=True), config, Numerics.named("checkpoint")
+    )
     tokens = torch.randint(0, config.vocab_size, (300,), generator=torch.Generator().manual_seed(1)).tolist()
     streams = model.forward(Batch.build([Chunk(tokens, 0, [0, 1], 0, "last")]), model.allocate(2, 1))
     assert streams.isfinite().all() and 0.3 < streams.float().std() < 10
@@ -280,9 +282,8 @@ def test_on_a_card_the_same_bytes_and_one_buffer_more(checkpoint_folder: Path) -
 def test_on_a_card_dummy_weights_are_drawn_there() -> None:
     config = load_config(resolve_model())
     weights = dummy_weights(config, Split(), "cuda", with_mtp=True)
-    model = DeepseekV4.load(
-        ((name, tensor.cpu()) for name, tensor in official_tensors(weights)), config, Numerics.named("checkpoint")
-    )
+    tensors = ((name, tensor.cpu()) for name, tensor in official_tensors(weights))
+    model = DeepseekV4(load_parameters(tensors, config, with_mtp=False), config, Numerics.named("checkpoint"))
     streams = model.forward(Batch.build([Chunk(list(range(200)), 0, [0], 0, "last")]), model.allocate(1, 1))
     assert all(tensor.is_cuda for _, tensor in leaves(weights))
     assert streams.isfinite().all() and 0.3 < streams.float().std() < 10

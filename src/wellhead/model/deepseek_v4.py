@@ -4,7 +4,7 @@ code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -17,7 +17,7 @@ from wellhead.model.layers_attention import Ablation
 from wellhead.model.mtp import MTP
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
-from wellhead.model.parameters import Named, load_parameters
+from wellhead.model.parameters import Named
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState
 from wellhead.model.step import Step, frequencies
@@ -60,24 +60,6 @@ class DeepseekV4:
         self._frequencies = frequencies(config)
         for block in self._blocks:
             block.attn.ablation = self.ablation
-
-    @classmethod
-    def load(
-        cls,
-        tensors: Iterable[tuple[str, torch.Tensor]],
-        config: ModelConfig,
-        numerics: Numerics,
-        *,
-        with_mtp: bool = False,
-        impl: str | Mapping[str, str] = AUTO,
-        ablation: Ablation | str = Ablation.NONE,
-        split: Split = WHOLE,
-        group: Group = ALONE,
-    ) -> DeepseekV4:
-        """Build from a stream of checkpoint tensors, whole ones; ValueError where the model cannot be split so."""
-        split.check(config)
-        named = load_parameters(tensors, config, with_mtp=with_mtp, split=split)
-        return cls(named, config, numerics, impl=impl, ablation=ablation, split=split, group=group)
 
     def allocate(self, num_pages: int, num_slots: int, window_pages: int | None = None) -> ModelState:
         """Caches for this model, MTP's included when it was loaded."""

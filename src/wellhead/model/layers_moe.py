@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from wellhead.model.config import ModelConfig
@@ -13,14 +11,6 @@ from wellhead.model.parameters import Named
 from wellhead.model.split import Split
 from wellhead.ops.moe import reference as moe
 from wellhead.ops.routing import reference as routing
-
-
-class Shared(NamedTuple):
-    """The expert every token passes: w1, w3 [m, d], w2 [d, m]."""
-
-    w1: torch.Tensor
-    w3: torch.Tensor
-    w2: torch.Tensor
 
 
 class MoE:
@@ -38,7 +28,7 @@ class MoE:
         if (self._bias is None) == (self._table is None):
             raise ValueError(f"{prefix}gate needs either a bias or a tid2eid table; the checkpoint has both or neither")
         self._w1, self._w3, self._w2 = (_experts(named, f"{prefix}experts.{w}") for w in ("w1", "w3", "w2"))
-        self._shared = Shared(*(named[f"{prefix}shared_experts.{w}"] for w in ("w1", "w3", "w2")))
+        self._shared = tuple(named[f"{prefix}shared_experts.{w}"] for w in ("w1", "w3", "w2"))
 
     def forward(self, x: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         """x [T, d]; token_ids [T], read by hash layers only."""
@@ -52,8 +42,8 @@ class MoE:
         ids = torch.where((ids >= self._mine.start) & (ids < self._mine.stop), ids - self._mine.start, -1)
         limit = config.swiglu_limit
         y = moe.routed(x, ids, weights, self._w1, self._w3, self._w2, limit, round_input)
-        shared = moe.expert(x, self._shared.w1, self._shared.w3, self._shared.w2, limit, round_input)
-        y += shared.float()
+        w1, w3, w2 = self._shared
+        y += moe.expert(x, w1, w3, w2, limit, round_input).float()
         self._group.reduce(y)
         return y.to(x.dtype)
 

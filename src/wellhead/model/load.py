@@ -15,6 +15,7 @@ from wellhead.model.deepseek_v4 import DeepseekV4
 from wellhead.model.layers_attention import Ablation
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
+from wellhead.model.parameters import load_parameters
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState
 from wellhead.model.stream import load_device_weights
@@ -110,7 +111,6 @@ def load_model(
 ) -> LanguageModel:
     """Read the weights, unpacked to fp32; a rank of several keeps its part. MTP's stay on disk unless asked for."""
     names = [name for name in checkpoint.tensors if with_mtp or not name.startswith("mtp.")]
-    tensors = iter_tensors(checkpoint, names, progress=progress)
-    return DeepseekV4.load(
-        tensors, checkpoint.config, numerics, with_mtp=with_mtp, impl=impl, ablation=ablation, split=split, group=group
-    )
+    config, tensors = checkpoint.config, iter_tensors(checkpoint, names, progress=progress)
+    named = load_parameters(tensors, config, with_mtp=with_mtp, split=split)
+    return DeepseekV4(named, config, numerics, impl=impl, ablation=ablation, split=split, group=group)

@@ -39,10 +39,11 @@ def load_parameters(
     all of them together would take more than `unpacked_bytes` in fp32 it holds the stored codes, and
     `<layer>.ffn.experts.w1.scale` their scales.
     `tid2eid` stays integer. `mtp.*` is dropped unless asked for. With a split, only the rank's part of each tensor and
-    its experts are kept. ValueError for a scale without its weight or the reverse, CheckpointError for a hash table
-    that names an expert that does not exist.
+    its experts are kept. ValueError where the model cannot be split so, for a scale without its weight or the reverse;
+    CheckpointError for a hash table that names an expert that does not exist.
     """
     split = split or Split()
+    split.check(config)
     named: Named = {}
     waiting: dict[str, dict[str, torch.Tensor]] = {}
     mine, width = split.expert_rows(config), split.expert_width(config)
