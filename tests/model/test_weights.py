@@ -215,6 +215,8 @@ def test_a_file_cut_after_it_was_opened_is_named(damaged: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=f"{file.name}: ends at byte"):
         load_device_weights(checkpoint, Split(), "cpu", with_mtp=True)
+    with pytest.raises(CheckpointError, match=f"{file.name}: .*changed after it was opened"):
+        list(iter_tensors(checkpoint))
     with pytest.raises(CheckpointError, match="truncated by 1000 bytes"):
         open_checkpoint(damaged)
 

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from wellhead.model.checkpoint import INDEX_FILE, Checkpoint
@@ -50,19 +51,22 @@ def iter_tensors(
     """Yield (official name, CPU tensor) of `names`, or of all, file by file in the order of the bytes.
 
     One file is open at a time; a tensor is a view of its mapped bytes, memory is what the consumer keeps.
-    `progress` draws a bar with the rate when stderr is a terminal. ValueError for an unknown name.
+    `progress` draws a bar with the rate when stderr is a terminal. ValueError for an unknown name, CheckpointError
+    for a file that changed.
     """
     wanted = checkpoint.tensors if names is None else _selected(checkpoint, names)
-    by_file: dict[Path, list[tuple[str, StoredTensor]]] = {}
-    for name, stored in wanted.items():
-        by_file.setdefault(stored.file, []).append((name, stored))
+    in_order = sorted(wanted.items(), key=lambda item: (item[1].file, item[1].begin))
     with progress_bar(sum(stored.nbytes for stored in wanted.values()), progress) as advance:
-        for file in sorted(by_file):
-            with safe_open(file, framework="pt") as shard:
-                for name, stored in sorted(by_file[file], key=lambda item: item[1].begin):
-                    tensor = shard.get_tensor(stored.name)
-                    yield name, tensor.view(torch.uint8) if tensor.dtype in _AS_BYTES else tensor
-                    advance(stored.nbytes)
+        for file, named in groupby(in_order, lambda item: item[1].file):
+            try:
+                with safe_open(file, framework="pt") as shard:
+                    for name, stored in named:
+                        tensor = shard.get_tensor(stored.name)
+                        yield name, tensor.view(torch.uint8) if tensor.dtype in _AS_BYTES else tensor
+                        advance(stored.nbytes)
+            except SafetensorError as error:
+                again = "it changed after it was opened: download it again"
+                raise CheckpointError(f"{file.name}: {error}; {again}") from None
 
 
 def check_table(name: str, table: torch.Tensor, config: ModelConfig) -> None:
