@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from oracles.transformers_names import transformers_name
 from wellhead.model import locate
 from wellhead.model.checkpoint import CheckpointError, open_checkpoint, resolve_model
-from wellhead.model.names import transformers_name
 from wellhead.model.tensors import expected_tensors
 from wellhead.testing.checkpoints import tiny_config_dict
 

@@ -51,7 +51,7 @@ def load_parameters(
     elements = 3 * count * inner * config.hidden_size * config.num_hidden_layers
     keep_packed = 4 * elements > unpacked_bytes
     for name, value in tensors:
-        if name.startswith("mtp.") and not (with_mtp and name.startswith(_mtp_prefixes(config))):
+        if name.startswith("mtp.") and not with_mtp:
             continue
         base, _, kind = name.rpartition(".")
         part = cut(base if kind in ("weight", "scale") else name, config, split)
@@ -84,10 +84,6 @@ def load_parameters(
         missing = "scale" if "weight" in pair else "weight"
         raise ValueError(f"tensor {base}.{missing} is missing ({len(waiting)} incomplete pairs); download it again")
     return named
-
-
-def _mtp_prefixes(config: ModelConfig) -> tuple[str, ...]:
-    return tuple(f"mtp.{layer}." for layer in range(config.num_nextn_predict_layers))
 
 
 def _is_packed(value: torch.Tensor) -> bool:

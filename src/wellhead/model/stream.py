@@ -89,11 +89,11 @@ def load_device_weights(
                 yield from _ranges(placement, stored, buffer_bytes)
 
     with progress_bar(total, progress) as advance, closing(reader.batches(ranges(), stage.release)) as batches:
-        for buffer, used, arrived in batches:
+        for buffer, used, placed in batches:
             staged = stage.take(buffer, used)
-            for item in arrived:
-                stage.place(staged[item.at : item.at + item.nbytes], item.tag)
-            advance(sum(item.nbytes for item in arrived))
+            for at, part in placed:
+                stage.place(staged[at : at + part.nbytes], part.tag)
+            advance(sum(part.nbytes for _, part in placed))
     stage.check()
     weights = layout.join(parts)
     for number, layer in enumerate(weights.layers):
