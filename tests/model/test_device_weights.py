@@ -26,7 +26,8 @@ from wellhead.model.shard import read_header
 from wellhead.model.split import Split
 from wellhead.model.stream import load_device_weights
 from wellhead.model.unpack import official_tensors
-from wellhead.model.weights import iter_tensors, write_checkpoint
+from wellhead.model.weights import iter_tensors
+from wellhead.testing.checkpoint_files import write_checkpoint
 from wellhead.testing.checkpoints import random_checkpoint, tiny_config_dict
 
 Experts = Literal["width", "expert"]

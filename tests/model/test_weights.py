@@ -20,7 +20,8 @@ from wellhead.model.parameters import load_parameters
 from wellhead.model.split import Split
 from wellhead.model.stream import load_device_weights
 from wellhead.model.tensors import expected_tensors
-from wellhead.model.weights import iter_tensors, write_checkpoint
+from wellhead.model.weights import iter_tensors
+from wellhead.testing.checkpoint_files import write_checkpoint
 from wellhead.testing.checkpoints import random_checkpoint, tiny_config_dict
 
 Named = tuple[str, torch.Tensor]

@@ -14,12 +14,11 @@ from wellhead.model.config import ConfigError, ModelConfig
 from wellhead.model.config_file import load_config, read_json
 from wellhead.model.locate import resolve_model
 from wellhead.model.names import official_name
-from wellhead.model.shard import CheckpointError, StoredTensor, read_header
+from wellhead.model.shard import INDEX_FILE, CheckpointError, StoredTensor, read_header
 from wellhead.model.tensors import expected_tensors
 
 __all__ = ["Checkpoint", "CheckpointError", "StoredTensor", "open_checkpoint", "resolve_model"]
 
-INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _SHOWN_PROBLEMS = 10
 

@@ -18,6 +18,7 @@ ITEM_BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
+INDEX_FILE = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _AGAIN = "download the file again"
 _LFS_POINTER = b"version https://git-lfs"
