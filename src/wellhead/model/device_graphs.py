@@ -74,7 +74,8 @@ class DecodeSteps:
         best = torch.zeros(size, dtype=torch.int64, device=model.device)
 
         def compute() -> None:
-            _compute(model, state, inputs, ws, logits, best)
+            logits.copy_(model.logits(model.forward(inputs, state, ws), ws))
+            model.best(logits, ws, best)
 
         if self._pool is None or size > self._largest:
             return DecodeStep(size, inputs, logits, best, ws, compute)
@@ -120,10 +121,3 @@ def empty_inputs(size: int, pages: int, device: torch.device) -> StepInputs:
         page_table=full(-1, torch.int32, pages),
         window_table=full(-1, torch.int32, pages),
     )
-
-
-def _compute(
-    model: DeviceModel, state: ModelState, inputs: StepInputs, ws: Workspace, logits: torch.Tensor, best: torch.Tensor
-) -> None:
-    logits.copy_(model.logits(model.forward(inputs, state, ws), ws))
-    model.best(logits, ws, best)

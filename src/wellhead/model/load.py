@@ -10,6 +10,7 @@ import torch
 from wellhead.dispatch.choose import AUTO
 from wellhead.model.batch import Batch
 from wellhead.model.checkpoint import Checkpoint
+from wellhead.model.choices import host_choices
 from wellhead.model.config import ModelConfig
 from wellhead.model.deepseek_v4 import DeepseekV4
 from wellhead.model.layers_attention import Ablation
@@ -109,7 +110,12 @@ def load_model(
     split: Split = WHOLE,
     group: Group = ALONE,
 ) -> LanguageModel:
-    """Read the weights, unpacked to fp32; a rank of several keeps its part. MTP's stay on disk unless asked for."""
+    """Read the weights, unpacked to fp32; a rank of several keeps its part. MTP's stay on disk unless asked for.
+
+    Errors of what was asked for come before any weight is read.
+    """
+    host_choices(impl)
+    ablation = Ablation(ablation)
     names = [name for name in checkpoint.tensors if with_mtp or not name.startswith("mtp.")]
     config, tensors = checkpoint.config, iter_tensors(checkpoint, names, progress=progress)
     named = load_parameters(tensors, config, with_mtp=with_mtp, split=split)

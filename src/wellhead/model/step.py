@@ -32,7 +32,6 @@ class Step:
         self._window_size = window_size
         self._rotations: dict[int, Rotation] = {}
         self._blocks: dict[int, tuple[compressor.Blocks, torch.Tensor, Rotation]] = {}
-        self._all_visible: dict[int, torch.Tensor] = {}
 
     @cached_property
     def write_slots(self) -> torch.Tensor:
