@@ -13,7 +13,7 @@ import torch
 
 from wellhead.cli import EXIT_ERROR, main
 from wellhead.model import sums
-from wellhead.model.parallel import ALONE, Group
+from wellhead.model.parallel import ALONE, Group, PeerLost
 
 CARD = torch.device("cuda:0")
 STEPS = ["reach", "offer", "connect", "compile", "trial"]
@@ -157,6 +157,15 @@ def test_small_tensors_go_one_way_and_others_the_other(monkeypatch: pytest.Monke
 def test_what_cannot_be_is_refused_at_once(words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "x", *words]) == EXIT_ERROR
     assert reason in capsys.readouterr().err
+
+
+def test_a_lost_rank_is_said_whatever_the_error_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(partial: torch.Tensor) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", fail)
+    with pytest.raises(PeerLost, match="rank 0 lost the other ranks: RuntimeError"):
+        Group(0, 2, "words").reduce(torch.zeros(1))  # type: ignore[arg-type]
 
 
 def test_ranks_on_the_cpu_say_that_gloo_adds(tmp_path: Path) -> None:
