@@ -24,11 +24,11 @@ import torch
 
 from wellhead.formats.block_fp8 import BLOCK
 from wellhead.formats.mxfp4 import BLOCK as FP4_BLOCK
-from wellhead.model.checkpoint import INDEX_FILE
 from wellhead.model.config import ModelConfig
 from wellhead.model.config_file import CONFIG_FILE, load_config, read_json
 from wellhead.model.dummy import E4M3_MAGNITUDES, middle_exponent
 from wellhead.model.published import first_layers, published_config, published_names
+from wellhead.model.shard import INDEX_FILE
 from wellhead.model.tensors import TensorSpec, expected_tensors
 from wellhead.model.weights import progress_bar
 

@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from wellhead.engine.llm import LLM
 from wellhead.model.config_file import load_config
-from wellhead.model.weights import write_checkpoint
+from wellhead.testing.checkpoint_files import write_checkpoint
 from wellhead.testing.checkpoints import random_checkpoint, tiny_config_dict
 
 BEGIN, END = "<begin>", "<end>"

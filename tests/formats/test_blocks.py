@@ -74,16 +74,12 @@ def test_fp8_weight_blocks(shape: tuple[int, int]) -> None:
 
 
 def test_fp8_weight_takes_e8m0_and_fp32_scales() -> None:
-    codes, scale = block_fp8.quantize_weight(
-        torch.randn(200, 130, generator=torch.Generator().manual_seed(4))
-    )
+    codes, scale = block_fp8.quantize_weight(torch.randn(200, 130, generator=torch.Generator().manual_seed(4)))
     expected = block_fp8.dequantize_weight(codes, scale)
     assert torch.equal(block_fp8.dequantize_weight(codes, scale.view(torch.float8_e8m0fnu)), expected)
     assert torch.equal(block_fp8.dequantize_weight(codes, ue8m0.decode(scale)), expected)
     arbitrary = torch.tensor([[0.3, 0.7], [1.1, 1.3]])
-    assert (
-        block_fp8.dequantize_weight(codes, arbitrary)[150, 129] == codes[150, 129].float() * arbitrary[1, 1]
-    )
+    assert block_fp8.dequantize_weight(codes, arbitrary)[150, 129] == codes[150, 129].float() * arbitrary[1, 1]
     with pytest.raises(ValueError, match=r"needs scales \(2, 2\), got \(2, 1\)"):
         block_fp8.dequantize_weight(codes, scale[:, :1])
 
@@ -103,9 +99,7 @@ def test_mxfp4_against_scalar_arithmetic(shape: tuple[int, ...]) -> None:
     packed, scale = mxfp4.quantize(x)
     assert packed.shape == (*shape[:-1], shape[-1] // 2) and scale.shape == (*shape[:-1], shape[-1] // 32)
     values = mxfp4.dequantize(packed, scale)
-    for row, value, byte in zip(
-        x.reshape(-1, 32), values.reshape(-1, 32), scale.flatten().tolist(), strict=True
-    ):
+    for row, value, byte in zip(x.reshape(-1, 32), values.reshape(-1, 32), scale.flatten().tolist(), strict=True):
         exponent = math.ceil(math.log2(float(row.abs().max()) / 6))
         assert byte == exponent + 127
         assert torch.equal(value, e2m1.decode(e2m1.cast(row / 2.0**exponent)) * 2.0**exponent)

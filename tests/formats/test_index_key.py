@@ -25,9 +25,7 @@ def test_page_bytes() -> None:
     assert view.shape == (3, 64, 1, 132) and view.stride()[:2] == (8448, 132)
 
 
-@pytest.mark.parametrize(
-    "amax, scale", [(448.0, 1.0), (1.0, 1.0 / 448), (3.0, 3.0 / 448), (1e-6, 1e-4 / 448)]
-)
+@pytest.mark.parametrize("amax, scale", [(448.0, 1.0), (1.0, 1.0 / 448), (3.0, 3.0 / 448), (1e-6, 1e-4 / 448)])
 def test_fp8_scale_is_not_rounded(amax: float, scale: float) -> None:
     key = torch.zeros(1, 128)
     key[0, 3] = -amax
@@ -45,9 +43,7 @@ def test_fp8_bytes_of_a_page() -> None:
     amax = keys.float().abs().max()
     scale = amax / 448
     page = bytearray(8448)
-    page[5 * 128 : 6 * 128] = bytes(
-        (keys.float() / scale).to(torch.float8_e4m3fn).view(torch.uint8)[0].tolist()
-    )
+    page[5 * 128 : 6 * 128] = bytes((keys.float() / scale).to(torch.float8_e4m3fn).view(torch.uint8)[0].tolist())
     page[page_size * 128 + 4 * 5 : page_size * 128 + 4 * 6] = struct.pack("<f", float(scale))
     assert bytes(cache[1].tolist()) == bytes(page)
     assert int(cache[0].sum()) == 0
@@ -109,9 +105,3 @@ def test_wrong_arguments_are_named(layout, write, read) -> None:  # type: ignore
         write(cache, torch.tensor([0]), torch.zeros(1, 64))
     with pytest.raises(ValueError, match=f"bytes is no {layout.name} page"):
         read(cache[:, :-4], torch.tensor([0]))
-
-
-def test_offsets_past_two_gigabytes() -> None:
-    slot = torch.tensor([64 * 300_000 + 1], dtype=torch.int32)
-    data, scale = index_key.FP8.byte_offsets(slot, 64)
-    assert (int(data), int(scale)) == (300_000 * 8448 + 128, 300_000 * 8448 + 8192 + 4)

@@ -79,9 +79,7 @@ def test_slot_minus_one_is_skipped_and_reads_zeros_past_nan() -> None:
     assert torch.equal(cache, untouched)
     got = kv_record.read(cache, torch.tensor([[-1, 6], [6, -1]]))
     zeros = torch.zeros(512, dtype=torch.bfloat16)
-    assert torch.equal(
-        got, torch.stack((zeros, expected_read(kv)[1], expected_read(kv)[1], zeros)).reshape(2, 2, 512)
-    )
+    assert torch.equal(got, torch.stack((zeros, expected_read(kv)[1], expected_read(kv)[1], zeros)).reshape(2, 2, 512))
     assert torch.equal(kv_record.read(cache, torch.tensor([-1])), zeros[None])
     assert bool(kv_record.read(cache, torch.tensor([0])).isnan().all())  # an unwritten slot shows
 
@@ -128,26 +126,11 @@ def test_flash_mla_view() -> None:
     assert view.data_ptr() == cache.data_ptr() and cache.is_contiguous()
 
 
-def test_byte_offsets_are_where_the_bytes_are_and_64_bit() -> None:
-    cache = kv_record.allocate_pages(5, 3)
-    slot = torch.tensor([13], dtype=torch.int32)
-    kv_record.write(cache, slot, torch.ones(1, 512))
-    data, tail = kv_record.LAYOUT.byte_offsets(slot, 3)
-    written = cache.flatten().nonzero().flatten()
-    assert int(written[0]) == int(data) and int(written[-1]) == int(tail) + 6
-    # page 100,000 of 64 records begins past 2^31, although the slot itself is small
-    data, tail = kv_record.LAYOUT.byte_offsets(torch.tensor([6_400_001], dtype=torch.int32), 64)
-    assert (data.dtype, tail.dtype) == (torch.int64, torch.int64)
-    assert int(data) == 100_000 * 37440 + 576 and int(tail) == 100_000 * 37440 + 64 * 576 + 8
-
-
 @pytest.mark.parametrize("slot", [-2, -(2**31), -(2**63), 8, 2**31, 2**62])
 def test_slots_outside_the_cache_are_named(slot: int) -> None:
     cache = kv_record.allocate_pages(4, 2)
     slots = torch.tensor([0, slot])
-    with pytest.raises(
-        ValueError, match=rf"slot {slot} is outside the cache: expected -1 \(skip\) or 0\.\.7"
-    ):
+    with pytest.raises(ValueError, match=rf"slot {slot} is outside the cache: expected -1 \(skip\) or 0\.\.7"):
         kv_record.write(cache, slots, torch.ones(2, 512))
     assert int(cache.sum()) == 0
     with pytest.raises(ValueError, match=rf"slot {slot} is outside"):
@@ -164,9 +147,7 @@ def test_wrong_arguments_are_named() -> None:
         kv_record.read(cache, torch.zeros(1))
     with pytest.raises(ValueError, match=r"uint8, int8 or float8_e4m3fn, got torch\.bfloat16"):
         kv_record.read(cache.bfloat16(), slots)
-    with pytest.raises(
-        ValueError, match=r"1720 bytes is no KV record page: 2 and 3 records take 1728 and 2304"
-    ):
+    with pytest.raises(ValueError, match=r"1720 bytes is no KV record page: 2 and 3 records take 1728 and 2304"):
         kv_record.read(cache[:, :1720], slots)
     with pytest.raises(ValueError, match="dense last dimension"):
         kv_record.read(torch.zeros(1728, 2, dtype=torch.uint8).T, slots)

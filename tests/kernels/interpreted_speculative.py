@@ -28,8 +28,8 @@ from wellhead.model.numerics import Numerics
 from wellhead.model.split import Split
 from wellhead.model.state import LayerState, ModelState, records_per_page
 from wellhead.model.stream import load_device_weights
-from wellhead.model.weights import write_checkpoint
 from wellhead.ops.compressor import reference as compressor
+from wellhead.testing.checkpoint_files import write_checkpoint
 from wellhead.testing.checkpoints import random_checkpoint, tiny_config_dict
 from wellhead.text.tokenizer import Tokenizer
 

@@ -11,7 +11,7 @@ import pytest
 
 from wellhead.model.config_file import load_config
 from wellhead.model.published import published_config
-from wellhead.model.weights import write_checkpoint
+from wellhead.testing.checkpoint_files import write_checkpoint
 from wellhead.testing.checkpoints import random_checkpoint, tiny_config_dict
 
 SHARD_BYTES = 2_000_000

@@ -12,7 +12,8 @@ from wellhead.model.config_file import load_config
 from wellhead.model.deepseek_v4 import DeepseekV4
 from wellhead.model.numerics import Numerics
 from wellhead.model.parameters import load_parameters
-from wellhead.model.state import LayerState, ModelState, bytes_per_page
+from wellhead.model.standing_memory import state_bytes
+from wellhead.model.state import LayerState, ModelState
 from wellhead.testing.checkpoints import random_checkpoint, tiny_config_dict
 
 CONFIG = load_config(tiny_config_dict(num_hidden_layers=3, compress_ratios=[0, 4, 128, 0], n_routed_experts=4))
@@ -143,7 +144,7 @@ def test_pools_are_counted_apart() -> None:
         ModelState.allocate(CONFIG, numerics, pages, 0, window_pages=more).nbytes
         for pages, more in ((1, 1), (1, 0), (0, 1))
     )
-    assert both == logical + window == bytes_per_page(CONFIG, numerics)
+    assert both == logical + window == state_bytes(CONFIG, numerics).page
     # three window pools; one C4 layer's tails: kv and score halves of 4 tokens for the records and the index keys
     assert window == 3 * 149760 + 4 * 2 * (512 + 128) * 4
     assert logical == 37440 + 64 * 132 + 1728

@@ -212,3 +212,17 @@ def test_what_cannot_run_is_said_before_weights_are_read(
     checkpoint: Any = SimpleNamespace(config=flash)
     with pytest.raises(error, match=said):
         load.load_device_model(checkpoint, Numerics.named(numerics), "cuda", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"impl": {"topk": "triton"}}, "asked for and cannot run on CPU only"), ({"ablation": "half"}, "half")],
+)
+def test_on_the_cpu_too(flash: ModelConfig, monkeypatch: pytest.MonkeyPatch, options: Any, said: str) -> None:
+    def read(*given: Any, **named: Any) -> Any:
+        raise LookupError("weights are read")
+
+    monkeypatch.setattr(load, "iter_tensors", read)
+    checkpoint: Any = SimpleNamespace(config=flash, tensors={})
+    with pytest.raises(ValueError, match=said):
+        load.load_model(checkpoint, SERVED, **options)

@@ -7,24 +7,21 @@ from typing import Any
 
 import pytest
 
-from wellhead.model.config import ConfigError, LayerKind, YarnScaling
+from wellhead.model.config import ConfigError
 from wellhead.model.config_file import load_config
+from wellhead.model.step import frequencies
 from wellhead.testing.checkpoints import tiny_config_dict
 
 Published = Callable[[str], dict[str, Any]]
 
 
 @pytest.mark.parametrize("name, windows, c4, c128", [("flash", 2, 21, 20), ("pro", 0, 30, 31)])
-def test_published_layer_kinds(published: Published, name: str, windows: int, c4: int, c128: int) -> None:
-    kinds = load_config(published(name)).layer_kinds
-    assert len(kinds) == windows + c4 + c128
-    first = LayerKind.WINDOW if name == "flash" else LayerKind.C128
-    assert kinds[:2] == (first, first)
-    assert all(
-        kind is (LayerKind.C4 if i % 2 == 0 else LayerKind.C128) for i, kind in enumerate(kinds) if i >= 2
-    )
-    counts = [kinds.count(kind) for kind in (LayerKind.WINDOW, LayerKind.C4, LayerKind.C128)]
-    assert counts == [windows, c4, c128]
+def test_published_ratios(published: Published, name: str, windows: int, c4: int, c128: int) -> None:
+    ratios = load_config(published(name)).compress_ratios[:-1]
+    first = 0 if name == "flash" else 128
+    assert ratios[:2] == (first, first)
+    assert all(ratio == (4 if i % 2 == 0 else 128) for i, ratio in enumerate(ratios) if i >= 2)
+    assert [ratios.count(ratio) for ratio in (0, 4, 128)] == [windows, c4, c128]
 
 
 def test_published_values(published: Published) -> None:
@@ -37,16 +34,15 @@ def test_published_values(published: Published) -> None:
         "ue8m0",
     )  # the key is absent in the published file
     assert flash.num_nextn_predict_layers == 1 and flash.compress_ratios[43:] == (0,)
-    assert flash.nope_head_dim == 448
 
 
-def test_rope_per_kind(published: Published) -> None:
-    config = load_config(published("flash"))
-    window = config.rope(LayerKind.WINDOW)
-    assert (window.dim, window.theta, window.yarn) == (64, 10000.0, None)
-    for kind in (LayerKind.C4, LayerKind.C128):
-        rope = config.rope(kind)
-        assert (rope.dim, rope.theta, rope.yarn) == (64, 160000.0, YarnScaling(16.0, 65536, 32.0, 1.0))
+def test_rotation_by_ratio(published: Published) -> None:
+    """Window layers turn by plain powers of 10000; the others by 160000's, the slow ones 16 times slower."""
+    found = frequencies(load_config(published("flash")))
+    assert found[0].tolist() == pytest.approx([10000 ** (-i / 32) for i in range(32)], rel=1e-6)
+    for ratio in (4, 128):
+        picked = [found[ratio][i].item() for i in (1, 15, 16, 20, 31)]
+        assert picked == pytest.approx([6.876560e-1, 3.635539e-3, 2.265625e-3, 2.969778e-4, 5.680529e-7], rel=1e-6)
 
 
 def test_every_number_of_the_published_config_is_read(published: Published) -> None:
@@ -161,7 +157,7 @@ def test_block_drafting_variant_runs_without_its_draft(published: Published) -> 
     raw["compress_ratios"] = [*raw["compress_ratios"], 0, 0]
     config = load_config(raw)
     assert config.num_nextn_predict_layers == 0
-    assert config.layer_kinds == load_config(published("flash")).layer_kinds
+    assert config.compress_ratios[:43] == load_config(published("flash")).compress_ratios[:43]
 
 
 def test_load_from_folder_file_and_broken_files(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from wellhead.dispatch.spec import REFERENCE
 from wellhead.model.choices import choose_ops
 from wellhead.model.config_file import load_config
 from wellhead.model.dummy import dummy_weights
-from wellhead.model.memory_plan import weight_bytes
 from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
+from wellhead.model.standing_memory import weight_bytes
 from wellhead.testing.compile_column import objections
 from wellhead.testing.model_launches import LAYERS, compiled, launches
 from wellhead.testing.step_fit import fitting_layers

@@ -20,14 +20,13 @@ from wellhead.model.memory_plan import (
     MemoryPlan,
     OutOfMemory,
     plan_memory,
-    state_bytes,
-    weight_bytes,
     window_pool,
 )
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import WHOLE
 from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
+from wellhead.model.standing_memory import state_bytes, weight_bytes
 from wellhead.model.state import ModelState, pages_for
 from wellhead.model.stream import load_device_weights
 from wellhead.model.working_memory import Steps, workspace_bytes
@@ -105,6 +104,14 @@ def test_what_does_not_fit_is_said_in_bytes() -> None:
         plan_memory(config, CHECKPOINT, WHOLE, 80 * 10**9, Steps(256, (1,), 4096), choices(config), slots=1).checked()
 
 
+def test_a_model_of_window_layers_alone_is_planned() -> None:
+    """The first two layers of V4-Flash compress nothing: a logical page costs its share of a window page alone."""
+    config = load_config(first_layers(published_config("v4-flash"), 2))
+    plan = plan_memory(config, CHECKPOINT, WHOLE, 20 * 10**9, Steps(256, (1,), 4096), choices(config), slots=1)
+    assert plan.state.page == plan.state.window_page and plan.window_pages == 4 + plan.pages // 8
+    assert plan.used <= plan.available < plan.used + plan.state.page
+
+
 def owned(tree: object) -> int:
     """Bytes of the tensors of a real object, counted by the garbage collector's eyes and not by the planner's."""
     seen: dict[int, int] = {}
@@ -165,7 +172,7 @@ def test_the_plan_is_what_a_card_held(
     plan = plan_memory(config, CHECKPOINT, split, 140 * 10**9, Steps(0, sizes, context), chosen, slots=max(sizes))
     caches = max(sizes) * (pages_for(context) * plan.state.page + plan.state.slot)
     planned = plan.weights.total + caches + plan.workspace + plan.graphs + plan.reserved
-    assert planned == pytest.approx(measured * 1e9, rel=0.01)
+    assert planned == pytest.approx(measured * 1e9, rel=0.002)
 
 
 def tiny_choices(split: Split) -> Choices:

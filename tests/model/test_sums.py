@@ -13,10 +13,14 @@ import torch
 
 from wellhead.cli import EXIT_ERROR, main
 from wellhead.model import sums
-from wellhead.model.parallel import ALONE, Group
+from wellhead.model.parallel import ALONE, Group, PeerLost
 
 CARD = torch.device("cuda:0")
 STEPS = ["reach", "offer", "connect", "compile", "trial"]
+
+
+class CompilerError(Exception):
+    """As Triton's are: no RuntimeError."""
 
 
 def alone(word: object) -> Sequence[object]:
@@ -68,6 +72,7 @@ def test_auto_takes_one_shot_where_it_has_answered_and_every_rank_can() -> None:
         ("reach", "card 0 has no peer access to card 1", "rank 0: card 0 has no peer access to card 1"),
         ("connect", RuntimeError("CUDA driver error: bad\nmore"), "rank 0: RuntimeError: CUDA driver error: bad"),
         ("offer", ImportError("no symmetric memory"), "rank 0: ImportError: no symmetric memory"),
+        ("compile", CompilerError("no sm_90a\nmore"), "rank 0: CompilerError: no sm_90a"),
         ("trial", "a trial sum came out wrong in 3 of 4096 numbers", "rank 0: a trial sum came out wrong in 3"),
     ],
 )
@@ -152,6 +157,15 @@ def test_small_tensors_go_one_way_and_others_the_other(monkeypatch: pytest.Monke
 def test_what_cannot_be_is_refused_at_once(words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "x", *words]) == EXIT_ERROR
     assert reason in capsys.readouterr().err
+
+
+def test_a_lost_rank_is_said_whatever_the_error_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(partial: torch.Tensor) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", fail)
+    with pytest.raises(PeerLost, match="rank 0 lost the other ranks: RuntimeError"):
+        Group(0, 2, "words").reduce(torch.zeros(1))  # type: ignore[arg-type]
 
 
 def test_ranks_on_the_cpu_say_that_gloo_adds(tmp_path: Path) -> None:

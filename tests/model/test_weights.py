@@ -12,13 +12,16 @@ from safetensors import safe_open
 from wellhead.formats import block_fp8, mxfp4
 from wellhead.model import weights
 from wellhead.model.batch import Batch, Chunk
-from wellhead.model.checkpoint import open_checkpoint
+from wellhead.model.checkpoint import CheckpointError, open_checkpoint
 from wellhead.model.config_file import load_config
 from wellhead.model.deepseek_v4 import DeepseekV4
 from wellhead.model.numerics import Numerics
 from wellhead.model.parameters import load_parameters
+from wellhead.model.split import Split
+from wellhead.model.stream import load_device_weights
 from wellhead.model.tensors import expected_tensors
-from wellhead.model.weights import iter_tensors, write_checkpoint
+from wellhead.model.weights import iter_tensors
+from wellhead.testing.checkpoint_files import write_checkpoint
 from wellhead.testing.checkpoints import random_checkpoint, tiny_config_dict
 
 Named = tuple[str, torch.Tensor]
@@ -126,9 +129,7 @@ def test_writing_refuses_what_the_config_does_not_have(tmp_path: Path) -> None:
     complete = dict(random_checkpoint(load_config(raw)))
 
     def changed(**replaced: torch.Tensor) -> Iterator[Named]:
-        return iter(
-            (complete | {name.replace("__", "."): tensor for name, tensor in replaced.items()}).items()
-        )
+        return iter((complete | {name.replace("__", "."): tensor for name, tensor in replaced.items()}).items())
 
     cases: list[tuple[str, Iterator[Named], str]] = [
         ("unknown", iter([("layers.7.x", torch.zeros(1))]), "'layers.7.x' is given twice or not part"),
@@ -144,9 +145,7 @@ def test_writing_refuses_what_the_config_does_not_have(tmp_path: Path) -> None:
     for name, tensors, message in cases:
         with pytest.raises(ValueError, match=message):
             write_checkpoint(tmp_path / name, raw, tensors)
-    with pytest.raises(
-        ValueError, match=r"'embed\.weight' takes \d+ bytes, shard_bytes is 1000; raise shard_bytes"
-    ):
+    with pytest.raises(ValueError, match=r"'embed\.weight' takes \d+ bytes, shard_bytes is 1000; raise shard_bytes"):
         write_checkpoint(tmp_path / "small", raw, iter(complete.items()), shard_bytes=1000)
     with pytest.raises(ValueError, match="not empty, expected a new folder"):
         write_checkpoint(tmp_path, raw, iter(complete.items()))
@@ -209,3 +208,25 @@ def test_experts_of_a_large_model_stay_packed_and_answer_the_same() -> None:
         model = DeepseekV4(named, config, Numerics.named("checkpoint"))
         logits.append(model.logits(model.forward(batch, model.allocate(1, 1))))
     assert torch.equal(*logits)
+
+
+def test_a_file_cut_after_it_was_opened_is_named(damaged: Path) -> None:
+    checkpoint = open_checkpoint(damaged)
+    file = max(damaged.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=f"{file.name}: ends at byte"):
+        load_device_weights(checkpoint, Split(), "cpu", with_mtp=True)
+    with pytest.raises(CheckpointError, match=f"{file.name}: .*changed after it was opened"):
+        list(iter_tensors(checkpoint))
+    with pytest.raises(CheckpointError, match="truncated by 1000 bytes"):
+        open_checkpoint(damaged)
+
+
+def test_a_disk_that_does_not_read_is_said_with_the_file(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    checkpoint = open_checkpoint(damaged)
+    monkeypatch.setattr("os.preadv", fail)
+    with pytest.raises(CheckpointError, match=r"model-.*\.safetensors: not readable at byte \d+ .*Input/output"):
+        load_device_weights(checkpoint, Split(), "cpu")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from wellhead.model.names import transformers_name
+from oracles.transformers_names import transformers_name
 from wellhead.model.parameters import Named
 
 transformers = pytest.importorskip("transformers")

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from wellhead.formats import block_fp8, mxfp4
 from wellhead.model.config_file import load_config
 from wellhead.model.tensors import expected_tensors
-from wellhead.model.weights import write_checkpoint
+from wellhead.testing.checkpoint_files import write_checkpoint
 
 from . import facts, state, tasks
 from .config import CONFIG

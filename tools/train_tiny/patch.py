@@ -42,9 +42,8 @@ def patch(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> tuple[in
         data = tensor.contiguous().view(torch.uint8).numpy().tobytes()
         if tuple(tensor.shape) != entry.shape or len(data) != entry.nbytes:
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, stored {entry.dtype} {list(entry.shape)}")
-        start = 8 + int.from_bytes(before[entry.file][:8], "little")
-        after[entry.file][start + entry.begin : start + entry.end] = data
-        touched[entry.file].append((start + entry.begin, start + entry.end))
+        after[entry.file][entry.begin : entry.end] = data
+        touched[entry.file].append((entry.begin, entry.end))
     for file, spans in touched.items():
         if spans:
             written = file.with_suffix(".new")

@@ -15,7 +15,8 @@ from wellhead.engine.sampling_params import SamplingParams
 from wellhead.engine.scheduler import Counters, Scheduler
 from wellhead.model.batch import Chunk
 from wellhead.model.load import ServedModel
-from wellhead.model.state import PAGE_TOKENS, bytes_per_page, pages_for
+from wellhead.model.standing_memory import state_bytes
+from wellhead.model.state import PAGE_TOKENS, pages_for
 from wellhead.text.tokenizer import Tokenizer
 
 DEFAULT_CACHE_BYTES = 2 << 30
@@ -47,7 +48,8 @@ class Engine:
         self.max_running = max_running
         self.context_length = context_length or config.max_position_embeddings
         if num_pages is None:
-            affordable = DEFAULT_CACHE_BYTES // bytes_per_page(config, model.numerics, with_mtp=speculative_tokens > 0)
+            caches = state_bytes(config, model.numerics, with_mtp=speculative_tokens > 0)
+            affordable = DEFAULT_CACHE_BYTES // caches.page
             num_pages = max(1, min(affordable, max_running * pages_for(self.context_length)))
         self._model, self._tokenizer, self.eos_ids = model, tokenizer, eos_ids
         self._chunk_tokens = chunk_tokens

@@ -15,7 +15,7 @@ import torch
 
 from wellhead.formats import e4m3, mxfp4
 from wellhead.formats.block_fp8 import AMAX_FLOOR
-from wellhead.formats.paged import PagedLayout
+from wellhead.formats.paged import PagedLayout, placed
 
 DIM = 128
 PAGE_SIZE = 64
@@ -47,7 +47,7 @@ def write_fp8(cache: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor) -> N
 def read_fp8(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     """fp32 [..., 128], E4M3 * scale, of slots [...]; slot -1 gives zeros and reads nothing."""
     data, tail, kept = FP8.gather(cache, slots)
-    return _placed(e4m3.decode(data) * tail.contiguous().view(torch.float32), kept)
+    return placed(e4m3.decode(data) * tail.contiguous().view(torch.float32), kept)
 
 
 def write_fp4(cache: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor) -> None:
@@ -60,20 +60,11 @@ def write_fp4(cache: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor) -> N
 def read_fp4(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     """fp32 [..., 128] of slots [...]; slot -1 gives zeros and reads nothing."""
     data, tail, kept = FP4.gather(cache, slots)
-    return _placed(mxfp4.dequantize(data, tail), kept)
-
-
-def _placed(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    if kept.all():
-        return values.view(*kept.shape, DIM)
-    keys = torch.zeros(*kept.shape, DIM, device=values.device)
-    keys[kept] = values
-    return keys
+    return placed(mxfp4.dequantize(data, tail), kept)
 
 
 def _check_keys(slots: torch.Tensor, keys: torch.Tensor) -> None:
     if keys.dim() != 2 or keys.shape[1] != DIM or slots.shape != keys.shape[:1]:
         raise ValueError(
-            f"writing index keys takes keys [N, {DIM}] and slots [N], "
-            f"got {tuple(keys.shape)} and {tuple(slots.shape)}"
+            f"writing index keys takes keys [N, {DIM}] and slots [N], got {tuple(keys.shape)} and {tuple(slots.shape)}"
         )

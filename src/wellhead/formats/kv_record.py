@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from wellhead.formats import block_fp8
-from wellhead.formats.paged import PagedLayout
+from wellhead.formats.paged import PagedLayout, placed
 
 DIM = 512
 NOPE_DIM = 448
@@ -53,8 +53,7 @@ def write(cache: torch.Tensor, slots: torch.Tensor, kv: torch.Tensor) -> None:
     """Quantise kv [N, 512] (bf16 or fp32), store record n at slots[n] (int32/int64, distinct; -1 skips)."""
     if kv.dim() != 2 or kv.shape[1] != DIM or slots.shape != kv.shape[:1]:
         raise ValueError(
-            f"writing KV records takes kv [N, {DIM}] and slots [N], "
-            f"got {tuple(kv.shape)} and {tuple(slots.shape)}"
+            f"writing KV records takes kv [N, {DIM}] and slots [N], got {tuple(kv.shape)} and {tuple(slots.shape)}"
         )
     rounded = kv.to(torch.bfloat16)
     codes, scale = block_fp8.quantize_rows(rounded[:, :NOPE_DIM], GROUP)
@@ -68,8 +67,4 @@ def read(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     data, tail, kept = LAYOUT.gather(cache, slots)
     nope = block_fp8.dequantize_rows(data[:, :NOPE_DIM].contiguous(), tail[:, :_SCALES]).to(torch.bfloat16)
     rope = data[:, NOPE_DIM:].contiguous().view(torch.bfloat16)
-    if kept.all():
-        return torch.cat((nope, rope), dim=1).view(*slots.shape, DIM)
-    records = torch.zeros(*slots.shape, DIM, dtype=torch.bfloat16, device=cache.device)
-    records[kept] = torch.cat((nope, rope), dim=1)
-    return records
+    return placed(torch.cat((nope, rope), dim=1), kept)

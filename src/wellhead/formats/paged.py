@@ -69,43 +69,29 @@ class PagedLayout:
         page_size = self.page_size(cache)
         return cache[:, : page_size * self.record_bytes].unflatten(1, (page_size, 1, self.record_bytes))
 
-    def byte_offsets(self, slots: torch.Tensor, page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """int64 offsets of each slot's data row and tail row from the start of a contiguous cache."""
-        wide = slots.to(torch.int64)
-        page = torch.div(wide, page_size, rounding_mode="floor") * self.page_stride(page_size)
-        row = wide % page_size
-        return page + row * self.data_bytes, page + page_size * self.data_bytes + row * self.tail_bytes
-
-    def scatter(
-        self, cache: torch.Tensor, slots: torch.Tensor, data: torch.Tensor, tail: torch.Tensor
-    ) -> None:
+    def scatter(self, cache: torch.Tensor, slots: torch.Tensor, data: torch.Tensor, tail: torch.Tensor) -> None:
         """Write uint8 data [N, data_bytes], tail [N, tail_bytes] at slots [N], distinct; -1 is skipped."""
-        page_size = self.page_size(cache)
-        wide = self._checked_slots(cache, slots, page_size)
-        kept = wide >= 0
-        page, row = wide[kept] // page_size, wide[kept] % page_size
-        data_rows, tail_rows = self._rows(cache, page_size)
-        data_rows[page, row] = data[kept]
-        tail_rows[page, row] = tail[kept]
+        data_rows, tail_rows, at, kept = self._places(cache, slots)
+        data_rows[at] = data[kept]
+        tail_rows[at] = tail[kept]
 
-    def gather(
-        self, cache: torch.Tensor, slots: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def gather(self, cache: torch.Tensor, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(data [M, data_bytes], tail [M, tail_bytes], mask like slots) of the M slots that are not -1."""
+        data_rows, tail_rows, at, kept = self._places(cache, slots)
+        return data_rows[at], tail_rows[at], kept
+
+    def _places(
+        self, cache: torch.Tensor, slots: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Data and tail rows [pages, P, bytes], (page, row) of the slots that are not -1, and which those are."""
         page_size = self.page_size(cache)
         wide = self._checked_slots(cache, slots, page_size)
         kept = wide >= 0
-        page, row = wide[kept] // page_size, wide[kept] % page_size
-        data_rows, tail_rows = self._rows(cache, page_size)
-        return data_rows[page, row], tail_rows[page, row], kept
-
-    def _rows(self, cache: torch.Tensor, page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        pages = cache.view(torch.uint8)
         middle, end = page_size * self.data_bytes, page_size * self.record_bytes
-        return (
-            pages[:, :middle].unflatten(1, (page_size, self.data_bytes)),
-            pages[:, middle:end].unflatten(1, (page_size, self.tail_bytes)),
-        )
+        pages = cache.view(torch.uint8)
+        data_rows = pages[:, :middle].unflatten(1, (page_size, self.data_bytes))
+        tail_rows = pages[:, middle:end].unflatten(1, (page_size, self.tail_bytes))
+        return data_rows, tail_rows, (wide[kept] // page_size, wide[kept] % page_size), kept
 
     def _checked_slots(self, cache: torch.Tensor, slots: torch.Tensor, page_size: int) -> torch.Tensor:
         if slots.dtype not in (torch.int32, torch.int64):
@@ -119,6 +105,15 @@ class PagedLayout:
                 f"0..{capacity - 1} ({cache.shape[0]} pages of {page_size})"
             )
         return wide
+
+
+def placed(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """`gather`'s decoded records [M, D] where `kept` is, zeros elsewhere."""
+    if kept.all():
+        return values.view(*kept.shape, values.shape[-1])
+    records = values.new_zeros(*kept.shape, values.shape[-1])
+    records[kept] = values
+    return records
 
 
 def _check_dtype(name: str, dtype: torch.dtype) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import torch
 
-BIAS = 127
-
 
 def as_bytes(scale: torch.Tensor) -> torch.Tensor:
     """The uint8 view of a scale tensor stored as `uint8` or `float8_e8m0fnu`."""

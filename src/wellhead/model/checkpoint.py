@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,24 +14,22 @@ from wellhead.model.config import ConfigError, ModelConfig
 from wellhead.model.config_file import load_config, read_json
 from wellhead.model.locate import resolve_model
 from wellhead.model.names import official_name
-from wellhead.model.shard import CheckpointError, StoredTensor, read_header
+from wellhead.model.shard import INDEX_FILE, CheckpointError, StoredTensor, read_header
 from wellhead.model.tensors import expected_tensors
 
 __all__ = ["Checkpoint", "CheckpointError", "StoredTensor", "open_checkpoint", "resolve_model"]
 
-INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _SHOWN_PROBLEMS = 10
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Checked: `tensors` by official name in model order, `ignored` the stored names that are not needed."""
+    """Checked: `tensors` by official name in model order; what else the files hold is not looked at."""
 
     folder: Path
     config: ModelConfig
     tensors: Mapping[str, StoredTensor]
-    ignored: tuple[str, ...]
 
     @property
     def nbytes(self) -> int:
@@ -43,18 +41,17 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Check the checkpoint in `folder`; CheckpointError counts the problems and lists the first ten."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: no such folder; name the folder that holds config.json and the weights"
-        )
+        raise CheckpointError(f"{folder}: no such folder; name the folder that holds config.json and the weights")
     try:
         config = load_config(folder)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     problems: list[str] = []
     stored, unread = _stored_tensors(folder, problems)
-    found, ignored = _by_official_name(config, stored, problems)
+    expected = {spec.name: spec for spec in expected_tensors(config)}
+    found = _by_official_name(expected, stored, problems)
     tensors = {}
-    for spec in expected_tensors(config):
+    for spec in expected.values():
         tensor = found.get(spec.name)
         if tensor is None:
             if spec.name not in unread:
@@ -68,7 +65,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             tensors[spec.name] = tensor
     if problems:
         raise CheckpointError(_report(folder, problems))
-    return Checkpoint(folder, config, tensors, tuple(ignored))
+    return Checkpoint(folder, config, tensors)
 
 
 def _report(folder: Path, problems: list[str]) -> str:
@@ -80,22 +77,18 @@ def _report(folder: Path, problems: list[str]) -> str:
 
 
 def _by_official_name(
-    config: ModelConfig, stored: Mapping[str, StoredTensor], problems: list[str]
-) -> tuple[dict[str, StoredTensor], list[str]]:
-    needed = {spec.name for spec in expected_tensors(config)}
+    needed: Container[str], stored: Mapping[str, StoredTensor], problems: list[str]
+) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
-    ignored = []
     for name, tensor in stored.items():
         official = name if name in needed else official_name(name)
         if official is None or official not in needed:
-            ignored.append(name)
-        elif official in found:
-            problems.append(
-                f"tensors {found[official].name} and {name} are both {official}; keep one of them"
-            )
+            continue
+        if official in found:
+            problems.append(f"tensors {found[official].name} and {name} are both {official}; keep one of them")
         else:
             found[official] = tensor
-    return found, ignored
+    return found
 
 
 def _stored_tensors(folder: Path, problems: list[str]) -> tuple[dict[str, StoredTensor], set[str]]:
@@ -139,9 +132,7 @@ def _read_index(folder: Path) -> dict[str, list[str]]:
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(
-            f"{path}: weight_map is {type(weight_map).__name__}, expected names and their files"
-        )
+        raise CheckpointError(f"{path}: weight_map is {type(weight_map).__name__}, expected names and their files")
     names_of_file: dict[str, list[str]] = {}
     for name, file_name in weight_map.items():
         names_of_file.setdefault(str(file_name), []).append(name)
@@ -150,9 +141,7 @@ def _read_index(folder: Path) -> dict[str, list[str]]:
 
 def _read_shard(folder: Path, file_name: str, tensors: int) -> dict[str, StoredTensor]:
     if not re.fullmatch(r"[\w.-]+\.safetensors", file_name):
-        raise CheckpointError(
-            f"{INDEX_FILE}: names {file_name!r}, expected a .safetensors file of this folder"
-        )
+        raise CheckpointError(f"{INDEX_FILE}: names {file_name!r}, expected a .safetensors file of this folder")
     if not (folder / file_name).is_file():
         raise CheckpointError(f"{file_name}: no such file, expected with {tensors} tensors; download it")
     return read_header(folder / file_name)
@@ -163,9 +152,7 @@ def _no_weights(folder: Path) -> str:
     suffixes = sorted({path.suffix for path in folder.iterdir()} & {".bin", ".pt", ".pth", ".ckpt", ".gguf"})
     shards = sorted(folder.glob("*.safetensors"))
     if shards:
-        return (
-            f"{expected}, found {len(shards)} shards ({shards[0].name} ...) and no index; download the index"
-        )
+        return f"{expected}, found {len(shards)} shards ({shards[0].name} ...) and no index; download the index"
     if suffixes:
         return f"{expected}, found {', '.join(suffixes)} files, never read here; get the safetensors files"
     return f"{expected}, found no weights; download them"

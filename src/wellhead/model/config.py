@@ -1,33 +1,18 @@
-"""The model configuration as a frozen record, with what follows from it; `config_file` reads it."""
+"""The model configuration as a frozen record; `config_file` reads it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Literal
 
 MODEL_TYPE = "deepseek_v4"
 ARCHITECTURE = "DeepseekV4ForCausalLM"
+RATIOS = (0, 4, 128)
+"""Tokens per compressed entry: a layer's queries attend besides the window nothing, chosen entries, or all of them."""
 
 
 class ConfigError(ValueError):
     """A model configuration this package cannot run; the message lists every problem found."""
-
-
-class LayerKind(StrEnum):
-    """What a layer's queries attend besides the window: nothing, chosen C4 entries, or all C128 entries."""
-
-    WINDOW = "window"
-    C4 = "c4"
-    C128 = "c128"
-
-    @property
-    def ratio(self) -> int:
-        """Tokens per compressed entry, 0 for none (the value in `compress_ratios`)."""
-        return {"window": 0, "c4": 4, "c128": 128}[self]
-
-
-KIND_OF_RATIO = {kind.ratio: kind for kind in LayerKind}
 
 
 @dataclass(frozen=True)
@@ -38,15 +23,6 @@ class YarnScaling:
     original_max_position_embeddings: int
     beta_fast: float
     beta_slow: float
-
-
-@dataclass(frozen=True)
-class RopeParameters:
-    """One layer kind's rotation: base `theta`, the last `dim` dims, `yarn` None for plain frequencies."""
-
-    dim: int
-    theta: float
-    yarn: YarnScaling | None
 
 
 @dataclass(frozen=True)
@@ -92,18 +68,3 @@ class ModelConfig:
     eos_token_id: int
     expert_dtype: Literal["fp4", "fp8"]
     scale_dtype: Literal["ue8m0", "fp32"]
-
-    @property
-    def layer_kinds(self) -> tuple[LayerKind, ...]:
-        """The kind of each main layer."""
-        return tuple(KIND_OF_RATIO[r] for r in self.compress_ratios[: self.num_hidden_layers])
-
-    @property
-    def nope_head_dim(self) -> int:
-        return self.head_dim - self.qk_rope_head_dim
-
-    def rope(self, kind: LayerKind) -> RopeParameters:
-        """Plain `rope_theta` for window layers and MTP, YaRN over `compress_rope_theta` for the others."""
-        if kind is LayerKind.WINDOW:
-            return RopeParameters(self.qk_rope_head_dim, self.rope_theta, None)
-        return RopeParameters(self.qk_rope_head_dim, self.compress_rope_theta, self.rope_scaling)

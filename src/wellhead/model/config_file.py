@@ -11,8 +11,8 @@ from typing import Any
 
 from wellhead.model.config import (
     ARCHITECTURE,
-    KIND_OF_RATIO,
     MODEL_TYPE,
+    RATIOS,
     ConfigError,
     ModelConfig,
     YarnScaling,
@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; a checkpoint folder holds {path.name}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as JSON ({error}); download it again") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -104,28 +104,20 @@ def _check_model(raw: Mapping[str, Any], where: str) -> None:
     if architectures != [ARCHITECTURE]:
         raise ConfigError(f"{where}: architectures is {architectures!r}, expected {[ARCHITECTURE]!r}")
     if "vision_n_layers" in raw:
-        raise ConfigError(
-            f"{where}: the vision variant of {MODEL_TYPE} is not supported, expected a text model"
-        )
+        raise ConfigError(f"{where}: the vision variant of {MODEL_TYPE} is not supported, expected a text model")
 
 
 def _expert_dtype(raw: Mapping[str, Any], problems: list[str]) -> str:
     quantization = raw.get("quantization_config")
     if not isinstance(quantization, Mapping):
-        problems.append(
-            f"quantization_config is {quantization!r}, expected the published FP8 one {_QUANTIZATION}"
-        )
+        problems.append(f"quantization_config is {quantization!r}, expected the published FP8 one {_QUANTIZATION}")
         quantization = _QUANTIZATION
     for name in ("moe_quant_algo", "quant_algo"):
         if name in quantization:
-            problems.append(
-                f"quantization {name} {quantization[name]!r} is not supported, expected official weights"
-            )
+            problems.append(f"quantization {name} {quantization[name]!r} is not supported, expected official weights")
     for name, expected in _QUANTIZATION.items():
         if quantization.get(name) != expected:
-            problems.append(
-                f"quantization_config.{name} is {quantization.get(name)!r}, expected {expected!r}"
-            )
+            problems.append(f"quantization_config.{name} is {quantization.get(name)!r}, expected {expected!r}")
     expert_dtype = raw.get("expert_dtype", quantization.get("expert_dtype", "fp4"))
     if expert_dtype not in ("fp4", "fp8"):
         problems.append(f"expert_dtype is {expert_dtype!r}, expected 'fp4' or 'fp8' (absent means 'fp4')")
@@ -150,8 +142,8 @@ def _number(raw: Mapping[str, Any], name: str, integer: bool, problems: list[str
 
 def _ratios(raw: Mapping[str, Any], problems: list[str]) -> tuple[int, ...]:
     ratios = raw.get("compress_ratios")
-    if not isinstance(ratios, list) or any(type(r) is not int or r not in KIND_OF_RATIO for r in ratios):
-        problems.append(f"compress_ratios is {ratios!r}, expected a list of {sorted(KIND_OF_RATIO)}")
+    if not isinstance(ratios, list) or any(type(r) is not int or r not in RATIOS for r in ratios):
+        problems.append(f"compress_ratios is {ratios!r}, expected a list of {list(RATIOS)}")
         return ()
     return tuple(ratios)
 
@@ -163,9 +155,7 @@ def _yarn(raw: Mapping[str, Any], problems: list[str]) -> YarnScaling | None:
         problems.append(f"rope_scaling is {scaling!r}, expected type 'yarn' with its factor and betas")
         return None
     found: list[str] = []
-    values = {
-        f.name: _number(scaling, f.name, f.type == "int", found) for f in dataclasses.fields(YarnScaling)
-    }
+    values = {f.name: _number(scaling, f.name, f.type == "int", found) for f in dataclasses.fields(YarnScaling)}
     problems += [f"rope_scaling.{problem}" for problem in found]
     return YarnScaling(**values)  # type: ignore[arg-type]  # None only beside a recorded problem
 
@@ -187,8 +177,7 @@ def _inconsistencies(config: ModelConfig, drafts: bool) -> list[str]:
         )
     if config.num_experts_per_tok > config.n_routed_experts:
         problems.append(
-            f"num_experts_per_tok {config.num_experts_per_tok} exceeds "
-            f"n_routed_experts {config.n_routed_experts}"
+            f"num_experts_per_tok {config.num_experts_per_tok} exceeds n_routed_experts {config.n_routed_experts}"
         )
     if config.num_hash_layers > main:
         problems.append(f"num_hash_layers {config.num_hash_layers} exceeds num_hidden_layers {main}")

@@ -4,7 +4,7 @@ code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -17,10 +17,10 @@ from wellhead.model.layers_attention import Ablation
 from wellhead.model.mtp import MTP
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
-from wellhead.model.parameters import Named, load_parameters
+from wellhead.model.parameters import Named
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState
-from wellhead.model.step import Frequencies, Step
+from wellhead.model.step import Step, frequencies
 
 
 class DeepseekV4:
@@ -57,27 +57,9 @@ class DeepseekV4:
             for i in range(config.num_nextn_predict_layers)
             if f"mtp.{i}.enorm" in named
         ]
-        self._frequencies = Frequencies(config)
+        self._frequencies = frequencies(config)
         for block in self._blocks:
             block.attn.ablation = self.ablation
-
-    @classmethod
-    def load(
-        cls,
-        tensors: Iterable[tuple[str, torch.Tensor]],
-        config: ModelConfig,
-        numerics: Numerics,
-        *,
-        with_mtp: bool = False,
-        impl: str | Mapping[str, str] = AUTO,
-        ablation: Ablation | str = Ablation.NONE,
-        split: Split = WHOLE,
-        group: Group = ALONE,
-    ) -> DeepseekV4:
-        """Build from a stream of checkpoint tensors, whole ones; ValueError where the model cannot be split so."""
-        split.check(config)
-        named = load_parameters(tensors, config, with_mtp=with_mtp, split=split)
-        return cls(named, config, numerics, impl=impl, ablation=ablation, split=split, group=group)
 
     def allocate(self, num_pages: int, num_slots: int, window_pages: int | None = None) -> ModelState:
         """Caches for this model, MTP's included when it was loaded."""
@@ -98,17 +80,6 @@ class DeepseekV4:
     def logits(self, streams: torch.Tensor) -> torch.Tensor:
         """fp32 [N, vocab] of streams [N, n, d]."""
         return self._head.forward(streams)
-
-    @torch.inference_mode()
-    def mtp_logits(
-        self, streams: torch.Tensor, next_token_ids: torch.Tensor, batch: Batch, state: ModelState
-    ) -> torch.Tensor:
-        """fp32 [N, vocab] at `batch.logits_at`: the guess for p+2 from streams [T, n, d] at p and the ids [T]
-        at p+1.
-
-        `batch` is the one that gave `streams`. Writes the MTP module's own window pool.
-        """
-        return self.draft_logits(self.draft(streams, next_token_ids, batch, state)[batch.logits_at])
 
     @torch.inference_mode()
     def draft(

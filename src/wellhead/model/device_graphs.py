@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ from wellhead.model.state import ModelState, pages_for
 
 LADDER = (1, 2, 4, 8, 16, 32, 64)
 WARM_UPS = 2  # the first compiles, the second runs as a replay will
+Step = TypeVar("Step")
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,7 @@ class DecodeSteps:
 
     def of(self, requests: int) -> DecodeStep:
         """The smallest step that holds them; ValueError beyond the largest."""
-        fitting = [size for size in self.steps if size >= requests]
-        if not fitting:
-            raise ValueError(f"{requests} requests in a decode step; the ladder ends at {max(self.steps)}")
-        return self.steps[min(fitting)]
+        return fitting(self.steps, requests)
 
     def _step(self, model: DeviceModel, state: ModelState, context: int, size: int) -> DecodeStep:
         inputs = empty_inputs(size, pages_for(context), model.device)
@@ -76,12 +74,21 @@ class DecodeSteps:
         best = torch.zeros(size, dtype=torch.int64, device=model.device)
 
         def compute() -> None:
-            _compute(model, state, inputs, ws, logits, best)
+            logits.copy_(model.logits(model.forward(inputs, state, ws), ws))
+            model.best(logits, ws, best)
 
         if self._pool is None or size > self._largest:
             return DecodeStep(size, inputs, logits, best, ws, compute)
         (replay,) = capture([compute], self._pool)
         return DecodeStep(size, inputs, logits, best, ws, replay, captured=True)
+
+
+def fitting(steps: Mapping[int, Step], requests: int) -> Step:
+    """Of steps by size the smallest that holds so many requests; ValueError beyond the largest."""
+    sizes = [size for size in steps if size >= requests]
+    if not sizes:
+        raise ValueError(f"{requests} requests in a decode step; the ladder ends at {max(steps)}")
+    return steps[min(sizes)]
 
 
 def capture(parts: Sequence[Callable[[], None]], pool: Any) -> list[Callable[[], None]]:
@@ -114,10 +121,3 @@ def empty_inputs(size: int, pages: int, device: torch.device) -> StepInputs:
         page_table=full(-1, torch.int32, pages),
         window_table=full(-1, torch.int32, pages),
     )
-
-
-def _compute(
-    model: DeviceModel, state: ModelState, inputs: StepInputs, ws: Workspace, logits: torch.Tensor, best: torch.Tensor
-) -> None:
-    logits.copy_(model.logits(model.forward(inputs, state, ws), ws))
-    model.best(logits, ws, best)

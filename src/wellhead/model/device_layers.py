@@ -40,7 +40,7 @@ def attention(
     weights: AttentionWeights, ratio: int, u: torch.Tensor, ws: Workspace, step: DeviceStep, state: LayerState
 ) -> torch.Tensor:
     """u bf16 [T, d], normed, and `ws.rounded` -> bf16 [T, d]; writes the records of this step before any is read."""
-    t, positions, freqs = step.tokens, step.inputs.positions, step.freqs(ratio)
+    t, positions, freqs = step.tokens, step.inputs.positions, step.freqs[ratio]
     q_rank = weights.q_norm.shape[0]
     codes, scale, latent_kv, q = ws.codes[:t], ws.scale[:t], ws.latent_kv[:t], ws.q[:t]
     latent, latent_scale = ws.latent[:t], ws.latent_scale[:t]
@@ -132,7 +132,7 @@ def _index_query(
     ws.keys.join_marked()
     ws.indexing.round_query(
         q, ws.index_weights[:t], ws.index_codes[:t], ws.index_tail[:t], layout=ws.layout, rotate=True,
-        rotation=(step.inputs.positions, step.freqs(4)), factor=ws.index_scale, scaled=ws.index_scaled[:t],
+        rotation=(step.inputs.positions, step.freqs[4]), factor=ws.index_scale, scaled=ws.index_scaled[:t],
     )  # fmt: skip
 
 

@@ -12,24 +12,16 @@ from wellhead.model import device_layers
 from wellhead.model.choices import Choices, choose_ops
 from wellhead.model.config import ModelConfig
 from wellhead.model.device_kernels import KERNELS, functions_of
-from wellhead.model.device_step import DeviceStep, StepInputs, frequencies
+from wellhead.model.device_step import DeviceStep, StepInputs
 from wellhead.model.device_weights import HyperWeights, LayerWeights, ModelWeights
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.numerics import Numerics
-from wellhead.model.parallel import Reduce
+from wellhead.model.parallel import ALONE, Reduce
 from wellhead.model.split import Split
 from wellhead.model.state import LayerState, ModelState, pages_for
+from wellhead.model.step import frequencies
 
 Gather = Callable[[torch.Tensor], torch.Tensor]
-
-
-def keep(partial: torch.Tensor) -> None:
-    """The sum over one rank."""
-
-
-def same(part: torch.Tensor) -> torch.Tensor:
-    """The columns of one rank."""
-    return part
 
 
 def chosen(config: ModelConfig, numerics: Numerics, split: Split, impl: str | Mapping[str, str] = AUTO) -> Choices:
@@ -57,10 +49,10 @@ class DeviceModel:
 
     def __init__(
         self, weights: ModelWeights, config: ModelConfig, numerics: Numerics, *,
-        impl: str | Mapping[str, str] = AUTO, reduce: Reduce = keep, gather: Gather = same,
+        impl: str | Mapping[str, str] = AUTO, reduce: Reduce = ALONE.reduce, gather: Gather = ALONE.gather,
     ):  # fmt: skip
         self.choices = chosen(config, numerics, weights.split, impl)
-        if weights.split.world > 1 and (reduce is keep or gather is same):
+        if weights.split.world > 1 and (reduce == ALONE.reduce or gather == ALONE.gather):
             raise ValueError(f"weights are split over {weights.split.world} ranks, which needs reduce and gather")
         self._gather = gather
         self.weights, self.config, self.numerics, self._reduce = weights, config, numerics, reduce
@@ -83,9 +75,7 @@ class DeviceModel:
         """Plans and buffers for steps of up to `tokens` tokens of requests of up to `context` tokens."""
         pages = pages_for(context)
         split, choices = self.weights.split, self.choices
-        return Workspace(
-            self.config, self.numerics, split, choices, tokens, pages, chunked=chunked, device=self.device
-        )
+        return Workspace(self.config, self.numerics, split, choices, tokens, pages, chunked=chunked, device=self.device)
 
     def forward(self, inputs: StepInputs, state: ModelState, ws: Workspace) -> torch.Tensor:
         """Streams bf16 [T, n, d] behind the last layer, in a buffer of `ws`; updates `state`."""

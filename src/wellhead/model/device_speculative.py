@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from wellhead.model.batch import Batch, Chunk
-from wellhead.model.device_graphs import capture
+from wellhead.model.device_graphs import capture, fitting
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_mtp import DeviceMtp
 from wellhead.model.device_step import StepInputs
@@ -163,7 +163,4 @@ class SpeculativeSteps:
 
     def of(self, requests: int) -> SpeculativeStep:
         """The smallest step that holds them; ValueError beyond the largest."""
-        fitting = [size for size in self.steps if size >= requests]
-        if not fitting:
-            raise ValueError(f"{requests} requests in a step; the ladder ends at {max(self.steps)}")
-        return self.steps[min(fitting)]
+        return fitting(self.steps, requests)

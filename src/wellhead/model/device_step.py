@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from wellhead.model.batch import Batch
-from wellhead.model.config import KIND_OF_RATIO, ModelConfig
-from wellhead.model.step import Frequencies
 
 if TYPE_CHECKING:
     from wellhead.model.device_workspace import Workspace
@@ -73,23 +71,13 @@ class StepInputs:
 
 class DeviceStep:
     """What `StepInputs` mean to the layers of one model, in buffers of a workspace: the addresses of `ops.addresses`,
-    by ratio those of compressed entries.
+    by ratio those of compressed entries; `freqs` fp32 [32] by ratio.
     """
 
     def __init__(self, inputs: StepInputs, ws: Workspace, freqs: dict[int, torch.Tensor]):
-        self.inputs, self._freqs = inputs, freqs
+        self.inputs, self.freqs = inputs, freqs
         self.tokens = inputs.positions.shape[0]
         self.window_length = ws.window_length[: self.tokens]
         whose = (inputs.positions, inputs.rows, inputs.state_slots)
         window, self.of_ratio = ws.addresses.run(*whose, inputs.page_table, inputs.window_table, freqs, inputs.ends)
         self.write_slots, self.window_slots, self.tables = window
-
-    def freqs(self, ratio: int) -> torch.Tensor:
-        """fp32 [32] of the layers of that ratio."""
-        return self._freqs[ratio]
-
-
-def frequencies(config: ModelConfig, device: torch.device | str) -> dict[int, torch.Tensor]:
-    """fp32 [32] by ratio."""
-    known = Frequencies(config)
-    return {ratio: known.of(ratio).to(device) for ratio in KIND_OF_RATIO}

@@ -33,7 +33,6 @@ class Fp8Weight:
 class HyperWeights:
     """One site of the hyper-connections: fn fp32 [24, 4d], base fp32 [24], scale fp32 [3]; the head's are [4, 4d],
     [4], [1]. norm bf16 [d] is the RMS weight of what the site hands out (attn_norm, ffn_norm, or the final norm).
-    The fields of `ops.hyper_connection.api.Site` are fn, base, scale, norm.
     """
 
     fn: torch.Tensor

@@ -124,9 +124,7 @@ class Workspace:
         self.index_q = empty(index_heads, index_dim)
         self.index_weights, self.index_scaled = empty(index_heads), empty(index_heads, dtype=torch.float32)
         self.index_codes = empty(index_heads, 64 if packed else 128, dtype=u8 if packed else e4m3)
-        self.index_tail = (
-            empty(index_heads, 4, dtype=u8) if packed else empty(index_heads, dtype=torch.float32)
-        )
+        self.index_tail = empty(index_heads, 4, dtype=u8) if packed else empty(index_heads, dtype=torch.float32)
         self.logits_of_index = torch.empty(rows, columns, dtype=torch.float32, device=device)
         self.selected = empty(config.index_topk, dtype=torch.int64)
         self.no_slots = torch.full((tokens, 16), -1, dtype=torch.int64, device=device)

@@ -21,7 +21,6 @@ from wellhead.model.split import Split
 
 CHUNK = 1 << 26  # bytes or elements drawn at a time: what a temporary may cost
 E4M3_MAGNITUDES = 0x48  # E4M3 codes 0 .. 3.75: wide enough to look like weights
-_FORMATS = ("E2M1", "E4M3")
 _SPREAD = ((0.25 + 1 + 4) / 3) ** 0.5  # root mean square of the scales around their middle
 
 
@@ -131,16 +130,10 @@ class _Draw:
 
 @functools.cache
 def middle_exponent(name: str, inputs: int) -> int:
-    """e so that codes of that format times 2^(e-1), 2^e or 2^(e+1) have variance near 1 / inputs."""
-    return -round(math.log2(typical(name) * _SPREAD * inputs**0.5))
-
-
-def typical(name: str) -> float:
-    """Root mean square of the codes as they are drawn."""
-    if name not in _FORMATS:
-        raise ValueError(f"format {name!r}, expected one of {', '.join(_FORMATS)}")
+    """e so that codes of "E2M1" or "E4M3" times 2^(e-1), 2^e or 2^(e+1) have variance near 1 / inputs."""
     if name == "E2M1":
         values = e2m1.decode(torch.arange(16, dtype=torch.uint8))
     else:
-        values = e4m3.decode(torch.arange(E4M3_MAGNITUDES, dtype=torch.uint8).view(torch.float8_e4m3fn))
-    return float(values.float().square().mean().sqrt())
+        values = e4m3.decode(torch.arange(E4M3_MAGNITUDES, dtype=torch.uint8))
+    typical = float(values.square().mean().sqrt())
+    return -round(math.log2(typical * _SPREAD * inputs**0.5))

@@ -10,7 +10,7 @@ from wellhead.dispatch.features import Features
 from wellhead.dispatch.spec import REFERENCE
 from wellhead.model.choices import Choices, choose_ops
 from wellhead.model.config import ModelConfig
-from wellhead.model.memory_plan import MemoryPlan, plan_memory
+from wellhead.model.memory_plan import MemoryPlan, largest, plan_memory
 from wellhead.model.numerics import Numerics
 from wellhead.model.split import Experts, Split, splits
 from wellhead.model.state import PAGE_TOKENS, pages_for
@@ -79,8 +79,8 @@ def fit(config: ModelConfig, numerics: Numerics, split: Split, wanted: Wanted, f
         split,
         plan(wanted.context, *own),
         wanted.requests * pages_for(wanted.context),
-        PAGE_TOKENS * _largest(most, lambda pages: held(pages, *own)),
-        PAGE_TOKENS * _largest(most, lambda pages: held(pages, *one)),
+        PAGE_TOKENS * largest(most, lambda pages: held(pages, *own)),
+        PAGE_TOKENS * largest(most, lambda pages: held(pages, *one)),
         missing,
     )
 
@@ -93,12 +93,3 @@ def fewest(config: ModelConfig, judge: Callable[[Split], Fit], experts: Experts)
         if last.fits and not last.missing:
             return last, last
     return None, last
-
-
-def _largest(most: int, holds: Callable[[int], bool]) -> int:
-    """The largest number up to `most` that holds, of a property that holds up to some number; 0 for none."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle - 1)
-    return low

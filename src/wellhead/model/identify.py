@@ -16,7 +16,7 @@ from typing import Any
 
 from wellhead.model.config import ARCHITECTURE, MODEL_TYPE
 from wellhead.model.published import published_config, published_names
-from wellhead.model.shard import StoredTensor, read_header
+from wellhead.model.shard import INDEX_FILE, StoredTensor, read_header
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "n_routed_experts", "moe_intermediate_size")
 _EXPERT = re.compile(r"experts\.\d+\.(?:w[123]|gate_proj|up_proj|down_proj)\.?(weight|scale|weight_scale\w*)?$")
@@ -133,7 +133,7 @@ def _expert_tensors(folder: Path, module: str) -> dict[str, StoredTensor]:
         return name.removeprefix("model.").startswith(module) and _EXPERT.search(name) is not None
 
     try:
-        index = folder / "model.safetensors.index.json"
+        index = folder / INDEX_FILE
         files = sorted(folder.glob("*.safetensors"))
         if index.is_file():
             names = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})

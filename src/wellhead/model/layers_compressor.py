@@ -58,15 +58,11 @@ class Indexer:
         keys = self._compressor.forward(x, step, state.index_compressor, blocks, rotation)
         indexer.write_keys(state.index_keys, slots, self._spread(keys))
 
-    def choose(
-        self, x: torch.Tensor, rounded_latent: torch.Tensor, step: Step, state: LayerState
-    ) -> torch.Tensor:
+    def choose(self, x: torch.Tensor, rounded_latent: torch.Tensor, step: Step, state: LayerState) -> torch.Tensor:
         """int64 [T, index_topk] entries, ascending, -1 padded; request by request over its own keys."""
         assert state.index_keys is not None
         config, batch = self._config, step.batch
-        q = linear.linear(rounded_latent, self._wq_b).unflatten(
-            -1, (config.index_n_heads, config.index_head_dim)
-        )
+        q = linear.linear(rounded_latent, self._wq_b).unflatten(-1, (config.index_n_heads, config.index_head_dim))
         q = self._spread(rope.rotate(q, *step.rotation(state.ratio)))
         q = indexer.round_query(q, state.index_keys)
         weights = linear.linear(x, self._weights_proj).float() * self._scale

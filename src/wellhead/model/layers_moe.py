@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from wellhead.model.config import ModelConfig
@@ -13,14 +11,6 @@ from wellhead.model.parameters import Named
 from wellhead.model.split import Split
 from wellhead.ops.moe import reference as moe
 from wellhead.ops.routing import reference as routing
-
-
-class Shared(NamedTuple):
-    """The expert every token passes: w1, w3 [m, d], w2 [d, m]."""
-
-    w1: torch.Tensor
-    w3: torch.Tensor
-    w2: torch.Tensor
 
 
 class MoE:
@@ -36,30 +26,24 @@ class MoE:
         self._bias = named.get(f"{prefix}gate.bias")
         self._table = named.get(f"{prefix}gate.tid2eid")
         if (self._bias is None) == (self._table is None):
-            raise ValueError(
-                f"{prefix}gate needs either a bias or a tid2eid table; the checkpoint has both or neither"
-            )
+            raise ValueError(f"{prefix}gate needs either a bias or a tid2eid table; the checkpoint has both or neither")
         self._w1, self._w3, self._w2 = (_experts(named, f"{prefix}experts.{w}") for w in ("w1", "w3", "w2"))
-        self._shared = Shared(*(named[f"{prefix}shared_experts.{w}"] for w in ("w1", "w3", "w2")))
+        self._shared = tuple(named[f"{prefix}shared_experts.{w}"] for w in ("w1", "w3", "w2"))
 
     def forward(self, x: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         """x [T, d]; token_ids [T], read by hash layers only."""
         config, round_input = self._config, self._numerics.round_input
         scores = routing.affinity(x, self._gate)
         if self._table is not None:
-            ids, weights = routing.choose_by_token(
-                scores, config.routed_scaling_factor, self._table, token_ids
-            )
+            ids, weights = routing.choose_by_token(scores, config.routed_scaling_factor, self._table, token_ids)
         else:
             assert self._bias is not None
-            ids, weights = routing.choose(
-                scores, config.num_experts_per_tok, config.routed_scaling_factor, self._bias
-            )
+            ids, weights = routing.choose(scores, config.num_experts_per_tok, config.routed_scaling_factor, self._bias)
         ids = torch.where((ids >= self._mine.start) & (ids < self._mine.stop), ids - self._mine.start, -1)
         limit = config.swiglu_limit
         y = moe.routed(x, ids, weights, self._w1, self._w3, self._w2, limit, round_input)
-        shared = moe.expert(x, self._shared.w1, self._shared.w3, self._shared.w2, limit, round_input)
-        y += shared.float()
+        w1, w3, w2 = self._shared
+        y += moe.expert(x, w1, w3, w2, limit, round_input).float()
         self._group.reduce(y)
         return y.to(x.dtype)
 

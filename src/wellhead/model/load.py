@@ -10,11 +10,13 @@ import torch
 from wellhead.dispatch.choose import AUTO
 from wellhead.model.batch import Batch
 from wellhead.model.checkpoint import Checkpoint
+from wellhead.model.choices import host_choices
 from wellhead.model.config import ModelConfig
 from wellhead.model.deepseek_v4 import DeepseekV4
 from wellhead.model.layers_attention import Ablation
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
+from wellhead.model.parameters import load_parameters
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState
 from wellhead.model.stream import load_device_weights
@@ -94,8 +96,6 @@ def load_device_model(
     if captured:
         choices.check_captured()
     weights, _ = load_device_weights(checkpoint, split, device, with_mtp=with_mtp, progress=progress)
-    if group.world == 1:
-        return DeviceModel(weights, checkpoint.config, numerics, impl=impl)
     return DeviceModel(weights, checkpoint.config, numerics, impl=impl, reduce=group.reduce, gather=group.gather)
 
 
@@ -110,9 +110,13 @@ def load_model(
     split: Split = WHOLE,
     group: Group = ALONE,
 ) -> LanguageModel:
-    """Read the weights, unpacked to fp32; a rank of several keeps its part. MTP's stay on disk unless asked for."""
+    """Read the weights, unpacked to fp32; a rank of several keeps its part. MTP's stay on disk unless asked for.
+
+    Errors of what was asked for come before any weight is read.
+    """
+    host_choices(impl)
+    ablation = Ablation(ablation)
     names = [name for name in checkpoint.tensors if with_mtp or not name.startswith("mtp.")]
-    tensors = iter_tensors(checkpoint, names, progress=progress)
-    return DeepseekV4.load(
-        tensors, checkpoint.config, numerics, with_mtp=with_mtp, impl=impl, ablation=ablation, split=split, group=group
-    )
+    config, tensors = checkpoint.config, iter_tensors(checkpoint, names, progress=progress)
+    named = load_parameters(tensors, config, with_mtp=with_mtp, split=split)
+    return DeepseekV4(named, config, numerics, impl=impl, ablation=ablation, split=split, group=group)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,10 @@ def resolve_model(model: str | Path | None = None) -> Path:
     if folder.is_file():
         raise CheckpointError(f"{folder}: a file, expected the folder that holds config.json and the weights")
     if isinstance(model, str) and _HUB_ID.fullmatch(model):
-        return _download(model)
+        # a heavy import that only this branch needs
+        from huggingface_hub import snapshot_download
+
+        return _from_hub(model, partial(snapshot_download, model, allow_patterns=_HUB_FILES))
     raise CheckpointError(f"{str(model)!r}: no such folder, and no Hugging Face id of the form owner/name")
 
 
@@ -63,46 +68,27 @@ def find_config(model: str | None = None, *, online: bool = True) -> NamedConfig
     if short in published_names():
         return NamedConfig(short, published_config(short), None)
     if _HUB_ID.fullmatch(model) and online:
-        return NamedConfig(model, read_json(_fetch_config(model)), None)
+        from huggingface_hub import hf_hub_download
+
+        return NamedConfig(model, read_json(_from_hub(model, partial(hf_hub_download, model, CONFIG_FILE))), None)
     what = "and is not asked for online" if _HUB_ID.fullmatch(model) else "and no hub id of the form owner/name"
-    raise CheckpointError(
-        f"{model!r}: no such folder or config.json, not {' or '.join(published_names())}, {what}"
-    )
-
-
-def _fetch_config(hub_id: str) -> Path:
-    # a heavy import that only this branch needs
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(hub_id, CONFIG_FILE))
-    except (OSError, ValueError) as error:
-        raise _not_given(hub_id, error) from error
+    raise CheckpointError(f"{model!r}: no such folder or config.json, not {' or '.join(published_names())}, {what}")
 
 
 def _embedded() -> Path:
     folder = Path(str(resources.files("wellhead") / "data" / "tiny"))
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: the embedded checkpoint is missing; reinstall wellhead or name a model"
-        )
+        raise CheckpointError(f"{folder}: the embedded checkpoint is missing; reinstall wellhead or name a model")
     return folder
 
 
-def _download(hub_id: str) -> Path:
-    # a heavy import that only this branch needs
-    from huggingface_hub import snapshot_download
-
+def _from_hub(hub_id: str, get: Callable[[], str]) -> Path:
+    """CheckpointError for what is not found, gated, offline, or without space."""
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+        return Path(get())
     except (OSError, ValueError) as error:
-        raise _not_given(hub_id, error) from error
-
-
-def _not_given(hub_id: str, error: Exception) -> CheckpointError:
-    """Not found, gated, offline, no space."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return CheckpointError(
-        f"{hub_id}: no such folder, and the Hugging Face hub does not give it ({type(error).__name__}: "
-        f"{reason}); check the name, go online or name a folder"
-    )
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{hub_id}: no such folder, and the Hugging Face hub does not give it ({type(error).__name__}: {reason}); "
+            "check the name, go online or name a folder"
+        ) from error

@@ -1,7 +1,7 @@
 """From bytes to tokens before anything is loaded: what one rank's memory will hold, from the configuration alone.
 
-Weights, caches and the buffers that steps work in are counted exactly, by laying them out on the "meta" device
-(`working_memory` for the latter). The nodes of CUDA graphs, the CUDA context and NCCL are `Estimates`.
+Weights and caches (`standing_memory`) and the buffers that steps work in (`working_memory`) are counted exactly, by
+laying them out on the "meta" device. The nodes of CUDA graphs, the CUDA context and NCCL are `Estimates`.
 
 The engine takes its pages from here, `bench step` prints it beside what a card really holds, `plan` and `doctor` answer
 from it before anything is downloaded.
@@ -9,18 +9,15 @@ from it before anything is downloaded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
-
-import torch
 
 from wellhead.model.choices import Choices
 from wellhead.model.config import ModelConfig
-from wellhead.model.device_layout import DeviceLayout
-from wellhead.model.device_weights import leaves
 from wellhead.model.numerics import Numerics
 from wellhead.model.split import Split
-from wellhead.model.state import PAGE_TOKENS, LayerState, ModelState, pages_for
+from wellhead.model.standing_memory import StateBytes, WeightBytes, state_bytes, weight_bytes
+from wellhead.model.state import PAGE_TOKENS, pages_for
 from wellhead.model.working_memory import Steps, decode_bytes, prompt_bytes, sampler_bytes
 
 GIB = 1 << 30
@@ -32,42 +29,9 @@ class OutOfMemory(ValueError):
 
 
 @dataclass(frozen=True)
-class WeightBytes:
-    """One rank's weights: routed experts' codes, UE8M0 (and FP8 experts') scales, embedding and vocabulary matrix, and
-    everything else.
-    """
-
-    experts: int
-    scales: int
-    vocabulary: int
-    dense: int
-
-    @property
-    def total(self) -> int:
-        return self.experts + self.scales + self.vocabulary + self.dense
-
-
-@dataclass(frozen=True)
-class StateBytes:
-    """Caches of one logical page of 256 tokens: its window records (with the compressors' rows that resuming behind it
-    takes), compressed records and index keys over all layers; and of one state slot. Every rank holds all of them:
-    there is one key-value head.
-    """
-
-    window_page: int
-    compressed_page: int
-    index_page: int
-    slot: int
-
-    @property
-    def page(self) -> int:
-        return self.window_page + self.compressed_page + self.index_page
-
-
-@dataclass(frozen=True)
 class Estimates:
     """What is not counted but guessed: a captured graph's node, the CUDA context with its kernels, NCCL's buffers. With
-    them a plan is within 0.1 % of what was in use on one H100 and on two H200 (tests/model/test_memory_plan.py).
+    them a plan is within 0.2 % of what was in use on one H100 and on two H200 (tests/model/test_memory_plan.py).
     """
 
     bytes_a_graph_node: int = 16 << 10
@@ -132,47 +96,6 @@ class MemoryPlan:
         ]
 
 
-@lru_cache(maxsize=64)
-def weight_bytes(config: ModelConfig, split: Split, *, with_mtp: bool = False) -> WeightBytes:
-    """Counted off the tree itself. ValueError when the model cannot be split so."""
-    weights = DeviceLayout.of(config, split, "meta").allocate(with_mtp)
-    kinds = dict.fromkeys(("experts", "scales", "vocabulary", "dense"), 0)
-    for path, tensor in leaves(weights):
-        kinds[_kind(path)] += tensor.nbytes
-    return WeightBytes(**kinds)
-
-
-def _kind(path: str) -> str:
-    parts = path.split(".")
-    if parts[-1] in ("s13", "s2") or (parts[-1] == "scale" and "hyper" not in parts[-2]):
-        return "scales"
-    if "experts" in parts:
-        return "experts"
-    return "vocabulary" if parts[-1] in ("embedding", "vocabulary") else "dense"
-
-
-@lru_cache(maxsize=64)
-def state_bytes(config: ModelConfig, numerics: Numerics, *, with_mtp: bool = False) -> StateBytes:
-    """Counted off `ModelState` itself."""
-
-    def layers(pages: int, slots: int) -> list[LayerState]:
-        with torch.device("meta"):
-            state = ModelState.allocate(config, numerics, pages, slots, with_mtp=with_mtp)
-        return [*state.layers, *state.mtp]
-
-    page, slot = layers(1, 0), layers(0, 1)
-    return StateBytes(
-        window_page=sum(_bytes(layer.window, layer.tail, layer.index_tail) for layer in page),
-        compressed_page=sum(layer.compressed.nbytes for layer in page if layer.compressed is not None),
-        index_page=sum(layer.index_keys.nbytes for layer in page if layer.index_keys is not None),
-        slot=sum(layer.nbytes for layer in slot),
-    )
-
-
-def _bytes(*tensors: torch.Tensor | None) -> int:
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-
 def window_pool(pages: int, slots: int, chunk_tokens: int) -> int:
     """Window pages beside that many logical ones. A request needs those that its window of 128 tokens touches, a step's
     prompts those they are computed into; all before them are given back. The rest keeps the ends of cached prefixes
@@ -181,17 +104,19 @@ def window_pool(pages: int, slots: int, chunk_tokens: int) -> int:
     return min(pages, 2 * slots + pages_for(chunk_tokens) + 1 + pages // WINDOW_SHARE)
 
 
+def largest(most: int, holds: Callable[[int], bool]) -> int:
+    """The largest number up to `most` that holds, of a property that holds up to some number; 0 for none."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low
+
+
 def plan_memory(
-    config: ModelConfig,
-    numerics: Numerics,
-    split: Split,
-    available: int,
-    steps: Steps,
-    choices: Choices,
-    *,
-    slots: int,
-    estimates: Estimates | None = None,
-) -> MemoryPlan:
+    config: ModelConfig, numerics: Numerics, split: Split, available: int, steps: Steps, choices: Choices, *,
+    slots: int, estimates: Estimates | None = None,
+) -> MemoryPlan:  # fmt: skip
     """How many tokens fit into `available` bytes of one rank beside the weights (with drafts the MTP module's too),
     `slots` requests and the memory that `steps` work in, run by `choices`; perhaps none (`MemoryPlan.checked`). The
     window pool is as large as `window_pool` says.
@@ -211,9 +136,7 @@ def plan_memory(
     def of(pages: int) -> MemoryPlan:
         return replace(empty, pages=pages, window_pages=window_pool(pages, slots, steps.chunk_tokens))
 
-    logical = state.page - state.window_page
-    low, high = 0, max(0, (available - empty.used) // logical)
-    while low < high:  # the largest number that fits
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if of(middle).used <= available else (low, middle - 1)
-    return of(low)
+    # WINDOW_SHARE logical pages take a window page at least: no layer but window ones need have pages of its own
+    share = WINDOW_SHARE * (state.page - state.window_page) + state.window_page
+    most = WINDOW_SHARE * ((available - empty.used) // share + 1)
+    return of(largest(most, lambda pages: of(pages).used <= available))

@@ -7,9 +7,8 @@ have no official name.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
-_TOP = {
+TOP = {
     "embed.weight": "embed_tokens.weight",
     "head.weight": "lm_head.weight",
     "norm.weight": "norm.weight",
@@ -20,7 +19,7 @@ _TOP = {
 _COMPRESSOR = {"wkv": "kv_proj", "wgate": "gate_proj", "ape": "position_bias", "norm": "kv_norm"}
 _EXPERT = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 # inside a layer, without `.weight` or `.scale`; "#" stands for an expert number
-_LAYER = {
+LAYER = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
     **{f"hc_{s}_{p}": f"{s}_hc.{p}" for s in ("attn", "ffn") for p in ("fn", "base", "scale")},
@@ -45,8 +44,8 @@ _LAYER = {
     **{name: name for name in ("e_proj", "h_proj", "enorm", "hnorm", "norm")},
     **{f"hc_head_{part}": f"hc_head.hc_{part}" for part in ("fn", "base", "scale")},
 }
-_TOP_BACK = {transformers: official for official, transformers in _TOP.items()}
-_LAYER_BACK = {transformers: official for official, transformers in _LAYER.items()}
+_TOP_BACK = {transformers: official for official, transformers in TOP.items()}
+_LAYER_BACK = {transformers: official for official, transformers in LAYER.items()}
 _IN_LAYER = re.compile(r"(layers|mtp)\.(\d+)\.(.+)")
 _LEAF = re.compile(r"\.(weight|scale|weight_scale_inv)$")
 _EXPERT_NUMBER = re.compile(r"(?<=\bexperts\.)\d+(?=\.)")
@@ -55,22 +54,8 @@ _EXPERT_NUMBER = re.compile(r"(?<=\bexperts\.)\d+(?=\.)")
 def official_name(name: str) -> str | None:
     """The official name of a tensor named officially, in transformers style or half way; None if none."""
     name = name.removeprefix("model.")
-    if name in _TOP or name in _TOP_BACK:
+    if name in TOP or name in _TOP_BACK:
         return _TOP_BACK.get(name, name)
-    return _in_layer(name, _official_module, ".scale")
-
-
-def transformers_name(name: str) -> str:
-    """The transformers-style name of an official one, experts unstacked; ValueError if not official."""
-    if name in _TOP:
-        return _TOP[name] if name == "head.weight" else f"model.{_TOP[name]}"
-    translated = _in_layer(name, _LAYER.get, ".weight_scale_inv")
-    if translated is None:
-        raise ValueError(f"{name!r} is no official tensor name, expected such as 'layers.0.attn.wkv.weight'")
-    return f"model.{translated}"
-
-
-def _in_layer(name: str, translate: Callable[[str], str | None], scale: str) -> str | None:
     match = _IN_LAYER.fullmatch(name)
     if match is None:
         return None
@@ -78,13 +63,13 @@ def _in_layer(name: str, translate: Callable[[str], str | None], scale: str) -> 
     number = _EXPERT_NUMBER.search(inner)
     inner = _EXPERT_NUMBER.sub("#", inner)
     # the whole name first: `attn_hc.scale` is a tensor, not the scale of a weight
-    translated = translate(inner)
+    translated = _official_module(inner)
     if translated is None:
         leaf = _LEAF.search(inner)
-        translated = translate(inner[: leaf.start()]) if leaf is not None else None
+        translated = _official_module(inner[: leaf.start()]) if leaf is not None else None
         if leaf is None or translated is None:
             return None
-        translated += ".weight" if leaf.group(1) == "weight" else scale
+        translated += ".weight" if leaf.group(1) == "weight" else ".scale"
     if number is not None:
         translated = translated.replace("#", number.group())
     return f"{stack}.{layer}.{translated}"
@@ -95,4 +80,4 @@ def _official_module(module: str) -> str | None:
         return _LAYER_BACK[module]
     module = module.replace("self_attn.", "attn.").replace("mlp.", "ffn.")
     module = module.replace("e_score_correction_bias", "bias")
-    return module if module in _LAYER else None
+    return module if module in LAYER else None

@@ -10,7 +10,6 @@ import torch
 from wellhead.ops.linear import reference as linear
 
 IndexKeys = Literal["fp8", "fp4"]
-KvDtype = Literal["uint8", "float8_e4m3fn"]
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,7 @@ class Numerics:
         if index_keys not in ("fp8", "fp4"):
             raise ValueError(f"index_keys is {index_keys!r}, expected 'fp8' or 'fp4'")
         if kv_dtype not in ("uint8", "float8_e4m3fn"):
-            raise ValueError(
-                f"kv_dtype is {kv_dtype!r}, expected 'uint8' or 'float8_e4m3fn' (the same bytes)"
-            )
+            raise ValueError(f"kv_dtype is {kv_dtype!r}, expected 'uint8' or 'float8_e4m3fn' (the same bytes)")
         quantize = name == "checkpoint"
         dtype = torch.bfloat16 if quantize else torch.float32
         return cls(dtype, quantize, index_keys, getattr(torch, kv_dtype))  # type: ignore[arg-type]

@@ -143,7 +143,7 @@ def _naming(what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = str(error).splitlines()[0].split(". ")[0]
+        said = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise PeerLost(f"{what}: {said}") from error
 
 

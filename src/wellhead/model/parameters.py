@@ -16,6 +16,7 @@ from wellhead.formats import block_fp8, mxfp4
 from wellhead.model.config import ModelConfig
 from wellhead.model.cut import Cut, cut, take
 from wellhead.model.split import Split
+from wellhead.model.weights import check_table
 
 UNPACKED_BYTES = 4 << 30
 Named = dict[str, torch.Tensor]
@@ -38,9 +39,11 @@ def load_parameters(
     all of them together would take more than `unpacked_bytes` in fp32 it holds the stored codes, and
     `<layer>.ffn.experts.w1.scale` their scales.
     `tid2eid` stays integer. `mtp.*` is dropped unless asked for. With a split, only the rank's part of each tensor and
-    its experts are kept. ValueError for a scale without its weight or the reverse.
+    its experts are kept. ValueError where the model cannot be split so, for a scale without its weight or the reverse;
+    CheckpointError for a hash table that names an expert that does not exist.
     """
     split = split or Split()
+    split.check(config)
     named: Named = {}
     waiting: dict[str, dict[str, torch.Tensor]] = {}
     mine, width = split.expert_rows(config), split.expert_width(config)
@@ -48,7 +51,7 @@ def load_parameters(
     elements = 3 * count * inner * config.hidden_size * config.num_hidden_layers
     keep_packed = 4 * elements > unpacked_bytes
     for name, value in tensors:
-        if name.startswith("mtp.") and not (with_mtp and name.startswith(_mtp_prefixes(config))):
+        if name.startswith("mtp.") and not with_mtp:
             continue
         base, _, kind = name.rpartition(".")
         part = cut(base if kind in ("weight", "scale") else name, config, split)
@@ -71,20 +74,16 @@ def load_parameters(
                 else:
                     _stack(named, stacked, index, _dequantize(weight, scale), count)
         else:
+            if kind == "tid2eid":
+                check_table(name, value, config)
             value = take(value, part)
             plain = value if value.dtype == torch.int64 else value.float()
             named[base if kind == "weight" else name] = plain
     if waiting:
         base, pair = next(iter(waiting.items()))
         missing = "scale" if "weight" in pair else "weight"
-        raise ValueError(
-            f"tensor {base}.{missing} is missing ({len(waiting)} incomplete pairs); download it again"
-        )
+        raise ValueError(f"tensor {base}.{missing} is missing ({len(waiting)} incomplete pairs); download it again")
     return named
-
-
-def _mtp_prefixes(config: ModelConfig) -> tuple[str, ...]:
-    return tuple(f"mtp.{layer}." for layer in range(config.num_nextn_predict_layers))
 
 
 def _is_packed(value: torch.Tensor) -> bool:

@@ -32,17 +32,9 @@ class Range(Generic[Tag]):
     tag: Tag
 
 
-@dataclass(frozen=True)
-class Arrived(Generic[Tag]):
-    """A range in its buffer, from byte `at`."""
-
-    at: int
-    nbytes: int
-    tag: Tag
-
-
 Placed = tuple[int, Range[Tag]]
-Batch = tuple[torch.Tensor, int, list[Arrived[Tag]]]
+"""(byte of a buffer, the range that begins there)"""
+Batch = tuple[torch.Tensor, int, list[Placed[Tag]]]
 
 
 class Reader:
@@ -60,12 +52,12 @@ class Reader:
         self._files: dict[Path, int] = {}
 
     def batches(self, ranges: Iterable[Range[Tag]], release: Callable[[], None]) -> Generator[Batch[Tag], None, None]:
-        """Yield (buffer, bytes used, ranges in it) in order; a range is at most a buffer long.
+        """Yield (buffer, bytes used, ranges in it with their places) in order; a range is at most a buffer long.
 
         The buffer is the consumer's until it asks for the next batch; `release` is called before it is written again.
-        CheckpointError when a file ends early. Whatever happens, no thread and no file stays behind.
+        CheckpointError when a file ends early or its disk fails. Whatever happens, no thread and no file stays behind.
         """
-        waiting: deque[tuple[torch.Tensor, int, list[Arrived[Tag]], list[Future[None]]]] = deque()
+        waiting: deque[tuple[Batch[Tag], list[Future[None]]]] = deque()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="read")
         try:
             for packed, used in _packed(ranges, self.buffer_bytes):
@@ -73,8 +65,7 @@ class Reader:
                     yield from self._finish(waiting, release)
                 buffer = self._free.pop()
                 jobs = [pool.submit(self._read, run, buffer) for run in _runs(packed, used // self._threads)]
-                arrived = [Arrived(at, part.nbytes, part.tag) for at, part in packed]
-                waiting.append((buffer, used, arrived, jobs))
+                waiting.append(((buffer, used, packed), jobs))
             while waiting:
                 yield from self._finish(waiting, release)
         finally:
@@ -84,27 +75,29 @@ class Reader:
             self._files.clear()
 
     def _finish(
-        self,
-        waiting: deque[tuple[torch.Tensor, int, list[Arrived[Tag]], list[Future[None]]]],
-        release: Callable[[], None],
+        self, waiting: deque[tuple[Batch[Tag], list[Future[None]]]], release: Callable[[], None]
     ) -> Iterator[Batch[Tag]]:
         """The oldest batch; afterwards its buffer is free again."""
-        buffer, used, arrived, jobs = waiting.popleft()
+        batch, jobs = waiting.popleft()
         for job in jobs:
             job.result()
-        yield buffer, used, arrived
+        yield batch
         release()
-        self._free.append(buffer)
+        self._free.append(batch[0])
 
     def _read(self, run: list[Placed[Tag]], buffer: torch.Tensor) -> None:
         whole = buffer.numpy().data
         for at, part in run:
             view, done = whole[at : at + part.nbytes], 0
             while done < part.nbytes:
-                count = os.preadv(self._descriptor(part.file), [view[done:]], part.offset + done)
+                at_byte = part.offset + done
+                try:
+                    count = os.preadv(self._descriptor(part.file), [view[done:]], at_byte)
+                except OSError as error:
+                    raise CheckpointError(f"{part.file.name}: not readable at byte {at_byte} ({error})") from error
                 if not count:
                     raise CheckpointError(
-                        f"{part.file.name}: ends at byte {part.offset + done}, expected {part.nbytes - done} more; it "
+                        f"{part.file.name}: ends at byte {at_byte}, expected {part.nbytes - done} more; it "
                         "changed after it was opened: download it again"
                     )
                 done += count

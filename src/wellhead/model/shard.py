@@ -18,6 +18,7 @@ ITEM_BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
+INDEX_FILE = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _AGAIN = "download the file again"
 _LFS_POINTER = b"version https://git-lfs"
@@ -29,7 +30,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its name in the file, the file, safetensors dtype, shape and byte range."""
+    """Where a tensor lies: its name in the file, the file, safetensors dtype, shape and range of the file's bytes."""
 
     name: str
     file: Path
@@ -58,15 +59,16 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             )
         stream.seek(8)
         raw = stream.read(length)
-    tensors = {name: _entry(file, name, entry) for name, entry in _parse(file, raw).items()}
-    _check_extent(file, tensors, size - 8 - length)
+    first = 8 + length
+    tensors = {name: _entry(file, name, entry, first) for name, entry in _parse(file, raw).items()}
+    _check_extent(file, tensors, first, size)
     return tensors
 
 
 def _parse(file: Path, raw: bytes) -> dict[str, Any]:
     try:
         header = json.loads(raw)
-    except ValueError:  # JSON and UTF-8 errors alike
+    except (ValueError, RecursionError):  # JSON and UTF-8 errors alike
         raise CheckpointError(f"{file.name}: its header is not JSON; {_AGAIN}") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file.name}: its header is no JSON object; {_AGAIN}")
@@ -74,14 +76,12 @@ def _parse(file: Path, raw: bytes) -> dict[str, Any]:
     return header
 
 
-def _entry(file: Path, name: str, entry: Any) -> StoredTensor:
+def _entry(file: Path, name: str, entry: Any, first: int) -> StoredTensor:
     try:
-        begin, end = (int(offset) for offset in entry["data_offsets"])
+        begin, end = (first + int(offset) for offset in entry["data_offsets"])
         stored = StoredTensor(name, file, str(entry["dtype"]), tuple(map(int, entry["shape"])), begin, end)
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(
-            f"{file.name}: tensor {name}: malformed header entry {entry!r}; {_AGAIN}"
-        ) from None
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise CheckpointError(f"{file.name}: tensor {name}: malformed header entry {entry!r}; {_AGAIN}") from None
     item = ITEM_BYTES.get(stored.dtype)
     expected = stored.nbytes if item is None else item * math.prod(stored.shape)
     if stored.nbytes != expected:
@@ -92,18 +92,15 @@ def _entry(file: Path, name: str, entry: Any) -> StoredTensor:
     return stored
 
 
-def _check_extent(file: Path, tensors: dict[str, StoredTensor], available: int) -> None:
-    position = 0
+def _check_extent(file: Path, tensors: dict[str, StoredTensor], first: int, size: int) -> None:
+    position = first
     for stored in sorted(tensors.values(), key=lambda stored: (stored.begin, stored.end)):
         if stored.begin != position or stored.end < position:
-            raise CheckpointError(
-                f"{file.name}: tensor {stored.name} is at byte {stored.begin}, expected {position}; {_AGAIN}"
-            )
+            at, expected = stored.begin - first, position - first
+            raise CheckpointError(f"{file.name}: tensor {stored.name} is at byte {at}, expected {expected}; {_AGAIN}")
         position = stored.end
-    if position > available:
+    if position != size:
+        short = f": truncated by {position - size} bytes" if position > size else ""
         raise CheckpointError(
-            f"{file.name}: {available} bytes of tensors, expected {position}: truncated by "
-            f"{position - available} bytes; {_AGAIN}"
+            f"{file.name}: {size - first} bytes of tensors, expected {position - first}{short}; {_AGAIN}"
         )
-    if position < available:
-        raise CheckpointError(f"{file.name}: {available} bytes of tensors, expected {position}; {_AGAIN}")

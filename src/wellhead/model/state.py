@@ -150,9 +150,3 @@ def _layer(
     dims = (config.head_dim, config.index_head_dim)
     tails = (torch.zeros(window_pages, TAIL_TOKENS, 2, dim) for dim in dims)
     return LayerState(ratio, window, records(ratio), keys, *(rings(dim) for dim in dims), *tails)
-
-
-def bytes_per_page(config: ModelConfig, numerics: Numerics, *, with_mtp: bool = False) -> int:
-    """Pool bytes of one logical page and one window page over the main layers, and MTP's if it is used."""
-    two, one = (ModelState.allocate(config, numerics, pages, 0, with_mtp=with_mtp).nbytes for pages in (2, 1))
-    return two - one

@@ -7,23 +7,21 @@ host memory and one of device memory; the files are read once, in order, a layer
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from wellhead.model.checkpoint import Checkpoint
 from wellhead.model.device_layout import DeviceLayout, Part
-from wellhead.model.device_weights import LayerWeights, ModelWeights
+from wellhead.model.device_weights import ModelWeights
 from wellhead.model.reading import Range, Reader
 from wellhead.model.repack import Placement, Repack
-from wellhead.model.shard import ITEM_BYTES, CheckpointError, StoredTensor
+from wellhead.model.shard import CheckpointError, StoredTensor
 from wellhead.model.split import Split
-from wellhead.model.weights import progress_bar
+from wellhead.model.weights import check_table, progress_bar
 
 BUFFER_BYTES = 64 << 20
 BUFFERS = 4
@@ -84,24 +82,23 @@ def load_device_weights(
     stage = _Stage(layout.device, buffer_bytes)
 
     def ranges() -> Iterator[Range[_Rows]]:
-        data_starts: dict[Path, int] = {}
         for path, part in layout.parts(with_mtp):
             parts[path] = part
             placements = ((checkpoint.tensors[p.name], p) for p in repack.placements(path, part))
             for stored, placement in sorted(placements, key=lambda pair: (pair[0].file, pair[0].begin)):
-                if stored.file not in data_starts:
-                    data_starts[stored.file] = _data_start(stored.file)
-                yield from _ranges(placement, stored, data_starts[stored.file], buffer_bytes)
+                yield from _ranges(placement, stored, buffer_bytes)
 
     with progress_bar(total, progress) as advance, closing(reader.batches(ranges(), stage.release)) as batches:
-        for buffer, used, arrived in batches:
+        for buffer, used, placed in batches:
             staged = stage.take(buffer, used)
-            for item in arrived:
-                stage.place(staged[item.at : item.at + item.nbytes], item.tag)
-            advance(sum(item.nbytes for item in arrived))
+            for at, part in placed:
+                stage.place(staged[at : at + part.nbytes], part.tag)
+            advance(sum(part.nbytes for _, part in placed))
     stage.check()
     weights = layout.join(parts)
-    _check_tables(weights, config.n_routed_experts)
+    for number, layer in enumerate(weights.layers):
+        if layer.moe.table is not None:
+            check_table(f"layers.{number}.ffn.gate.tid2eid", layer.moe.table, config)
     return weights, LoadReport(total, weights.nbytes, time.perf_counter() - start)
 
 
@@ -156,34 +153,15 @@ class _Stage:
             )
 
 
-def _check_tables(weights: ModelWeights, experts: int) -> None:
-    blocks: list[LayerWeights] = [*weights.layers, *(module.layer for module in weights.mtp)]
-    for number, layer in enumerate(blocks):
-        table = layer.moe.table
-        if table is not None and (int(table.min()) < 0 or int(table.max()) >= experts):
-            raise CheckpointError(
-                f"layers.{number}.ffn.gate.tid2eid names experts {int(table.min())} to {int(table.max())}, expected 0 "
-                f"to {experts - 1}; download it again"
-            )
-
-
-def _ranges(placement: Placement, stored: StoredTensor, data_start: int, most_bytes: int) -> Iterator[Range[_Rows]]:
+def _ranges(placement: Placement, stored: StoredTensor, most_bytes: int) -> Iterator[Range[_Rows]]:
     """The placement's rows as byte ranges that each fit a buffer."""
     row = stored.nbytes // stored.shape[0]
     step = max(1, most_bytes // row)
     for low in range(placement.rows.start, placement.rows.stop, step):
         high = min(placement.rows.stop, low + step)
-        offset = data_start + stored.begin + low * row
-        yield Range(stored.file, offset, (high - low) * row, _Rows(placement, stored, low, high))
+        yield Range(stored.file, stored.begin + low * row, (high - low) * row, _Rows(placement, stored, low, high))
 
 
 def _read_bytes(checkpoint: Checkpoint, placement: Placement) -> int:
     stored = checkpoint.tensors[placement.name]
-    columns = math.prod(stored.shape[1:])
-    return (placement.rows.stop - placement.rows.start) * columns * ITEM_BYTES[stored.dtype]
-
-
-def _data_start(file: Path) -> int:
-    """The byte of a safetensors file that offsets count from."""
-    with file.open("rb") as stream:
-        return 8 + int.from_bytes(stream.read(8), "little")
+    return (placement.rows.stop - placement.rows.start) * (stored.nbytes // stored.shape[0])

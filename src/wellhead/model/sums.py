@@ -109,7 +109,7 @@ def agreed(steps: Sequence[Callable[[], str | None]], everyone: Everyone) -> str
     for step in steps:
         try:
             said = step()
-        except (RuntimeError, ImportError, AttributeError, TypeError) as error:  # torch calls its memory an alpha
+        except Exception as error:  # torch calls its memory an alpha, and Triton's errors are nobody's children
             said = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
         for rank, reason in enumerate(everyone(said)):
             if reason is not None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from wellhead.formats import block_fp8, mxfp4
-from wellhead.model.config import LayerKind, ModelConfig
+from wellhead.model.config import ModelConfig
 
 BYTES = {"BF16": 2, "F32": 4, "I64": 8, "I8": 1, "F8_E4M3": 1, "F8_E8M0": 1}
 
@@ -33,8 +33,8 @@ def expected_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
     """Every tensor of the checkpoint in model order, each weight directly before its scale."""
     vocab, dim = config.vocab_size, config.hidden_size
     yield TensorSpec("embed.weight", (vocab, dim), "BF16")
-    for layer, kind in enumerate(config.layer_kinds):
-        yield from _layer(config, f"layers.{layer}.", kind, hashed=layer < config.num_hash_layers)
+    for layer, ratio in enumerate(config.compress_ratios[: config.num_hidden_layers]):
+        yield from _layer(config, f"layers.{layer}.", ratio, hashed=layer < config.num_hash_layers)
     yield TensorSpec("norm.weight", (dim,), "BF16")
     yield from _hyper_connection(config, "hc_head", config.hc_mult, 1)
     yield TensorSpec("head.weight", (vocab, dim), "BF16")
@@ -48,18 +48,18 @@ def _mtp(config: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
         yield from _fp8(config, prefix + name, dim, dim)
     for name in ("enorm", "hnorm"):
         yield TensorSpec(f"{prefix}{name}.weight", (dim,), "BF16")
-    yield from _layer(config, prefix, LayerKind.WINDOW, hashed=False)
+    yield from _layer(config, prefix, 0, hashed=False)
     yield TensorSpec(f"{prefix}norm.weight", (dim,), "BF16")
     yield from _hyper_connection(config, f"{prefix}hc_head", config.hc_mult, 1)
 
 
-def _layer(config: ModelConfig, prefix: str, kind: LayerKind, hashed: bool) -> Iterator[TensorSpec]:
+def _layer(config: ModelConfig, prefix: str, ratio: int, hashed: bool) -> Iterator[TensorSpec]:
     streams = config.hc_mult
     for site in ("attn", "ffn"):
         # pre, post and the streams x streams mixing matrix
         yield from _hyper_connection(config, f"{prefix}hc_{site}", streams * (2 + streams), 3)
         yield TensorSpec(f"{prefix}{site}_norm.weight", (config.hidden_size,), "BF16")
-    yield from _attention(config, f"{prefix}attn.", kind)
+    yield from _attention(config, f"{prefix}attn.", ratio)
     yield from _moe(config, f"{prefix}ffn.", hashed)
 
 
@@ -69,7 +69,7 @@ def _hyper_connection(config: ModelConfig, prefix: str, rows: int, scales: int) 
     yield TensorSpec(f"{prefix}_scale", (scales,), "F32")
 
 
-def _attention(config: ModelConfig, prefix: str, kind: LayerKind) -> Iterator[TensorSpec]:
+def _attention(config: ModelConfig, prefix: str, ratio: int) -> Iterator[TensorSpec]:
     dim, q_rank = config.hidden_size, config.q_lora_rank
     heads, head_dim = config.num_attention_heads, config.head_dim
     output_rank = config.o_groups * config.o_lora_rank
@@ -81,18 +81,18 @@ def _attention(config: ModelConfig, prefix: str, kind: LayerKind) -> Iterator[Te
     yield TensorSpec(f"{prefix}kv_norm.weight", (head_dim,), "BF16")
     yield from _fp8(config, f"{prefix}wo_a", output_rank, heads * head_dim // config.o_groups)
     yield from _fp8(config, f"{prefix}wo_b", dim, output_rank)
-    if kind is not LayerKind.WINDOW:
-        yield from _compressor(config, f"{prefix}compressor.", kind, head_dim)
-    if kind is LayerKind.C4:
+    if ratio:
+        yield from _compressor(config, f"{prefix}compressor.", ratio, head_dim)
+    if ratio == 4:
         yield from _fp8(config, f"{prefix}indexer.wq_b", config.index_n_heads * config.index_head_dim, q_rank)
         yield TensorSpec(f"{prefix}indexer.weights_proj.weight", (config.index_n_heads, dim), "BF16")
-        yield from _compressor(config, f"{prefix}indexer.compressor.", kind, config.index_head_dim)
+        yield from _compressor(config, f"{prefix}indexer.compressor.", ratio, config.index_head_dim)
 
 
-def _compressor(config: ModelConfig, prefix: str, kind: LayerKind, width: int) -> Iterator[TensorSpec]:
+def _compressor(config: ModelConfig, prefix: str, ratio: int, width: int) -> Iterator[TensorSpec]:
     # ratio 4 overlaps: each token carries a previous-window and a current-window role
-    rows = 2 * width if kind is LayerKind.C4 else width
-    yield TensorSpec(f"{prefix}ape", (kind.ratio, rows), "F32")
+    rows = 2 * width if ratio == 4 else width
+    yield TensorSpec(f"{prefix}ape", (ratio, rows), "F32")
     for name in ("wkv", "wgate"):
         yield TensorSpec(f"{prefix}{name}.weight", (rows, config.hidden_size), "BF16")
     yield TensorSpec(f"{prefix}norm.weight", (width,), "BF16")

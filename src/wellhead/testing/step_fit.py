@@ -9,7 +9,7 @@ from wellhead.model.choices import Choices, choose_ops
 from wellhead.model.config import ModelConfig
 from wellhead.model.config_file import load_config
 from wellhead.model.device_graphs import LADDER
-from wellhead.model.memory_plan import plan_memory
+from wellhead.model.memory_plan import largest, plan_memory
 from wellhead.model.numerics import Numerics
 from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
@@ -41,12 +41,13 @@ def fitting_layers(
     where not one does.
     """
     raw = published_config(name)
-    low, high = 0, int(raw["num_hidden_layers"])
-    while low < high:
-        middle = (low + high + 1) // 2
-        config = load_config(first_layers(raw, middle))
-        needed = needed_bytes(config, split, choose_ops(config, split, features), ladder(batches), context, drafts)
-        low, high = (middle, high) if needed <= FILLED * available else (low, middle - 1)
-    if not low:
+
+    def fits(layers: int) -> bool:
+        config = load_config(first_layers(raw, layers))
+        choices = choose_ops(config, split, features)
+        return needed_bytes(config, split, choices, ladder(batches), context, drafts) <= FILLED * available
+
+    layers = largest(int(raw["num_hidden_layers"]), fits)
+    if not layers:
         raise ValueError(f"not one layer of {name} fits {available / 1e9:.1f} GB over {split.world} ranks; use more")
-    return low
+    return layers

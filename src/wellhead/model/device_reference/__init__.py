@@ -6,23 +6,24 @@ the one of the op's `api` does, whose docstrings say what goes in; the mathemati
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from wellhead.model.device_reference import attention, experts, mixing, products
 
 REFERENCES: dict[str, Any] = {
-    "addresses": attention.AllAddresses,
+    "addresses": attention.Addresses,
     "hyper_connection": mixing.HyperConnection,
-    "norm_quant": products.NormQuants,
-    "linear": products.Linears,
-    "bf16_linear": products.Bf16Linears,
-    "rope": products.Ropes,
-    "kv_store": attention.Stores,
-    "compressor": attention.Compressors,
-    "indexer": attention.Indexers,
-    "topk": attention.TopKs,
-    "sparse_mla": attention.SparseMlas,
-    "output_projection": products.OutputProjections,
+    "norm_quant": SimpleNamespace(plan=products.NormQuant),
+    "linear": SimpleNamespace(plan=products.Linear),
+    "bf16_linear": SimpleNamespace(plan=products.Bf16Linear),
+    "rope": SimpleNamespace(plan=products.Rope),
+    "kv_store": SimpleNamespace(plan=attention.Store),
+    "compressor": SimpleNamespace(plan_decode=attention.plan_decode, plan_prefill=attention.Prefill),
+    "indexer": attention.IndexLogits,
+    "topk": attention.TopK,
+    "sparse_mla": attention.SparseMla,
+    "output_projection": SimpleNamespace(plan=products.OutputProjection),
     "routing": experts.Routings,
     "moe": experts.Experts,
 }

@@ -28,6 +28,13 @@ class Addresses:
     page: int
     wanted: Mapping[int, Wanted]
 
+    @classmethod
+    def plan(
+        cls, tokens: int, pages: int, window: int, page: int, wanted: Mapping[int, Wanted], *,
+        device: torch.device | str,
+    ) -> Addresses:  # fmt: skip
+        return cls(window, page, wanted)
+
     def run(
         self, positions: torch.Tensor, rows: torch.Tensor, owners: torch.Tensor, page_table: torch.Tensor,
         window_table: torch.Tensor, freqs: Mapping[int, torch.Tensor], ends: Mapping[int, torch.Tensor] | None = None,
@@ -39,14 +46,6 @@ class Addresses:
             end = None if ends is None else ends[ratio]
             found[ratio] = addresses.entries(*of, freqs[ratio], end, ratio, self.page, wanted.most, width)
         return addresses.window(*of, window_table, self.window, self.page), found
-
-
-class AllAddresses:
-    @staticmethod
-    def plan(
-        tokens: int, pages: int, window: int, page: int, wanted: Mapping[int, Wanted], *, device: torch.device | str
-    ) -> Addresses:
-        return Addresses(window, page, wanted)
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,6 @@ class Store:
         kv_record.write(cache, slots.clamp_min(-1), row)
         if kv_out is not None:
             kv_out.copy_(row)
-
-
-class Stores:
-    plan = Store
 
 
 @dataclass(frozen=True)
@@ -119,19 +114,17 @@ class Decode:
         self.prefill.run(projected, ape, positions, state_slots, each, state, norm, each, *tail)
 
 
-class Compressors:
-    @staticmethod
-    def plan_decode(
-        ratio: int, dim: int, eps: float, *, page_size: int = 0, keys: PagedLayout | None = None
-    ) -> Decode:
-        return Decode(Prefill(ratio, dim, eps, page_size, keys))
-
-    plan_prefill = Prefill
+def plan_decode(ratio: int, dim: int, eps: float, *, page_size: int = 0, keys: PagedLayout | None = None) -> Decode:
+    return Decode(Prefill(ratio, dim, eps, page_size, keys))
 
 
 @dataclass(frozen=True)
 class IndexLogits:
     columns: int
+
+    @classmethod
+    def plan(cls, tokens: int, heads: int, columns: int, layout: PagedLayout, *, chunked: bool = False) -> IndexLogits:
+        return cls(columns)
 
     def run(
         self, query: Query, weights: torch.Tensor, cache: torch.Tensor, page_table: torch.Tensor, rows: torch.Tensor,
@@ -146,12 +139,6 @@ class IndexLogits:
             slots = slots[: int(lengths[mine].max())]
             found = indexer.paged_logits(q[mine], cache, slots, weights[mine])
             out[mine, : len(slots)] = found.masked_fill(slots < 0, float("-inf"))
-
-
-class Indexers:
-    @staticmethod
-    def plan(tokens: int, heads: int, columns: int, layout: PagedLayout, *, chunked: bool = False) -> IndexLogits:
-        return IndexLogits(columns)
 
     @staticmethod
     def round_query(
@@ -171,6 +158,10 @@ class TopK:
     k: int
     page: int
 
+    @classmethod
+    def plan(cls, rows: int, columns: int, k: int, *, page: int = PAGE, device: torch.device | str) -> TopK:
+        return cls(k, page)
+
     def run(self, logits: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor | None, out: torch.Tensor) -> None:
         entries = topk.select(logits, lengths, self.k)
         if table is None or not self.page:
@@ -180,16 +171,14 @@ class TopK:
         out.copy_(torch.where((entries < 0) | (page < 0), -1, page * self.page + entries % self.page))
 
 
-class TopKs:
-    @staticmethod
-    def plan(rows: int, columns: int, k: int, *, page: int = PAGE, device: torch.device | str) -> TopK:
-        return TopK(k, page)
-
-
 @dataclass(frozen=True)
 class SparseMla:
     scale: float
     turns = False
+
+    @classmethod
+    def plan(cls, tokens: int, heads: int, most_records: int, scale: float, *, device: torch.device | str) -> SparseMla:
+        return cls(scale)
 
     def run(self, q: torch.Tensor, window: Pool, selected: Pool, sink: torch.Tensor, out: torch.Tensor) -> None:
         pools = []
@@ -197,9 +186,3 @@ class SparseMla:
             looked_at = torch.arange(pool.slots.shape[1], device=q.device) < pool.length.unsqueeze(1)
             pools.append((pool.cache, torch.where(looked_at, pool.slots, -1)))
         out.copy_(sparse_mla.attend_paged(q, pools, sink, self.scale))
-
-
-class SparseMlas:
-    @staticmethod
-    def plan(tokens: int, heads: int, most_records: int, scale: float, *, device: torch.device | str) -> SparseMla:
-        return SparseMla(scale)

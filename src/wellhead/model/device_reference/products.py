@@ -32,10 +32,6 @@ class Linear:
         out.copy_(linear.product(wide(x, x_scale), block_fp8.dequantize_weight(weight, scale)))
 
 
-class Linears:
-    plan = Linear
-
-
 @dataclass(frozen=True)
 class Bf16Linear:
     parts: int | tuple[int, ...]
@@ -45,10 +41,6 @@ class Bf16Linear:
         found = linear.product(x, weight).split([y.shape[1] for y in out], dim=1)
         for y, part in zip(out, found, strict=True):
             y.copy_(part)
-
-
-class Bf16Linears:
-    plan = Bf16Linear
 
 
 @dataclass(frozen=True)
@@ -71,10 +63,6 @@ class NormQuant:
             normed.copy_(row)
 
 
-class NormQuants:
-    plan = NormQuant
-
-
 @dataclass(frozen=True)
 class Rope:
     heads: int
@@ -83,10 +71,6 @@ class Rope:
 
     def run(self, x: torch.Tensor, positions: torch.Tensor, freqs: torch.Tensor, out: torch.Tensor) -> None:
         out.copy_(rope.apply(x, positions, freqs, inverse=self.inverse))
-
-
-class Ropes:
-    plan = Rope
 
 
 @dataclass(frozen=True)
@@ -106,7 +90,3 @@ class OutputProjection:
         codes, exponents = block_fp8.quantize_rows(found.flatten(1))
         z.copy_(codes)
         z_scale.copy_(exponents)
-
-
-class OutputProjections:
-    plan = OutputProjection
