@@ -74,10 +74,9 @@ def _same_width(
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Groups of tokens (int64 indices) that use equally many columns of each pool, in whole tiles."""
     device = pools[0][1].device
-    used = [
-        ((slots >= 0) * torch.arange(1, slots.shape[1] + 1, device=device)).amax(1)
+    used = [  # a column of zeros in front: a pool may have none
+        F.pad((slots >= 0) * torch.arange(1, slots.shape[1] + 1, device=device), (1, 0)).amax(1)
         for _, slots in pools
-        if slots.shape[1]
     ]
     tiles = torch.stack([(count + TILE - 1) // TILE * TILE for count in used], 1)
     if tiles.shape[0] == 1:
