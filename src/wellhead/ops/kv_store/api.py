@@ -75,10 +75,11 @@ class Store:
     def _check_cache(self, cache: torch.Tensor) -> None:
         """ValueError unless these are packed pages of the planned size."""
         found = kv_record.LAYOUT.page_size(cache)
-        if found != self.page_size or cache.stride(0) < cache.shape[1] or cache.stride(0) % 16:
+        stride, address = cache.stride(0), cache.data_ptr() % 16
+        if found != self.page_size or stride < cache.shape[1] or stride % 16 or address:
             raise ValueError(
-                f"cache has pages of {found} records {cache.stride(0)} bytes apart; expected {self.page_size} records "
-                "and a multiple of 16 bytes"
+                f"cache has pages of {found} records {stride} bytes apart from address {address} modulo 16; expected "
+                f"{self.page_size} records, a multiple of 16 bytes, and 0"
             )
 
 
