@@ -161,10 +161,10 @@ def test_what_is_refused() -> None:
         with pytest.raises(ValueError, match=reason):
             run(case, **change)
     rest = (case["weight"], case["cache"], case["slots"], case["positions"], case["freqs"])
-    with pytest.raises(ValueError, match=r"cache has pages of 64 records .* expected 128 records"):
+    with pytest.raises(ValueError, match=r"cache has pages of 64 records; expected 128"):
         api.plan(2, 128, EPS).run(case["q"], case["kv"], *rest, case["q"])
     off = torch.empty(case["cache"].nbytes + 8, dtype=torch.uint8, device=DEVICE)[8:].view(case["cache"].shape)
-    with pytest.raises(ValueError, match="from address 8 modulo 16; expected 64 records, a multiple of 16 bytes, and 0"):
+    with pytest.raises(ValueError, match=r"from address 8 modulo 16; expected a multiple of 16, and 0"):
         api.plan(2, 64, EPS).run(case["q"], case["kv"], case["weight"], off, *rest[2:], case["q"])
     with pytest.raises(ValueError, match="q_out is None; the plan has 2 heads"):
         api.plan(2, 64, EPS).run(case["q"], case["kv"], *rest)

@@ -86,13 +86,11 @@ def _store_record(entry, slot, out, STRIDE, D: tl.constexpr, PAGE: tl.constexpr)
 def store_entry(
     entry, at, slots, out, STRIDE, D: tl.constexpr, PAGE: tl.constexpr, KEYS: tl.constexpr
 ):  # fmt: skip
-    """bf16 [D] to row `at` of out bf16, or to slot slots[at] of out u8 as an index key of KEYS bits, or as a record."""
+    """bf16 [D] to slot slots[at] of out u8, as an index key of KEYS bits or as a record."""
     if KEYS > 0:
         store_key(entry, tl.load(slots + at), out, STRIDE, KEYS == 4)
-    elif PAGE > 0:
-        _store_record(entry, tl.load(slots + at), out, STRIDE, D, PAGE)
     else:
-        tl.store(out + at * D + tl.arange(0, D), entry)
+        _store_record(entry, tl.load(slots + at), out, STRIDE, D, PAGE)
 
 
 @triton.jit
@@ -104,9 +102,8 @@ def advance_kernel(
     """state[state_slots[t], positions[t] mod RING] = (kv, gate + ape); the entry of a block that ends there to `out`.
 
     projected fp32 [T, 2W] (kv, gate), ape fp32 [RATIO, W], state fp32 [slots, RING, 2W], norm [D], cos and sin
-    fp32 [T, 32] of the block's first position. PAGE and KEYS 0: out bf16 [T, D]. Else out u8 are pages STRIDE bytes
-    apart, of PAGE packed records (D 512, formats.kv_record) or of 64 index keys of 8 or 4 bits (D 128,
-    formats.index_key); slots int64 [T], -1 none.
+    fp32 [T, 32] of the block's first position. out u8 are pages STRIDE bytes apart, of PAGE packed records (D 512,
+    formats.kv_record) or of 64 index keys of KEYS bits, 8 or 4 (D 128, formats.index_key); slots int64 [T], -1 none.
     """
     after_producers(PDL)
     WIDTH: tl.constexpr = OVERLAP * D

@@ -56,7 +56,7 @@ def entries_kernel(
     """Entry e of the block that ends at token ends[e] (-1: none) to `out`, as the decode step's; state is only read.
 
     projected fp32 [T, 2W], positions, state_slots, firsts int [T], ends int [E], cos and sin fp32 [E, 32], slots int64
-    [E]; PAGE, KEYS and `out` as there, of E rows.
+    [E]; PAGE, KEYS and `out` as there.
     """
     after_producers(PDL)
     entry = tl.program_id(0).to(tl.int64)

@@ -9,12 +9,11 @@ import torch
 from wellhead.formats import index_key
 from wellhead.formats.paged import PagedLayout
 from wellhead.ops.card import launch
-from wellhead.ops.checks import expect
+from wellhead.ops.checks import byte_pages, expect
 from wellhead.ops.indexer.configs import PAGE, QUERY_WARPS, VECTORS, Config, choose_config
 
 LAYOUTS = {"fp8": index_key.FP8, "fp4": index_key.FP4}
 MOST_HEADS = 64
-CACHE_DTYPES = (torch.uint8, torch.float8_e4m3fn, torch.int8)
 
 
 @dataclass(frozen=True)
@@ -159,13 +158,5 @@ def rounding_constants(layout: PagedLayout, rotate: bool) -> dict[str, int | boo
 
 
 def key_pages(layout: PagedLayout, cache: torch.Tensor) -> torch.Tensor:
-    """A cache's bytes, after checking that its pages hold 64 keys of `layout`; they may be padded."""
-    width = layout.page_stride(PAGE)
-    if cache.dim() != 2 or cache.dtype not in CACHE_DTYPES or cache.stride(1) != 1 or cache.shape[1] < width:
-        raise ValueError(
-            f"cache is {cache.dtype} {tuple(cache.shape)} with stride {cache.stride()}; expected pages of bytes "
-            f"[pages, {width}] ({layout.name}, {PAGE} keys)"
-        )
-    if cache.stride(0) % 16 or cache.data_ptr() % 16:
-        raise ValueError(f"cache: pages are {cache.stride(0)} bytes apart; expected a multiple of 16, aligned to 16")
-    return cache.view(torch.uint8)
+    """A cache's bytes, after checking that its pages hold 64 keys of `layout`."""
+    return byte_pages("cache", cache, layout.page_stride(PAGE), f"{layout.name}, {PAGE} keys")

@@ -8,7 +8,7 @@ import torch
 
 from wellhead.formats import kv_record
 from wellhead.ops.card import launch
-from wellhead.ops.checks import expect, row_stride
+from wellhead.ops.checks import byte_pages, expect, row_stride
 from wellhead.ops.kv_store.configs import HEADS, WARPS
 
 MOST_HEADS = 4096
@@ -65,22 +65,14 @@ class Store:
         expect("slots", slots, (tokens,), torch.int64)
         expect("positions", positions, (tokens,), torch.int64)
         expect("freqs", freqs, (32,), torch.float32)
-        self._check_cache(cache)
+        if (found := kv_record.LAYOUT.page_size(cache)) != self.page_size:
+            raise ValueError(f"cache has pages of {found} records; expected {self.page_size} records")
+        pages = byte_pages("cache", cache, kv_record.page_stride(self.page_size), f"{self.page_size} packed records")
         if tokens:
             kernels.kv_store_kernel[(tokens, 1 + -(-self.heads // HEADS))](
-                q, q_out, kv, kv_out, weight, cache.view(torch.uint8), slots, positions, freqs, self.eps, self.heads,
-                stride, **constants(self.page_size, cache.stride(0)), num_warps=WARPS, **launch(),
+                q, q_out, kv, kv_out, weight, pages, slots, positions, freqs, self.eps, self.heads,
+                stride, **constants(self.page_size, pages.stride(0)), num_warps=WARPS, **launch(),
             )  # fmt: skip
-
-    def _check_cache(self, cache: torch.Tensor) -> None:
-        """ValueError unless these are packed pages of the planned size."""
-        found = kv_record.LAYOUT.page_size(cache)
-        stride, address = cache.stride(0), cache.data_ptr() % 16
-        if found != self.page_size or stride < cache.shape[1] or stride % 16 or address:
-            raise ValueError(
-                f"cache has pages of {found} records {stride} bytes apart from address {address} modulo 16; expected "
-                f"{self.page_size} records, a multiple of 16 bytes, and 0"
-            )
 
 
 def constants(page_size: int, stride: int) -> dict[str, int]:

@@ -84,7 +84,7 @@ class Router:
         self._list(lists, ids)
 
     def _direct(self, lists: ExpertLists | None) -> tuple[torch.Tensor | None, torch.Tensor | None, int, int]:
-        """What a launch needs to write the lists itself: a plan for one token, and lists that are of one token's ids."""
+        """What a launch needs to write the lists itself: a plan for one token, and lists of one token's ids."""
         if lists is None or self.tokens > 1 or lists.block > 1 or lists.numel != self.top_k:
             return None, None, 0, 0
         return lists.slots, lists.block_expert, lists.first_expert, lists.experts
