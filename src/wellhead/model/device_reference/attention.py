@@ -156,10 +156,9 @@ class Indexers:
     @staticmethod
     def round_query(
         q: torch.Tensor, weights: torch.Tensor, codes: torch.Tensor, tail: torch.Tensor, *, layout: PagedLayout,
-        rotate: bool, rotation: tuple[torch.Tensor, torch.Tensor], factor: float, scaled: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor], factor: float, scaled: torch.Tensor,
     ) -> None:  # fmt: skip
-        q = rope.apply(q, *rotation)
-        q = indexer.rotate(q) if rotate else q
+        q = indexer.rotate(rope.apply(q, *rotation))
         rounded, scale = index_key.quantize_fp8(q) if layout is index_key.FP8 else mxfp4.quantize(q)
         codes.copy_(rounded)
         scaled.copy_(weights.float() * factor)
