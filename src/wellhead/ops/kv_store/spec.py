@@ -106,14 +106,7 @@ SPEC = OpSpec(
     name="kv_store",
     summary="packed key-value records into pages",
     impls=(
-        Impl(
-            "triton",
-            needs=("kernels",),
-            shared_bytes=1024,
-            builds=builds,
-            supports=supports,
-            prepare=prepare,
-        ),
+        Impl("triton", needs=("kernels",), shared_bytes=1024, builds=builds, supports=supports, prepare=prepare),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(tokens, heads, WINDOW_PAGE) for heads in (64, 128, 16) for tokens in (1, 4, 16, 64, 1024))

@@ -37,6 +37,8 @@ class Fp8Experts(Grouped):
     Allocates, synchronises nothing.
     """
 
+    config: Tiles
+
     def run(
         self, codes: torch.Tensor, scale: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
         lists: ExpertLists, packed: Fp8Weights, shared: torch.Tensor,

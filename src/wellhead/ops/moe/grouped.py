@@ -8,7 +8,7 @@ import torch
 
 from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
-from wellhead.ops.moe.configs import LEAST, UNIT
+from wellhead.ops.moe.configs import LEAST, UNIT, Config
 from wellhead.ops.routing.api import ExpertLists
 
 
@@ -27,7 +27,9 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Grouped:
-    """Sizes, tiles and workspaces. `hidden` is bf16, or E4M3 where `hidden_scale` holds a byte per 128 channels."""
+    """Sizes, tiles and workspaces. `hidden` is bf16, or E4M3 where `hidden_scale` holds a byte per 128 channels, but in
+    plans for few tokens, which have its codes beside it.
+    """
 
     tokens: int
     d: int
@@ -35,7 +37,7 @@ class Grouped:
     experts: int
     top_k: int
     limit: float
-    config: Tiles
+    config: Tiles | Config
     hidden: torch.Tensor  # [tokens * K, m]
     hidden_scale: torch.Tensor | None  # u8 [tokens * K, m / 128]
     each: torch.Tensor  # bf16 [tokens * K, d]
@@ -60,11 +62,18 @@ class Grouped:
         return Addends(self.each[: tokens * self.top_k], ids, lists.first_expert, experts, shared)
 
 
-def refusal(tokens: int, d: int, m: int, top_k: int) -> str | None:
-    """None, or why experts of that size cannot run in blocks of slots."""
+def supports(d: int, m: int) -> str | None:
+    """None, or why experts of that size cannot run."""
     for name, value in (("d", d), ("m", m)):
         if value < LEAST or value % UNIT:
             return f"{name}={value}: a multiple of {UNIT} from {LEAST} on"
+    return None
+
+
+def refusal(tokens: int, d: int, m: int, top_k: int) -> str | None:
+    """None, or why so many cannot run in blocks of slots."""
+    if (why := supports(d, m)) is not None:
+        return why
     if tokens < 0 or tokens * top_k * max(d, m) >= 1 << 38:
         return f"tokens={tokens}, top_k={top_k}: below 2^38 / {max(d, m)} slots, so that 32 bits reach each scale"
     return None
