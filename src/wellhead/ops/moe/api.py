@@ -10,29 +10,10 @@ from wellhead.ops.addends import Addends
 from wellhead.ops.card import has, launch
 from wellhead.ops.checks import expect
 from wellhead.ops.moe.configs import Config, choose_config
-from wellhead.ops.moe.grouped import Grouped, supports
+from wellhead.ops.moe.grouped import Grouped, PackedWeights, check_mxfp4, supports
 from wellhead.ops.norm_quant import api as norm_quant
 from wellhead.ops.norm_quant.api import NormQuant
 from wellhead.ops.routing.api import ExpertLists
-
-
-@dataclass(frozen=True)
-class PackedWeights:
-    """Experts of this rank: w13 u8 [E, 2m, d/2] and s13 u8 [E, 2m, d/32] interleaved (`layout`), w2 u8 [E, d, m/2],
-    s2 u8 [E, d, m/32].
-    """
-
-    w13: torch.Tensor
-    s13: torch.Tensor
-    w2: torch.Tensor
-    s2: torch.Tensor
-
-    def check(self, e: int, d: int, m: int) -> None:
-        """ValueError unless these are e experts of that size."""
-        expect("w13", self.w13, (e, 2 * m, d // 2), torch.uint8)
-        expect("s13", self.s13, (e, 2 * m, d // 32), torch.uint8)
-        expect("w2", self.w2, (e, d, m // 2), torch.uint8)
-        expect("s2", self.s2, (e, d, m // 32), torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -68,7 +49,7 @@ class Mxfp4Experts(Grouped):
         addends = self.addends(tokens, ids, weights, lists, shared)
         expect("codes", codes, (tokens, d), torch.float8_e4m3fn)
         expect("scale", scale, (tokens, d // 128), torch.uint8)
-        packed.check(e, d, m)
+        check_mxfp4(packed, e, d, m)
         if not tokens:
             return addends
         groups = lists.block_expert.shape[0]

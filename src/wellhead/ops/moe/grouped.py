@@ -13,6 +13,20 @@ from wellhead.ops.routing.api import ExpertLists
 
 
 @dataclass(frozen=True)
+class PackedWeights:
+    """Experts of this rank, w13 and s13 interleaved (`layout`: rows of weights, rows of scales).
+
+    MXFP4: w13 u8 [E, 2m, d/2], s13 u8 [E, 2m, d/32], w2 u8 [E, d, m/2], s2 u8 [E, d, m/32]. FP8: w13 E4M3 [E, 2m, d],
+    s13 [E, 2m/128, d/128], w2 E4M3 [E, d, m], s2 [E, d/128, m/128]; scales u8 UE8M0, or fp32.
+    """
+
+    w13: torch.Tensor
+    s13: torch.Tensor
+    w2: torch.Tensor
+    s2: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Tiles:
     """`group` slots of one expert meet `rows` gate and up rows, or `down_rows` rows of w2, `inputs` at a step."""
 
@@ -60,6 +74,14 @@ class Grouped:
         expect("weights", weights, (tokens, self.top_k), torch.float32)
         expect("shared", shared, (tokens, self.d), torch.bfloat16)
         return Addends(self.each[: tokens * self.top_k], ids, lists.first_expert, experts, shared)
+
+
+def check_mxfp4(packed: PackedWeights, experts: int, d: int, m: int) -> None:
+    """ValueError unless these are MXFP4 experts of that number and size."""
+    expect("w13", packed.w13, (experts, 2 * m, d // 2), torch.uint8)
+    expect("s13", packed.s13, (experts, 2 * m, d // 32), torch.uint8)
+    expect("w2", packed.w2, (experts, d, m // 2), torch.uint8)
+    expect("s2", packed.s2, (experts, d, m // 32), torch.uint8)
 
 
 def supports(d: int, m: int) -> str | None:
