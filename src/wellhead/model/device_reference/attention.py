@@ -56,12 +56,11 @@ class Store:
     eps: float
 
     def run(
-        self, q: torch.Tensor | None, kv: torch.Tensor, weight: torch.Tensor, cache: torch.Tensor,
-        slots: torch.Tensor, positions: torch.Tensor, freqs: torch.Tensor, q_out: torch.Tensor | None = None,
+        self, q: torch.Tensor, kv: torch.Tensor, weight: torch.Tensor, cache: torch.Tensor,
+        slots: torch.Tensor, positions: torch.Tensor, freqs: torch.Tensor, q_out: torch.Tensor,
         kv_out: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
-        if q is not None and q_out is not None:
-            q_out.copy_(rope.apply(rms_norm(q, None, self.eps), positions, freqs))
+        q_out.copy_(rope.apply(rms_norm(q, None, self.eps), positions, freqs))
         row = rope.apply(rms_norm(kv, weight, self.eps), positions, freqs)
         kv_record.write(cache, slots.clamp_min(-1), row)
         if kv_out is not None:

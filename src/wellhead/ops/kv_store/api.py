@@ -22,7 +22,7 @@ class Store:
     by the fp32 angles position * freqs[i] (`ops.rope`), rounded again; the record's bytes are exactly those that
     `formats.kv_record.write` makes of that bf16 row. run's tensors:
 
-    | q, q_out | bf16 [T, H, 512]; q_out may be q; both None in a plan of 0 heads |
+    | q, q_out | bf16 [T, H, 512]; q_out may be q |
     | kv | bf16 [T, 512], rows may lie further apart |
     | kv_out | None, or bf16 [T, 512] that receives the bf16 row before it becomes a record |
     | weight | bf16 [512] |
@@ -40,14 +40,14 @@ class Store:
 
     def run(
         self,
-        q: torch.Tensor | None,
+        q: torch.Tensor,
         kv: torch.Tensor,
         weight: torch.Tensor,
         cache: torch.Tensor,
         slots: torch.Tensor,
         positions: torch.Tensor,
         freqs: torch.Tensor,
-        q_out: torch.Tensor | None = None,
+        q_out: torch.Tensor,
         kv_out: torch.Tensor | None = None,
     ) -> None:
         from wellhead.ops.kv_store import kernels
@@ -55,10 +55,7 @@ class Store:
         tokens = kv.shape[0]
         stride = row_stride("kv", kv, kv_record.DIM, torch.bfloat16)
         for name, value in (("q", q), ("q_out", q_out)):
-            if (value is None) != (self.heads == 0):
-                raise ValueError(f"{name} is {'None' if value is None else 'given'}; the plan has {self.heads} heads")
-            if value is not None:
-                expect(name, value, (tokens, self.heads, kv_record.DIM), torch.bfloat16)
+            expect(name, value, (tokens, self.heads, kv_record.DIM), torch.bfloat16)
         if kv_out is not None:
             expect("kv_out", kv_out, (tokens, kv_record.DIM), torch.bfloat16)
         expect("weight", weight, (kv_record.DIM,), torch.bfloat16)
@@ -84,7 +81,7 @@ def supports(heads: int, page_size: int) -> str | None:
     """None, or why such a step cannot run."""
     if page_size < 1 or page_size & (page_size - 1):
         return f"page_size={page_size}: a power of two"
-    return None if 0 <= heads <= MOST_HEADS else f"heads={heads}: 0 (no queries) to {MOST_HEADS}"
+    return None if 1 <= heads <= MOST_HEADS else f"heads={heads}: 1 to {MOST_HEADS}"
 
 
 def plan(heads: int, page_size: int, eps: float) -> Store:
