@@ -24,7 +24,8 @@ def builds() -> tuple[KernelBuild, ...]:
     }  # fmt: skip
     found = []
     for keep in (False, True):
-        given: dict[str, Any] = {**constants(PAGE, page_stride(PAGE)), "PDL": False} | ({} if keep else {"kv_out": None})
+        given: dict[str, Any] = {**constants(PAGE, page_stride(PAGE)), "PDL": False}
+        given |= {} if keep else {"kv_out": None}
         signature = {**tensors, **dict.fromkeys(given, "constexpr")}
         name = f"queries[page={PAGE}{',keep' if keep else ''}]"
         found.append(KernelBuild(name, kernels.kv_store_kernel, signature, given, WARPS))
