@@ -70,6 +70,12 @@ def test_too_much_is_refused() -> None:
     case = {name: value.to(DEVICE) for name, value in drawn(3, 4).items()}
     with pytest.raises(ValueError, match="3 tokens, 4 pages"):
         plan.run(*(case[name] for name in NAMES), dict.fromkeys(MOST, case["freqs"]))
+    case = {name: value.to(DEVICE) for name, value in drawn(2, 4).items()}
+    given, short = [case[name] for name in NAMES], dict.fromkeys(MOST, case["freqs"][:31])
+    with pytest.raises(ValueError, match=r"freqs\[4\] is .* expected contiguous torch.float32 \(32,\)"):
+        plan.run(*given, short)
+    with pytest.raises(ValueError, match=r"ends\[4\] is torch.float32 .* expected contiguous torch.int32 \(1,\)"):
+        plan.run(*given, dict.fromkeys(MOST, case["freqs"]), dict.fromkeys(MOST, torch.zeros(1, device=DEVICE)))
     with pytest.raises(ValueError, match="window=100"):
         api.plan(2, 4, 100, PAGE, WANTED, device=DEVICE)
     with pytest.raises(ValueError, match=r"\[3\]"):

@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from wellhead.formats import index_key, kv_record
 from wellhead.formats.paged import PagedLayout
 from wellhead.ops.compressor import api, reference
-from wellhead.ops.compressor.spec import EPS, FORMS, SPEC, make, prepare, prepare_reference
+from wellhead.ops.compressor.drawing import EPS, form, make, prepare, prepare_reference, read, write
+from wellhead.ops.compressor.kernels import store_entry
+from wellhead.ops.compressor.spec import FORMS, SPEC
 from wellhead.ops.indexer import api as indexer_api
 from wellhead.ops.indexer import reference as indexer
 from wellhead.ops.norm_quant.reference import rms_norm
@@ -18,7 +22,8 @@ from wellhead.ops.rope.reference import rotate
 from wellhead.testing.agreement import results
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-EACH_FORM = pytest.mark.parametrize("form", FORMS)
+EACH_FORM = pytest.mark.parametrize("name", FORMS)
+EACH_LAYOUT = pytest.mark.parametrize("layout", indexer_api.LAYOUTS.values(), ids=indexer_api.LAYOUTS)
 
 
 def agree(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -28,14 +33,22 @@ def agree(left: torch.Tensor, right: torch.Tensor) -> bool:
     return bool(((left - right).abs() <= bound).all()) and float((left != right).float().mean()) < 0.01
 
 
+def pages(name: str, count: int) -> torch.Tensor:
+    """Empty ones for so many entries of a form."""
+    page = FORMS[name][2]
+    if page:
+        return kv_record.allocate_pages(-(-count // page), page).to(DEVICE)
+    return index_key.allocate_pages(index_key.FP8, -(-count // index_key.PAGE_SIZE)).to(DEVICE)
+
+
 def rotations(tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     angle = torch.randn(tokens, 32, generator=torch.Generator().manual_seed(seed)) * 3
     return angle.cos(), angle.sin()
 
 
 @EACH_FORM
-def test_cases_agree_with_their_reference(form: str) -> None:
-    inputs = make(3, *FORMS[form], torch.Generator(DEVICE).manual_seed(2), DEVICE)
+def test_cases_agree_with_their_reference(name: str) -> None:
+    inputs = make(3, *FORMS[name], torch.Generator(DEVICE).manual_seed(2), DEVICE)
     states = [inputs["state"].clone() for _ in range(2)]
     (result,) = results(prepare({**inputs, "state": states[0]}))
     (wanted,) = results(prepare_reference({**inputs, "state": states[1]}))
@@ -44,9 +57,9 @@ def test_cases_agree_with_their_reference(form: str) -> None:
 
 
 @EACH_FORM
-def test_requests_grow_from_nothing_in_slots_full_of_nan(form: str) -> None:
+def test_requests_grow_from_nothing_in_slots_full_of_nan(name: str) -> None:
     """Three requests out of step, over two or more blocks: what was never written is never read."""
-    ratio, dim, _ = FORMS[form]
+    ratio, dim, _ = FORMS[name]
     width, generator = reference.overlap(ratio) * dim, torch.Generator().manual_seed(4)
     slots, first = torch.tensor([4, 0, 2]), torch.tensor([0, 1, ratio - 1])
     if ratio == 128:  # only the neighbourhood of two block ends
@@ -58,80 +71,88 @@ def test_requests_grow_from_nothing_in_slots_full_of_nan(form: str) -> None:
         rows = torch.randn(len(written), 2 * width, generator=generator)
         state[slot, written % reference.ring_rows(ratio)] = rows
     mine = state.clone().to(DEVICE)
-    decode, ended = api.plan_decode(ratio, dim, EPS), 0
-    starts = torch.arange(4)
+    decode, ended = api.plan_decode(ratio, dim, EPS, **form(pages(name, 3), dim)), 0
+    starts, every = torch.arange(4), torch.arange(3)
     for step in range(10 if ratio == 4 else 4):
         positions, projected = first + step, torch.randn(3, 2 * width, generator=generator)
         cos, sin = rotations(3, step)
-        blocks = reference.completed_blocks(ratio, positions, starts[:3], starts, slots)
+        blocks = reference.completed_blocks(ratio, positions, every, starts, slots)
         score = projected[:, width:] + ape[positions % ratio]
         pooled = reference.advance(state, projected[:, :width].contiguous(), score, blocks).bfloat16()
-        wanted = torch.full((3, dim), 7.0).bfloat16()
-        wanted[blocks.token] = rotate(rms_norm(pooled, norm, EPS), cos[blocks.token], sin[blocks.token])
-        out = torch.full((3, dim), 7.0).bfloat16().to(DEVICE)
+        wanted, out = pages(name, 3).cpu(), pages(name, 3)
+        write(wanted, every[blocks.token], rotate(rms_norm(pooled, norm, EPS), cos[blocks.token], sin[blocks.token]))
         given = (projected, ape, positions.int(), slots.int())
-        rest = (norm, cos, sin, torch.full((3,), -1))
+        rest = (norm, cos, sin, every)
         decode.run(*(x.to(DEVICE) for x in given), mine, *(x.to(DEVICE) for x in rest), out)
-        assert bool(out.isfinite().all()) and agree(out, wanted)
+        found = read(out.cpu(), every, dim)
+        assert bool(found.isfinite().all()) and agree(found, read(wanted, every, dim))
         assert torch.equal(mine.cpu().nan_to_num(99.0), state.nan_to_num(99.0))
         ended += len(blocks.token)
     assert ended >= 3
 
 
-def ended_step(tokens: int, form: str = "c4") -> dict[str, Any]:
-    return make(tokens, *FORMS[form], torch.Generator(DEVICE).manual_seed(6), DEVICE)
+def ended_step(tokens: int, name: str = "c4") -> dict[str, Any]:
+    return make(tokens, *FORMS[name], torch.Generator(DEVICE).manual_seed(6), DEVICE)
 
 
-def run(inputs: dict[str, Any], form: str = "c4") -> None:
-    ratio, dim, page = FORMS[form]
-    api.plan_decode(ratio, dim, EPS, page_size=page).run(**inputs)
+def run(inputs: dict[str, Any]) -> None:
+    api.plan_decode(4, 512, EPS, page_size=64).run(**inputs)
 
 
-@pytest.mark.parametrize("form", ["c4", "c128"])
-def test_records_are_the_formats_bytes_of_the_entries(form: str) -> None:
-    """Both outputs of the same kernel: rounding an entry on the card or in torch gives the same page."""
-    inputs = ended_step(4, form)
-    inputs["slots"][1] = -1
-    ratio, dim, _ = FORMS[form]
-    entries = torch.zeros(4, dim, dtype=torch.bfloat16, device=DEVICE)
-    plain = {**inputs, "out": entries, "state": inputs["state"].clone()}
-    api.plan_decode(ratio, dim, EPS).run(**plain)
-    wanted = torch.full_like(inputs["out"], 9).cpu()
-    inputs["out"].fill_(9)
-    kv_record.write(wanted, inputs["slots"].cpu(), entries.cpu())
-    run(inputs, form)
-    assert torch.equal(inputs["out"].cpu(), wanted) and bool((wanted != 9).any())
-    assert torch.equal(inputs["state"], plain["state"])
+@triton.jit
+def store_kernel(entries, slots, out, STRIDE, D: tl.constexpr, PAGE: tl.constexpr, KEYS: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64)
+    store_entry(tl.load(entries + at * D + tl.arange(0, D)), at, slots, out, STRIDE, D, PAGE, KEYS)
 
 
-@pytest.mark.parametrize("layout", indexer_api.LAYOUTS.values(), ids=indexer_api.LAYOUTS)
+@pytest.mark.parametrize("page_size", [64, 2])
+def test_records_are_the_formats_bytes_of_the_entries(page_size: int) -> None:
+    """Rounding an entry on the card or in torch gives the same page; of padded pages, the last one's bytes too."""
+    size = 10.0 ** torch.linspace(-3, 2, 512)
+    entries = (torch.randn(5, 512, generator=torch.Generator().manual_seed(7)) * size).bfloat16()
+    entries[0, :448] = 0
+    slots = torch.tensor([1, -1, page_size, 2 * page_size - 1, 0])
+    wanted = torch.full_like(kv_record.allocate_pages(2, page_size), 9)
+    pool = torch.full((2, wanted.shape[1] + 64), 9, dtype=torch.uint8, device=DEVICE)
+    store_kernel[(5,)](entries.to(DEVICE), slots.to(DEVICE), pool, pool.stride(0), D=512, PAGE=page_size, KEYS=0)
+    kv_record.write(wanted, slots, entries)
+    found = pool.cpu()
+    assert torch.equal(found[:, : wanted.shape[1]], wanted) and bool((found[:, wanted.shape[1] :] == 9).all())
+
+
+@EACH_LAYOUT
 @pytest.mark.parametrize("page", [0, 2**31 // 8192 + 3])
 def test_index_keys_are_the_turned_entries_rounded(layout: PagedLayout, page: int) -> None:
-    """As the records; a page of the cache whose bytes need 64 bits, and padded pages."""
-    inputs = ended_step(20, "c4 index")
-    inputs["slots"] = torch.arange(20, device=DEVICE) * 3
-    inputs["slots"][[1, 7]] = -1
-    ratio, dim, _ = FORMS["c4 index"]
-    entries = torch.zeros(20, dim, dtype=torch.bfloat16, device=DEVICE)
-    plain = {**inputs, "out": entries, "state": inputs["state"].clone()}
-    api.plan_decode(ratio, dim, EPS).run(**plain)
-    width = layout.page_stride(64)
-    wanted = torch.zeros(1, width, dtype=torch.uint8)
-    write = index_key.write_fp8 if layout is index_key.FP8 else index_key.write_fp4
-    write(wanted, inputs["slots"].cpu(), indexer.rotate(entries.cpu()))
+    """As the records; a page of the cache whose bytes need 64 bits."""
+    entries = torch.randn(20, 128, generator=torch.Generator().manual_seed(7)).bfloat16()
+    slots = torch.arange(20) * 3
+    slots[[1, 7]] = -1
+    wanted, width = layout.allocate(1, 64, torch.uint8), layout.page_stride(64)
+    write(wanted, slots, entries)
     pool = torch.empty(page + 1, width + 64, dtype=torch.uint8, device=DEVICE)
     pool[page:] = 0
-    cache = pool[:, :width]
-    slots = torch.where(inputs["slots"] >= 0, inputs["slots"] + 64 * page, -1)
-    api.plan_decode(ratio, dim, EPS, keys=layout).run(**{**inputs, "slots": slots, "out": cache})
+    there, bits = torch.where(slots >= 0, slots + 64 * page, -1).to(DEVICE), 8 * layout.data_bytes // 128
+    store_kernel[(20,)](entries.to(DEVICE), there, pool, pool.stride(0), D=128, PAGE=0, KEYS=bits)
     every = torch.arange(64)
-    got, expected = (indexer.read_keys(c, every) for c in (cache[page:].cpu().contiguous(), wanted))
+    got, expected = (indexer.read_keys(c, every) for c in (pool[page:, :width].cpu().contiguous(), wanted))
     assert bool((got != 0).any()) and torch.equal((got == 0).all(1), (expected == 0).all(1))
     # the sum's order may move a bf16 rounding, and that a code, rarely
     assert float((got != expected).float().mean()) < 0.01
     assert bool(((got - expected).abs() <= 0.5 * expected.abs() + 0.6).all())
     assert not bool(pool[page:, width:].any())
-    assert torch.equal(inputs["state"], plain["state"])
+
+
+@EACH_LAYOUT
+def test_keys_of_padded_pages(layout: PagedLayout) -> None:
+    inputs = ended_step(20, "c4 keys")
+    inputs["out"] = layout.allocate(2, 64, torch.uint8).to(DEVICE)
+    (wanted,) = results(prepare_reference(inputs))
+    width = inputs["out"].shape[1]
+    pool = torch.full((2, width + 64), 9, dtype=torch.uint8, device=DEVICE)
+    pool[:, :width] = 0
+    api.plan_decode(4, 128, EPS, keys=layout).run(**{**inputs, "out": pool[:, :width]})
+    found = read(pool[:, :width].contiguous(), inputs["slots"], 128).cpu()
+    assert float((found != wanted).float().mean()) < 0.01 and bool((pool[:, width:] == 9).all())
 
 
 def test_padding_changes_nothing_and_a_token_inside_a_block_stores_no_entry() -> None:
@@ -180,15 +201,17 @@ def test_slots_past_two_gigabytes() -> None:
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"ratio=8: 4 or 128"):
         api.plan_decode(8, 512, EPS)
-    with pytest.raises(ValueError, match=r"page_size=64, dim=128: 0, or a power of two with entries of 512"):
-        api.plan_decode(4, 128, EPS, page_size=64)
+    for dim, page_size in ((128, 64), (512, 0), (512, 48)):
+        with pytest.raises(ValueError, match=rf"page_size={page_size}, dim={dim}, no keys: a power of two of records"):
+            api.plan_decode(4, dim, EPS, page_size=page_size)
     for dim, layout in ((512, index_key.FP8), (128, kv_record.LAYOUT)):
         with pytest.raises(ValueError, match=rf"keys='{layout.name}', dim={dim}, .*: 'FP8 index key' or 'FP4 index"):
             api.plan_decode(4, dim, EPS, keys=layout)
     inputs = ended_step(1)
-    with pytest.raises(ValueError, match=r"expected pages of bytes \[pages, 8448\]"):
-        api.plan_decode(4, 128, EPS, keys=index_key.FP8).run(**ended_step(1, "c4 index"))
-    with pytest.raises(ValueError, match=r"expected packed pages of 64 records \[pages, 37440\]"):
+    with pytest.raises(ValueError, match=r"expected pages of bytes \[pages, 8448\] \(FP8 index key, 64 keys\)"):
+        narrow = index_key.allocate_pages(index_key.FP4, 2).to(DEVICE)
+        api.plan_decode(4, 128, EPS, keys=index_key.FP8).run(**{**ended_step(1, "c4 keys"), "out": narrow})
+    with pytest.raises(ValueError, match=r"expected pages of bytes \[pages, 37440\] \(64 packed records\)"):
         run({**inputs, "out": inputs["out"][:, :4352].contiguous()})
     with pytest.raises(ValueError, match=r"projected is .* expected contiguous torch.float32 \(1, 2048\)"):
         run({**inputs, "projected": inputs["projected"].bfloat16()})

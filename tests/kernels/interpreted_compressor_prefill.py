@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from kernels.interpreted_compressor import DEVICE, EACH_FORM, agree, rotations
-from wellhead.formats import kv_record
+from kernels.interpreted_compressor import DEVICE, EACH_FORM, EACH_LAYOUT, agree, pages, rotations
 from wellhead.formats.paged import PagedLayout
 from wellhead.ops.compressor import api, reference
 from wellhead.ops.compressor.configs import choose_prefill_config
+from wellhead.ops.compressor.drawing import EPS, form, make_prefill, prepare, prepare_reference, read, write
 from wellhead.ops.compressor.prefill import keep_constants, plan_prefill
 from wellhead.ops.compressor.prefill_kernels import keep_kernel
-from wellhead.ops.compressor.spec import EPS, FORMS, make_prefill, prepare, prepare_reference
-from wellhead.ops.indexer import api as indexer
+from wellhead.ops.compressor.spec import FORMS
 from wellhead.ops.norm_quant.reference import rms_norm
 from wellhead.ops.rope.reference import rotate
 from wellhead.testing.agreement import results
@@ -29,12 +28,12 @@ Chunks = Sequence[tuple[int, int, int]]  # state slot, first position, tokens; s
 class World:
     """A compressor with `slots` rings, full of NaN where nothing was written, and the same projections by position."""
 
-    ratio: int
-    dim: int
+    name: str  # of FORMS
     slots: int = 3
     most: int = 0  # positions of a request
 
     def __post_init__(self) -> None:
+        self.ratio, self.dim, _ = FORMS[self.name]
         generator = torch.Generator().manual_seed(self.ratio + self.dim)
         width = reference.overlap(self.ratio) * self.dim
         self.ape = torch.randn(self.ratio, width, generator=generator)
@@ -72,14 +71,16 @@ class World:
             "cos": cos[block], "sin": sin[block],
         }  # fmt: skip
 
+    def plan(self) -> Any:
+        return plan_prefill(self.ratio, self.dim, EPS, **form(pages(self.name, 1), self.dim))
+
     def found(self, state: torch.Tensor, chunks: Chunks) -> torch.Tensor:
-        """Entries of the batch, a row of 7 for the -1; `state` (on the device) is advanced."""
+        """Entries of the batch as stored, a row of 0 for the -1; `state` (on the device) is advanced."""
         batch = {name: x.to(DEVICE) for name, x in self.batch(chunks).items()}
-        count = len(batch["ends"])
-        out = torch.full((count, self.dim), 7.0, dtype=torch.bfloat16, device=DEVICE)
-        nowhere = torch.full((count,), -1, device=DEVICE)
-        plan_prefill(self.ratio, self.dim, EPS).run(**batch, state=state, slots=nowhere, out=out)
-        return out.cpu()
+        every = torch.arange(len(batch["ends"]))
+        out = pages(self.name, len(every)).view(torch.float8_e4m3fn)
+        self.plan().run(**batch, state=state, slots=every.to(DEVICE), out=out)
+        return read(out.cpu(), every, self.dim)
 
     def expected(self, state: torch.Tensor, chunks: Chunks) -> torch.Tensor:
         """The same by the reference, from and into a state on the CPU."""
@@ -94,8 +95,9 @@ class World:
         score = gate + self.ape[positions % self.ratio]
         pooled = reference.advance(state, kv.contiguous(), score, blocks).bfloat16().flip(0)
         rotation = batch["cos"][:-1], batch["sin"][:-1]
-        entries = rotate(rms_norm(pooled, self.norm, EPS), *rotation)
-        return torch.cat((entries, torch.full((1, self.dim), 7.0, dtype=torch.bfloat16)))
+        every, out = torch.arange(len(pooled) + 1), pages(self.name, len(pooled) + 1).cpu()
+        write(out, every[:-1], rotate(rms_norm(pooled, self.norm, EPS), *rotation))
+        return read(out, every, self.dim)
 
 
 def same(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -111,23 +113,23 @@ def check(world: World, before: dict[int, int], chunks: Chunks) -> None:
 
 
 @pytest.mark.parametrize("start", range(9))
-@pytest.mark.parametrize("form", ["c4", "c4 index"])
-def test_ratio_4_from_every_offset_and_of_every_length(form: str, start: int) -> None:
-    world = World(*FORMS[form][:2], most=30)
+@pytest.mark.parametrize("name", ["c4", "c4 keys"])
+def test_ratio_4_from_every_offset_and_of_every_length(name: str, start: int) -> None:
+    world = World(name, most=30)
     for count in range(1, 14):
         check(world, {0: start}, [(0, start, count)])
 
 
 @pytest.mark.parametrize(("start", "count"), [(0, 127), (0, 128), (1, 126), (1, 127), (100, 300), (127, 1), (128, 257)])
 def test_ratio_128_around_its_block_ends(start: int, count: int) -> None:
-    check(World(128, 512, most=400), {0: start}, [(0, start, count)])
+    check(World("c128", most=400), {0: start}, [(0, start, count)])
 
 
 @EACH_FORM
-def test_requests_and_padding_in_one_batch(form: str) -> None:
+def test_requests_and_padding_in_one_batch(name: str) -> None:
     """Slots out of order, a chunk of one token, one without any, padding (NaN) between and behind."""
-    ratio, dim, _ = FORMS[form]
-    world = World(ratio, dim, slots=4, most=3 * ratio + 5)
+    ratio = FORMS[name][0]
+    world = World(name, slots=4, most=3 * ratio + 5)
     chunks = [
         (2, 2 * ratio - 1, 1), (-1, ratio - 3, 3), (0, ratio - 2, 2 * ratio + 3), (3, 5, 0), (1, 0, ratio), (-1, 0, 5),
     ]  # fmt: skip
@@ -140,10 +142,10 @@ def test_requests_and_padding_in_one_batch(form: str) -> None:
 
 
 @EACH_FORM
-def test_a_request_cut_into_chunks_gives_the_entries_and_the_ring_of_the_whole(form: str) -> None:
-    ratio, dim, _ = FORMS[form]
+def test_a_request_cut_into_chunks_gives_the_entries_and_the_ring_of_the_whole(name: str) -> None:
+    ratio = FORMS[name][0]
     total = 2 * ratio + ratio // 2 + 7
-    world = World(ratio, dim, most=total)
+    world = World(name, most=total)
     whole = world.state().to(DEVICE)
     entries = world.found(whole, [(1, 0, total)])[:-1].flip(0)
     for step in (ratio - 1, ratio + 3):
@@ -154,107 +156,90 @@ def test_a_request_cut_into_chunks_gives_the_entries_and_the_ring_of_the_whole(f
 
 
 @EACH_FORM
-def test_token_by_token_the_decode_step_gives_the_same(form: str) -> None:
-    ratio, dim, _ = FORMS[form]
+def test_token_by_token_the_decode_step_gives_the_same(name: str) -> None:
+    ratio, dim, _ = FORMS[name]
     start, total = (0, 21) if ratio == 4 else (125, 259)
-    world, decode = World(ratio, dim, most=total), api.plan_decode(ratio, dim, EPS)
+    world, decode = World(name, most=total), api.plan_decode(ratio, dim, EPS, **form(pages(name, 1), dim))
     chunked, stepped = (world.state({1: start}).to(DEVICE) for _ in range(2))
     parts: list[torch.Tensor] = []
     entries = world.found(chunked, [(1, start, total - start)])[:-1].flip(0)
-    out = torch.zeros(1, dim, dtype=torch.bfloat16, device=DEVICE)
+    out, zero = pages(name, 1), torch.tensor([0])
     cos, sin = rotations(4096, 7)
     for position in range(start, total):
         block = slice(position // ratio, position // ratio + 1)
         given = (
             world.rows[1, position : position + 1], world.ape, torch.tensor([position]), torch.tensor([1]), stepped,
-            world.norm, cos[block], sin[block], torch.tensor([-1]), out,
+            world.norm, cos[block], sin[block], zero, out,
         )  # fmt: skip
         decode.run(*(x.to(DEVICE) for x in given))
         if (position + 1) % ratio == 0:
-            parts.append(out.cpu().clone())
+            parts.append(read(out.cpu(), zero, dim))
     assert len(parts) > 1 and agree(torch.cat(parts), entries) and same(stepped, chunked)
 
 
 @EACH_FORM
-def test_cases_agree_with_their_reference(form: str) -> None:
-    tokens, requests = (64, 2) if FORMS[form][0] == 4 else (280, 2)
-    inputs = make_prefill(tokens, requests, *FORMS[form], torch.Generator(DEVICE).manual_seed(3), DEVICE)
+def test_cases_agree_with_their_reference(name: str) -> None:
+    tokens, requests = (64, 2) if FORMS[name][0] == 4 else (280, 2)
+    inputs = make_prefill(tokens, requests, *FORMS[name], torch.Generator(DEVICE).manual_seed(3), DEVICE)
     before, (wanted,) = inputs["state"].clone(), results(prepare_reference(inputs))
     (result,) = results(prepare(inputs))
     assert float(wanted.float().abs().max()) > 1 and agree(result, wanted) and torch.equal(inputs["state"], before)
 
 
-@pytest.mark.parametrize("form", ["c4", "c128"])
-def test_records_are_the_formats_bytes_of_the_entries(form: str) -> None:
-    ratio, dim, page = FORMS[form]
-    world = World(ratio, dim, most=3 * ratio)
-    batch = {name: x.to(DEVICE) for name, x in world.batch([(0, 0, 3 * ratio)]).items()}
-    entries = torch.zeros(4, dim, dtype=torch.bfloat16, device=DEVICE)
-    slots = torch.tensor([page + 1, -1, page, 0], device=DEVICE)
-    for dtype in (torch.uint8, torch.float8_e4m3fn):
-        cache = torch.full_like(kv_record.allocate_pages(2, page), 9)
-        pages, state = cache.to(DEVICE).view(dtype), world.state().to(DEVICE)
-        plan_prefill(ratio, dim, EPS, page_size=page).run(**batch, state=state, slots=slots, out=pages)
-        plan_prefill(ratio, dim, EPS).run(**batch, state=world.state().to(DEVICE), slots=slots, out=entries)
-        kv_record.write(cache, slots.cpu()[:3], entries.cpu()[:3])
-        assert torch.equal(pages.cpu().view(torch.uint8), cache) and bool((cache[1] != 9).any())
-
-
-@pytest.mark.parametrize("layout", indexer.LAYOUTS.values(), ids=indexer.LAYOUTS)
+@EACH_LAYOUT
 def test_index_keys_of_a_chunk_are_those_of_decode(layout: PagedLayout) -> None:
     """Byte for byte, where a list with -1 says; nothing else is written."""
-    world, pages = World(4, 128, most=12), [layout.allocate(2, 64, torch.uint8).to(DEVICE) for _ in range(2)]
+    world, out = World("c4 keys", most=12), [layout.allocate(2, 64, torch.uint8).to(DEVICE) for _ in range(2)]
     slots = torch.tensor([64, 3, 5, -1], device=DEVICE)  # of the blocks, the last one first
     batch = {name: x.to(DEVICE) for name, x in world.batch([(0, 0, 12)]).items()}
     state = world.state().to(DEVICE)
-    plan_prefill(4, 128, EPS, keys=layout).run(**batch, state=state, slots=slots, out=pages[0])
+    plan_prefill(4, 128, EPS, keys=layout).run(**batch, state=state, slots=slots, out=out[0])
     decode, state = api.plan_decode(4, 128, EPS, keys=layout), world.state().to(DEVICE)
     for token in range(12):
         one = slice(token, token + 1)
         given = {name: batch[name][one] for name in ("projected", "positions", "state_slots")}
         block = 2 - token // 4
         turn = {name: batch[name][block : block + 1] for name in ("cos", "sin")}
-        tail = {"ape": batch["ape"], "norm": batch["norm"], "slots": slots[block : block + 1], "out": pages[1]}
+        tail = {"ape": batch["ape"], "norm": batch["norm"], "slots": slots[block : block + 1], "out": out[1]}
         decode.run(**given, **turn, **tail, state=state)
-    assert torch.equal(*pages)
-    written = pages[0][:, : 64 * layout.data_bytes].view(2, 64, -1).cpu().any(-1).nonzero().tolist()
+    assert torch.equal(*out)
+    written = out[0][:, : 64 * layout.data_bytes].view(2, 64, -1).cpu().any(-1).nonzero().tolist()
     assert written == [[0, 3], [0, 5], [1, 0]]
 
 
 def test_state_slots_past_two_gigabytes() -> None:
-    world, chunk, far = World(4, 512, most=12), (0, 3, 9), 2**29 // (16 * 2048) + 2
+    world, chunk, far = World("c4", most=12), (0, 3, 9), 2**29 // (16 * 2048) + 2
     near = world.state({0: 3}).to(DEVICE)
     state = torch.empty(far + 1, 16, 2048, device=DEVICE)
     state[far] = near[0]
     batch = {name: x.to(DEVICE) for name, x in world.batch([chunk]).items()}
     batch["state_slots"] += far
-    entries = torch.full((len(batch["ends"]), 512), 7.0, dtype=torch.bfloat16, device=DEVICE)
-    nowhere = torch.full((len(entries),), -1, device=DEVICE)
-    plan_prefill(4, 512, EPS).run(**batch, state=state, slots=nowhere, out=entries)
-    assert same(world.found(near, [chunk]), entries) and same(state[far], near[0])
+    every, out = torch.arange(len(batch["ends"])), pages("c4", 8)
+    world.plan().run(**batch, state=state, slots=every.to(DEVICE), out=out)
+    assert same(world.found(near, [chunk]), read(out.cpu(), every, 512)) and same(state[far], near[0])
 
 
 def test_ends_inside_a_block_or_in_padding_and_empty_lists_store_nothing() -> None:
-    world = World(4, 512, most=12)
+    world = World("c4", most=12)
     batch = {name: x.to(DEVICE) for name, x in world.batch([(0, 0, 6), (-1, 3, 5)]).items()}
     batch |= {"ends": torch.tensor([2, 6, -1], device=DEVICE)}
     batch |= {name: torch.zeros(3, 32, device=DEVICE) for name in ("cos", "sin")}
-    out, nowhere = torch.full((3, 512), 7.0, dtype=torch.bfloat16, device=DEVICE), torch.zeros(3).long().to(DEVICE)
-    state, plan = world.state().to(DEVICE), plan_prefill(4, 512, EPS)
-    plan.run(**batch, state=state, slots=nowhere, out=out)
-    assert bool((out == 7).all()) and bool(state[0, :6].isfinite().all()) and bool(state[0, 6:].isnan().all())
+    out, slots = torch.full_like(pages("c4", 3), 9), torch.arange(3, device=DEVICE)
+    state, plan = world.state().to(DEVICE), world.plan()
+    plan.run(**batch, state=state, slots=slots, out=out)
+    assert bool((out == 9).all()) and bool(state[0, :6].isfinite().all()) and bool(state[0, 6:].isnan().all())
     none: dict[str, Any] = {name: batch[name][:0] for name in ("ends", "cos", "sin")}
     again = world.state().to(DEVICE)
-    plan.run(**{**batch, **none}, state=again, slots=nowhere[:0], out=out[:0])
+    plan.run(**{**batch, **none}, state=again, slots=slots[:0], out=out)
     assert same(again, state)
     none |= {name: batch[name][:0] for name in ("projected", "positions", "state_slots", "firsts")}
-    plan.run(**{**batch, **none}, state=again, slots=nowhere[:0], out=out[:0])
+    plan.run(**{**batch, **none}, state=again, slots=slots[:0], out=out)
     assert same(again, state)
 
 
 def test_tokens_that_a_later_one_replaces_write_nothing() -> None:
     """The first program of the second launch alone: of its tokens only those without a successor in the ring."""
-    world, config = World(4, 512, most=20), choose_prefill_config(4, 512)
+    world, config = World("c4", most=20), choose_prefill_config(4, 512)
     assert config.tokens == 16
     batch = {name: x.to(DEVICE) for name, x in world.batch([(0, 0, 20), (1, 0, 1)]).items()}
     given = (batch[name] for name in ("projected", "ape", "positions", "state_slots"))
@@ -268,11 +253,11 @@ def test_tokens_that_a_later_one_replaces_write_nothing() -> None:
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"ratio=8: 4 or 128"):
         plan_prefill(8, 512, EPS)
-    with pytest.raises(ValueError, match=r"page_size=64, dim=128: 0, or a power of two with entries of 512"):
+    with pytest.raises(ValueError, match=r"page_size=64, dim=128, no keys: a power of two of records of 512"):
         plan_prefill(4, 128, EPS, page_size=64)
-    world = World(4, 512, most=4)
+    world = World("c4", most=4)
     batch = {name: x.to(DEVICE) for name, x in world.batch([(0, 0, 4)]).items()}
-    slots, out = torch.zeros(2).long().to(DEVICE), torch.zeros(2, 512, device=DEVICE).bfloat16()
+    slots, out = torch.zeros(2).long().to(DEVICE), pages("c4", 2)
     with pytest.raises(ValueError, match=r"firsts is .* expected contiguous torch.int32 or torch.int64 \(4,\)"):
         given = {**batch, "firsts": batch["firsts"][:3]}
-        plan_prefill(4, 512, EPS).run(**given, state=world.state().to(DEVICE), slots=slots, out=out)
+        world.plan().run(**given, state=world.state().to(DEVICE), slots=slots, out=out)

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
-from wellhead.formats import e4m3, index_key, mxfp4
+from wellhead.formats import e4m3, index_key, kv_record, mxfp4
 from wellhead.formats.paged import PagedLayout
 from wellhead.ops.indexer import api, reference
+from wellhead.ops.indexer.rounding import _fp4, _fp8
 from wellhead.ops.indexer.spec import SPEC, make, prepare, prepare_reference
 from wellhead.ops.rope import api as rope
 
@@ -155,58 +158,78 @@ def hostile_vectors(count: int) -> torch.Tensor:
     return rows.bfloat16()
 
 
+@triton.jit
+def rounding_kernel(x, codes, tail, BN: tl.constexpr, FP4: tl.constexpr):
+    row, column = tl.program_id(0) * BN + tl.arange(0, BN)[:, None], tl.arange(0, 128)[None, :]
+    vectors = tl.load(x + row * 128 + column).to(tl.float32)
+    if FP4:
+        rounded, exponent = _fp4(vectors, BN)
+        tl.store(codes + row * 64 + tl.arange(0, 64)[None, :], rounded)
+        tl.store(tail + row * 4 + tl.arange(0, 4)[None, :], exponent.to(tl.uint8))
+    else:
+        rounded, scale = _fp8(vectors)
+        tl.store(codes + row * 128 + column, rounded)
+        tl.store(tail + row, scale[:, None])
+
+
 @LAYOUTS
-def test_turned_queries(layout: PagedLayout) -> None:
-    q = torch.randn(20, 1, 128, generator=torch.Generator().manual_seed(8)).bfloat16()
-    q[3] = 0
-    q[3, 0, 5] = 2.0  # one outlier becomes 128 equal magnitudes with Sylvester's signs
-    weights = torch.ones(20, 1)
-    wanted, folded = rounded({"layout": layout, "q": reference.rotate(q), "weights": weights})
-    codes = torch.empty_like(wanted.codes)
-    tail = torch.empty_like(folded if wanted.scale is None else wanted.scale)
-    scaled = torch.empty(20, 1, device=DEVICE)
-    api.round_query(q.to(DEVICE), weights.to(DEVICE), codes, tail, layout=layout, rotate=True, scaled=scaled)
-    mine, theirs = (c.view(torch.uint8).cpu() for c in (codes, wanted.codes))
-    assert torch.equal(mine[3], theirs[3])
-    # the sum's order may move a bf16 rounding, and that a code, rarely
-    assert float((mine != theirs).float().mean()) < 0.02
+def test_rounding_is_the_formats(layout: PagedLayout) -> None:
+    q = hostile_vectors(32).unsqueeze(1)
+    query, scale = rounded({"layout": layout, "q": q, "weights": torch.ones(32, 1)})
+    codes, tail = torch.empty_like(query.codes), torch.empty_like(scale if query.scale is None else query.scale)
+    fp4 = layout is index_key.FP4
+    rounding_kernel[(2,)](q.to(DEVICE), codes.view(torch.uint8), tail, BN=16, FP4=fp4)
+    assert torch.equal(codes.view(torch.uint8), query.codes.view(torch.uint8))
+    assert torch.equal(tail, scale if query.scale is None else query.scale)
+
+
+def round_query(
+    layout: PagedLayout, q: torch.Tensor, weights: torch.Tensor, positions: torch.Tensor, factor: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """(codes, tail, scaled), on the CPU."""
+    tokens, heads, _ = q.shape
+    width, kind = (128, torch.float8_e4m3fn) if layout is index_key.FP8 else (64, torch.uint8)
+    codes = torch.empty(tokens, heads, width, dtype=kind, device=DEVICE)
+    scaled = torch.empty(tokens, heads, device=DEVICE)
+    scales = torch.empty(tokens, heads, 4, dtype=torch.uint8, device=DEVICE)
+    tail = torch.empty_like(scaled) if layout is index_key.FP8 else scales
+    rotation = positions.to(DEVICE), (10000.0 ** -(torch.arange(32) / 32)).to(DEVICE)
+    given = {"layout": layout, "rotation": rotation, "factor": factor, "scaled": scaled}
+    api.round_query(q.to(DEVICE), weights.to(DEVICE), codes, tail, **given)
+    return codes.view(torch.uint8).cpu(), tail.cpu(), scaled.cpu()
 
 
 @LAYOUTS
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_rounded_queries(layout: PagedLayout, kind: torch.dtype) -> None:
-    q = hostile_vectors(24).reshape(3, 8, 128)
-    weights = torch.randn(3, 8, generator=torch.Generator().manual_seed(9)).to(kind)
-    query, folded = rounded({"layout": layout, "q": q, "weights": weights.float() * 0.125})
-    codes, scaled = torch.empty_like(query.codes), torch.empty(3, 8, device=DEVICE)
-    tail = torch.empty_like(folded if query.scale is None else query.scale)
-    given = {"layout": layout, "rotate": False, "factor": 0.125, "scaled": scaled}
-    api.round_query(q.to(DEVICE), weights.to(DEVICE), codes, tail, **given)
-    assert torch.equal(codes.view(torch.uint8), query.codes.view(torch.uint8))
-    assert torch.equal(tail, folded if query.scale is None else query.scale)
-    assert query.scale is None or torch.equal(scaled.cpu(), weights.float() * 0.125)
+def test_turned_queries(layout: PagedLayout, kind: torch.dtype) -> None:
+    """Position 0 turns nothing; what is not 16 heads a token has vectors of several in a program."""
+    q = torch.randn(5, 4, 128, generator=torch.Generator().manual_seed(8)).bfloat16()
+    q[3, 0] = 0
+    q[3, 0, 5] = 2.0  # one outlier becomes 128 equal magnitudes with Sylvester's signs
+    weights = torch.randn(5, 4, generator=torch.Generator().manual_seed(9)).to(kind)
+    wanted, folded = rounded({"layout": layout, "q": reference.rotate(q), "weights": weights.float() * 0.125})
+    codes, tail, scaled = round_query(layout, q, weights, torch.zeros(5, dtype=torch.int64), 0.125)
+    theirs = wanted.codes.view(torch.uint8).cpu()
+    assert torch.equal(codes[3, 0], theirs[3, 0])
+    # the sum's order may move a bf16 rounding, and that a code, rarely
+    assert float((codes != theirs).float().mean()) < 0.02
+    if wanted.scale is None:
+        torch.testing.assert_close(tail, folded.cpu(), rtol=2.0**-7, atol=0)
+    else:
+        assert float((tail != wanted.scale.cpu()).float().mean()) < 0.05
+        assert torch.equal(scaled, weights.float() * 0.125)
 
 
 @LAYOUTS
-def test_queries_are_rotated_on_the_way(layout: PagedLayout) -> None:
-    generator = torch.Generator().manual_seed(11)
-    q, weights = torch.randn(3, 8, 128, generator=generator).bfloat16().to(DEVICE), torch.ones(3, 8, device=DEVICE)
-    positions = torch.tensor([0, 77, 900_001], device=DEVICE)
-    freqs = (10000.0 ** -(torch.arange(32) / 32)).to(DEVICE)
-    turned = torch.empty_like(q)
-    rope.plan(8, 128).run(q, positions, freqs, turned)
-    results = []
-    for given, rotation in ((turned, None), (q, (positions, freqs))):
-        width, kind = (128, torch.float8_e4m3fn) if layout is index_key.FP8 else (64, torch.uint8)
-        codes = torch.empty(3, 8, width, dtype=kind, device=DEVICE)
-        tail = torch.empty(3, 8, device=DEVICE)
-        tail = tail if layout is index_key.FP8 else torch.empty(3, 8, 4, dtype=torch.uint8, device=DEVICE)
-        api.round_query(
-            given, weights, codes, tail, layout=layout, rotate=True, rotation=rotation, scaled=torch.empty_like(weights)
-        )
-        results.append(codes.view(torch.uint8).cpu())
+@pytest.mark.parametrize("heads", [8, 16])
+def test_queries_are_rotated_on_the_way(layout: PagedLayout, heads: int) -> None:
+    q = torch.randn(3, heads, 128, generator=torch.Generator().manual_seed(11)).bfloat16().to(DEVICE)
+    positions, weights = torch.tensor([0, 77, 900_001], device=DEVICE), torch.ones(3, heads, device=DEVICE)
+    freqs, turned = (10000.0 ** -(torch.arange(32) / 32)).to(DEVICE), torch.empty_like(q)
+    rope.plan(heads, 128).run(q, positions, freqs, turned)
+    apart = round_query(layout, turned, weights, torch.zeros_like(positions))[0]
     # two compilations of one rotation may round a bf16 value to either side
-    assert float((results[0] != results[1]).float().mean()) < 0.01
+    assert float((apart != round_query(layout, q, weights, positions)[0]).float().mean()) < 0.01
 
 
 @pytest.mark.parametrize("name", list(api.LAYOUTS))
@@ -224,6 +247,12 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"columns=100: a multiple of 64"):
         api.plan(1, 64, 100, index_key.FP8)
     case = drawn(index_key.FP8, [0], [64], 8)
+    for refused in (
+        lambda: api.plan(1, 64, 64, kv_record.LAYOUT),
+        lambda: round_query(kv_record.LAYOUT, case["q"], case["weights"], torch.zeros(1, dtype=torch.int64)),
+    ):
+        with pytest.raises(ValueError, match=r"layout='.*': expected 'FP8 index key' or 'FP4 index key'"):
+            refused()
     with pytest.raises(ValueError, match=r"expected pages of bytes \[pages, 8448\]"):
         found({**case, "pool": case["pool"][:, :4352].contiguous()})
     with pytest.raises(ValueError, match=r"page_table has 6 pages of 64; 448 columns need more"):

@@ -26,22 +26,22 @@ def drawn(tokens: int, heads: int, page: int = 64, seed: int = 0) -> dict[str, A
     return case
 
 
-def run(case: dict[str, Any], **change: Any) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+def run(case: dict[str, Any], **change: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(q_out, kv_out, cache bytes) of one run over copies."""
     given = {**case, **change}
     q, page = given["q"], kv_record.LAYOUT.page_size(given["cache"])
     cache = given["cache"].clone()
-    q_out = None if q is None else torch.full_like(q, torch.nan)
+    q_out = torch.full_like(q, torch.nan)
     kv_out = torch.full(given["kv"].shape, torch.nan, dtype=torch.bfloat16, device=DEVICE)
-    plan = api.plan(0 if q is None else q.shape[1], page, EPS)
+    plan = api.plan(q.shape[1], page, EPS)
     rest = (given["slots"], given["positions"], given["freqs"])
     plan.run(q, given["kv"], given["weight"], cache, *rest, q_out, kv_out)
-    return None if q_out is None else q_out.cpu(), kv_out.cpu(), cache.view(torch.uint8).cpu()
+    return q_out.cpu(), kv_out.cpu(), cache.view(torch.uint8).cpu()
 
 
-def expected(case: dict[str, Any]) -> tuple[torch.Tensor | None, torch.Tensor]:
+def expected(case: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     cos, sin = rope.tables(case["positions"].cpu(), case["freqs"].cpu())
-    q = None if case["q"] is None else rope.rotate(rms_norm(case["q"].cpu(), None, EPS), cos, sin)
+    q = rope.rotate(rms_norm(case["q"].cpu(), None, EPS), cos, sin)
     return q, rope.rotate(rms_norm(case["kv"].cpu(), case["weight"].cpu(), EPS), cos, sin)
 
 
@@ -59,13 +59,12 @@ def agree(left: torch.Tensor, right: torch.Tensor) -> bool:
     return bool(((left.float() - right.float()).abs() <= SPEC.error.relative * pair).all())
 
 
-@pytest.mark.parametrize(("tokens", "heads", "page"), [(1, 4, 256), (7, 5, 64), (4, 1, 2), (5, 0, 1), (3, 16, 256)])
+@pytest.mark.parametrize(("tokens", "heads", "page"), [(1, 4, 256), (7, 5, 64), (4, 1, 2), (5, 2, 1), (3, 16, 256)])
 def test_agrees_with_the_reference_and_the_bytes_are_those_of_the_row(tokens: int, heads: int, page: int) -> None:
     case = drawn(tokens, heads, page)
     q_out, kv_out, cache = run(case)
     q, kv = expected(case)
-    assert agree(kv_out, kv) and torch.equal(cache, written(case, kv_out))
-    assert (q_out is None and q is None) or (q_out is not None and q is not None and agree(q_out, q))
+    assert agree(q_out, q) and agree(kv_out, kv) and torch.equal(cache, written(case, kv_out))
 
 
 def test_where_the_sum_is_exact_the_bytes_are_the_references() -> None:
@@ -76,7 +75,6 @@ def test_where_the_sum_is_exact_the_bytes_are_the_references() -> None:
     case["q"] = torch.randint(-64, 65, (9, 3, 512), generator=generator).bfloat16().to(DEVICE)
     q_out, kv_out, cache = run(case)
     q, kv = expected(case)
-    assert q_out is not None and q is not None
     if DEVICE == "cpu":  # a card's rsqrt is approximate
         assert torch.equal(q_out[..., :448], q[..., :448]) and torch.equal(kv_out[..., :448], kv[..., :448])
         differing = float((cache != written(case, kv)).float().mean() + (q_out != q).float().mean())
@@ -101,7 +99,7 @@ def test_slot_minus_one_and_nan_rows_leave_the_cache_alone() -> None:
 def test_no_tokens() -> None:
     case = drawn(0, 2)
     q_out, _, cache = run(case)
-    assert q_out is not None and q_out.shape == (0, 2, 512) and torch.equal(cache, case["cache"].cpu())
+    assert q_out.shape == (0, 2, 512) and torch.equal(cache, case["cache"].cpu())
 
 
 def test_both_cache_dtypes_give_the_same_bytes() -> None:
@@ -119,34 +117,35 @@ def test_in_place_a_slice_of_a_wider_product_and_neighbours() -> None:
     q, pages = case["q"].clone(), case["cache"].clone()
     plan = api.plan(6, 64, EPS)
     rest = (case["weight"], pages, case["slots"], case["positions"], case["freqs"])
-    plan.run(q, wide[:, 1024:], *rest, q)
-    assert q_out is not None and torch.equal(q.cpu(), q_out) and torch.equal(pages.cpu(), cache)
     kv = case["kv"].clone()
-    api.plan(0, 64, EPS).run(None, kv, *rest, None, kv)
+    plan.run(q, wide[:, 1024:], *rest, q)
+    assert torch.equal(q.cpu(), q_out) and torch.equal(pages.cpu(), cache)
+    plan.run(case["q"].clone(), kv, *rest, q, kv)
     assert torch.equal(kv.cpu(), kv_out) and torch.equal(pages.cpu(), cache)
     one = {name: value[3:4] if name in ("q", "kv", "slots", "positions") else value for name, value in case.items()}
     alone = run(one)
-    assert alone[0] is not None and torch.equal(alone[0][0], q_out[3]) and torch.equal(alone[1][0], kv_out[3])
+    assert torch.equal(alone[0][0], q_out[3]) and torch.equal(alone[1][0], kv_out[3])
 
 
 def test_a_page_beyond_two_gigabytes() -> None:
     """Pages 2^30 bytes apart in one lazily committed allocation, so that page 3 begins past 2^31."""
-    case = drawn(4, 0)
+    case = drawn(4, 1)
     stride, page = 1 << 30, 64
     width = kv_record.page_stride(page)
     storage = torch.empty(3 * stride + width, dtype=torch.uint8, device=DEVICE)
     far = storage.as_strided((4, width), (stride, 1))
     far.fill_(255)
     slots = torch.tensor([3 * page + 5, -1, 2 * page + 63, 0], device=DEVICE)
-    plan = api.plan(0, page, EPS)
+    plan = api.plan(1, page, EPS)
     kv_out = torch.empty(4, 512, dtype=torch.bfloat16, device=DEVICE)
-    plan.run(None, case["kv"], case["weight"], far, slots, case["positions"], case["freqs"], None, kv_out)
+    rest = (far, slots, case["positions"], case["freqs"])
+    plan.run(case["q"], case["kv"], case["weight"], *rest, torch.empty_like(case["q"]), kv_out)
     near = {"cache": torch.full((4, width), 255, dtype=torch.uint8), "slots": slots}
     assert torch.equal(far.cpu(), written(near, kv_out.cpu()))
 
 
 def test_what_is_refused() -> None:
-    for heads, page, reason in ((-1, 64, "heads=-1: 0"), (5000, 64, "heads=5000"), (4, 48, "page_size=48")):
+    for heads, page, reason in ((0, 64, "heads=0: 1 to 4096"), (5000, 64, "heads=5000"), (4, 48, "page_size=48")):
         with pytest.raises(ValueError, match=reason):
             api.plan(heads, page, EPS)
     case = drawn(3, 2)
@@ -161,9 +160,10 @@ def test_what_is_refused() -> None:
         with pytest.raises(ValueError, match=reason):
             run(case, **change)
     rest = (case["weight"], case["cache"], case["slots"], case["positions"], case["freqs"])
-    with pytest.raises(ValueError, match=r"cache has pages of 64 records .* expected 128 records"):
+    with pytest.raises(ValueError, match=r"cache has pages of 64 records; expected 128"):
         api.plan(2, 128, EPS).run(case["q"], case["kv"], *rest, case["q"])
-    with pytest.raises(ValueError, match="q_out is None; the plan has 2 heads"):
-        api.plan(2, 64, EPS).run(case["q"], case["kv"], *rest)
-    with pytest.raises(ValueError, match="q is given; the plan has 0 heads"):
-        api.plan(0, 64, EPS).run(case["q"], case["kv"], *rest)
+    off = torch.empty(case["cache"].nbytes + 8, dtype=torch.uint8, device=DEVICE)[8:].view(case["cache"].shape)
+    with pytest.raises(ValueError, match=r"from address 8 modulo 16; expected a multiple of 16, and 0"):
+        api.plan(2, 64, EPS).run(case["q"], case["kv"], case["weight"], off, *rest[2:], case["q"])
+    with pytest.raises(ValueError, match=r"q_out is .* expected contiguous torch.bfloat16 \(3, 2, 512\)"):
+        api.plan(2, 64, EPS).run(case["q"], case["kv"], *rest, case["kv"])

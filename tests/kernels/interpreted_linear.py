@@ -53,7 +53,11 @@ def test_a_row_does_not_depend_on_its_neighbours_within_a_power_of_two() -> None
 def test_unsupported_sizes_and_tensors_are_named() -> None:
     with pytest.raises(ValueError, match=r"k=200: a multiple of 128"):
         api.plan(64, 200)
+    rows = (1 << 23) + 1
+    many, out = (torch.empty(rows, width, dtype=torch.bfloat16, device="meta") for width in (256, 128))
     case = drawn(1, 128, 256)
+    with pytest.raises(ValueError, match=r"x has 8388609 bf16 rows of 256: below 2\^31 elements"):
+        api.plan(128, 256).run(many, None, case["weight"], case["scale"], out)
     with pytest.raises(ValueError, match=r"weight is torch.uint8 .* expected contiguous torch.float8_e4m3fn"):
         api.plan(128, 256).run(
             case["codes"], case["x_scale"], case["weight"].view(torch.uint8), case["scale"], torch.empty(0)

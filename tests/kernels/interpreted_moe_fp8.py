@@ -9,6 +9,7 @@ from wellhead.formats import ue8m0
 from wellhead.ops.linear.reference import round_input
 from wellhead.ops.moe import fp8_api, layout, reference
 from wellhead.ops.moe.fp8_spec import make
+from wellhead.ops.moe.grouped import PackedWeights
 from wellhead.ops.moe.spec import SPEC, prepare_reference
 from wellhead.ops.routing.api import plan_lists
 from wellhead.testing.agreement import compare, results
@@ -32,7 +33,7 @@ def found(case: dict[str, torch.Tensor], *, first: int = 0, planned: int | None 
             workspace.view(torch.uint8).fill_(255)
     out = torch.full((tokens, d), torch.nan, dtype=torch.bfloat16, device=DEVICE)
     lists.run(case["ids"])
-    packed = fp8_api.Fp8Weights(case["w13"], case["s13"], case["w2"], case["s2"])
+    packed = PackedWeights(case["w13"], case["s13"], case["w2"], case["s2"])
     plan.run(case["codes"], case["scale"], case["ids"], case["weights"], lists, packed, case["shared"]).add_up(out)
     return out.cpu()
 

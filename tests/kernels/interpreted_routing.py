@@ -77,6 +77,29 @@ def test_one_token_lists_itself(first: int, by_token: bool) -> None:
     assert found == wanted and any(expert >= 0 for expert, _ in wanted)
 
 
+@pytest.mark.parametrize("by_token", [False, True])
+def test_lists_of_another_size_are_written_whole_or_refused(by_token: bool) -> None:
+    """A router of one token over lists of three: what the last run left in them is gone; lists too small stay."""
+    x, gate, bias = inputs(1, 256, 16)
+    router, (ids, weights) = api.plan(1, 256, 16, 6, 1.5, device=DEVICE), outputs(1, 6)
+    table = torch.tensor([[3, 9, 15, 0, 8, 7]], dtype=torch.int32, device=DEVICE)
+    token = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+
+    def choose(lists: api.ExpertLists) -> None:
+        if by_token:
+            router.choose_by_token(x, gate, table, token, ids, weights, lists=lists)
+        else:
+            router.choose(x, gate, bias, ids, weights, lists=lists)
+
+    large, apart, small = (api.plan_lists(tokens, k, 16, 1, device=DEVICE) for tokens, k in ((3, 6), (3, 6), (1, 2)))
+    large.run(torch.arange(18, dtype=torch.int32, device=DEVICE).view(3, 6) % 16)
+    choose(large)
+    apart.run(ids)
+    assert torch.equal(large.slots, apart.slots) and torch.equal(large.block_expert, apart.block_expert)
+    with pytest.raises(ValueError, match="ids has 6 elements; the plan was made for at most 2"):
+        choose(small)
+
+
 def test_a_plan_for_more_tokens_fills_the_lists_in_order() -> None:
     x, gate, bias = inputs(3, 256, 16)
     router, (ids, weights) = api.plan(4, 256, 16, 6, 1.5, device=DEVICE), outputs(3, 6)

@@ -119,7 +119,7 @@ def test_both_cache_dtypes_and_slot_widths_give_the_same_bits() -> None:
 
 def test_wrong_pools_are_named() -> None:
     case = drawn(1, 16, 40, 40)
-    with pytest.raises(ValueError, match=r"selected: pages of 128 records in 37440 bytes"):
+    with pytest.raises(ValueError, match=r"selected.cache is .* \[pages, 74880\] \(128 packed records\)"):
         found({**case, "selected": replace(case["selected"], page_size=128)}, 1)
     with pytest.raises(ValueError, match=r"heads=200: 1 to 128"):
         api.plan(1, 200, 64, SCALE, device=DEVICE)

@@ -124,7 +124,7 @@ def test_configs_hold_every_number_of_heads() -> None:
 
 def test_wrong_pools_are_named() -> None:
     case = drawn(1, 16, 40, 40)
-    with pytest.raises(ValueError, match=r"selected: pages of 128 records in 37440 bytes"):
+    with pytest.raises(ValueError, match=r"selected.cache is .* \[pages, 74880\] \(128 packed records\)"):
         found({**case, "selected": replace(case["selected"], page_size=128)})
     narrow = torch.zeros(5, 37448, dtype=torch.uint8, device=DEVICE)
     with pytest.raises(ValueError, match=r"selected.cache: pages are 37448 bytes apart .* expected a multiple of 16"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from wellhead.ops.addresses.spec import make as addresses
 from wellhead.ops.bf16_linear.spec import make as bf16_linear
-from wellhead.ops.compressor.spec import make as compressor
+from wellhead.ops.compressor.drawing import make as compressor
 from wellhead.ops.hyper_connection.spec import make as hyper_connection
 from wellhead.ops.indexer.spec import make as indexer
 from wellhead.ops.kv_store.spec import make as kv_store

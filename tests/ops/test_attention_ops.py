@@ -164,6 +164,17 @@ def test_sparse_attention_is_one_softmax_with_a_sink(dtype: torch.dtype) -> None
     assert sparse_mla.attend_paged(q[:0], [(window, near[:0])], sink, 0.25).shape == (0, heads, dim)
 
 
+@pytest.mark.parametrize("tokens", [0, 1, 3])
+def test_sparse_attention_over_a_pool_without_slots(tokens: int) -> None:
+    """As without that pool; with no slots at all, nothing."""
+    cache, q, sink = randn(4, 8, 16), randn(tokens, 2, 16, seed=1), randn(2, seed=2)
+    slots = torch.arange(5 * tokens).view(tokens, 5)
+    alone, none = sparse_mla.attend_paged(q, [(cache, slots)], sink, 0.25), (cache, slots[:, :0])
+    for pools in ([(cache, slots), none], [none, (cache, slots)]):
+        assert torch.equal(sparse_mla.attend_paged(q, pools, sink, 0.25), alone)
+    assert torch.equal(sparse_mla.attend_paged(q, [none, none], sink, 0.25), torch.zeros_like(q))
+
+
 def test_sparse_attention_does_not_depend_on_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     cache, q, sink = randn(4, 64, 16), randn(90, 2, 16, seed=1), randn(2, seed=2)
     slots = torch.randint(-1, 256, (90, 100), generator=torch.Generator().manual_seed(4))

@@ -131,7 +131,7 @@ def _index_query(
     ws.index_wq_b.run(latent, latent_scale, weights.wq_b.weight, weights.wq_b.scale, q.view(t, -1))
     ws.keys.join_marked()
     ws.indexing.round_query(
-        q, ws.index_weights[:t], ws.index_codes[:t], ws.index_tail[:t], layout=ws.layout, rotate=True,
+        q, ws.index_weights[:t], ws.index_codes[:t], ws.index_tail[:t], layout=ws.layout,
         rotation=(step.inputs.positions, step.freqs[4]), factor=ws.index_scale, scaled=ws.index_scaled[:t],
     )  # fmt: skip
 

@@ -87,9 +87,7 @@ class AttentionWeights:
 class ExpertWeights:
     """Routed experts of this rank, gate and up rows in turn (`ops.moe.layout.interleave`), codes and scales alike.
 
-    MXFP4: w13 u8 [E, 2m, d/2], s13 u8 [E, 2m, d/32], w2 u8 [E, d, m/2], s2 u8 [E, d, m/32]: the fields of
-    `ops.moe.api.PackedWeights`. FP8: w13 E4M3 [E, 2m, d], s13 [E, 2m/128, d/128], w2 E4M3 [E, d, m],
-    s2 [E, d/128, m/128], scales fp32 as stored: those of `ops.moe.fp8_api.Fp8Weights`.
+    The fields of `ops.moe.grouped.PackedWeights`, whose docstring has the shapes; scales of FP8 are fp32 as stored.
     """
 
     w13: torch.Tensor

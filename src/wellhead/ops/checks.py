@@ -42,3 +42,23 @@ def expect_rows(name: str, value: torch.Tensor, shape: tuple[int, ...], *dtypes:
             f"{name} is {value.dtype} {tuple(value.shape)} with stride {value.stride()}; expected "
             f"{' or '.join(map(str, dtypes))} {shape}, last stride 1"
         )
+
+
+def byte_pages(name: str, cache: torch.Tensor, width: int, what: str) -> torch.Tensor:
+    """A paged cache's bytes, u8 [pages, stride]; pages may be padded.
+
+    ValueError unless its elements are bytes and its pages hold `width` of them at least (`what`), dense, a multiple of
+    16 bytes apart and 16 bytes aligned.
+    """
+    kind = cache.dim() == 2 and cache.dtype in (torch.uint8, torch.float8_e4m3fn, torch.int8)
+    if not kind or cache.stride(1) != 1 or cache.shape[1] < width:
+        raise ValueError(
+            f"{name} is {cache.dtype} {tuple(cache.shape)} with stride {cache.stride()}; expected pages of bytes "
+            f"[pages, {width}] ({what})"
+        )
+    if cache.stride(0) % 16 or cache.data_ptr() % 16:
+        raise ValueError(
+            f"{name}: pages are {cache.stride(0)} bytes apart from address {cache.data_ptr() % 16} modulo 16; expected "
+            "a multiple of 16, and 0"
+        )
+    return cache.view(torch.uint8)

@@ -47,7 +47,10 @@ class PeerSum:
         )  # fmt: skip
 
     def run(self, partial: torch.Tensor, patience: int = FOREVER) -> None:
-        """partial <- the sum over the ranks, fp32 in their order, rounded once; the same bits on every rank."""
+        """partial <- the sum over the ranks, fp32 in their order, rounded once; the same bits on every rank.
+
+        An empty one compiles and waits for nobody: before the first sum only, since places are used again two calls on.
+        """
         if partial.numel() and not self.takes(partial):
             raise ValueError(
                 f"a sum of {partial.dtype} {tuple(partial.shape)}: expected contiguous bf16, an even number of them, "

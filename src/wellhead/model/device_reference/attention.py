@@ -55,12 +55,11 @@ class Store:
     eps: float
 
     def run(
-        self, q: torch.Tensor | None, kv: torch.Tensor, weight: torch.Tensor, cache: torch.Tensor,
-        slots: torch.Tensor, positions: torch.Tensor, freqs: torch.Tensor, q_out: torch.Tensor | None = None,
+        self, q: torch.Tensor, kv: torch.Tensor, weight: torch.Tensor, cache: torch.Tensor,
+        slots: torch.Tensor, positions: torch.Tensor, freqs: torch.Tensor, q_out: torch.Tensor,
         kv_out: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
-        if q is not None and q_out is not None:
-            q_out.copy_(rope.apply(rms_norm(q, None, self.eps), positions, freqs))
+        q_out.copy_(rope.apply(rms_norm(q, None, self.eps), positions, freqs))
         row = rope.apply(rms_norm(kv, weight, self.eps), positions, freqs)
         kv_record.write(cache, slots.clamp_min(-1), row)
         if kv_out is not None:
@@ -143,10 +142,9 @@ class IndexLogits:
     @staticmethod
     def round_query(
         q: torch.Tensor, weights: torch.Tensor, codes: torch.Tensor, tail: torch.Tensor, *, layout: PagedLayout,
-        rotate: bool, rotation: tuple[torch.Tensor, torch.Tensor], factor: float, scaled: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor], factor: float, scaled: torch.Tensor,
     ) -> None:  # fmt: skip
-        q = rope.apply(q, *rotation)
-        q = indexer.rotate(q) if rotate else q
+        q = indexer.rotate(rope.apply(q, *rotation))
         rounded, scale = index_key.quantize_fp8(q) if layout is index_key.FP8 else mxfp4.quantize(q)
         codes.copy_(rounded)
         scaled.copy_(weights.float() * factor)

@@ -59,7 +59,11 @@ class Addresses:
         window = Window(integers.take(tokens), integers.take(tokens, self.window), small.take(tokens, pages))
         found: dict[int, Entries] = {}
         for ratio, wanted in self.wanted.items():
-            count = tokens if ends is None else len(ends[ratio])
+            expect(f"freqs[{ratio}]", freqs[ratio], (32,), torch.float32)
+            count = tokens
+            if ends is not None:
+                count = len(ends[ratio])
+                expect(f"ends[{ratio}]", ends[ratio], (count,), torch.int32)
             if count > self.tokens:
                 raise ValueError(f"{count} entries of ratio {ratio} end; the plan was made for {self.tokens} tokens")
             width = -(-pages * (self.page // ratio) // ALIGNED) * ALIGNED if wanted.every else 0

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from wellhead.ops.linear.configs import Config
 
 VOCABULARY = 16384  # rows from which there are tiles enough for every multiprocessor
-
-
-@dataclass(frozen=True)
-class Config:
-    """`tokens` and weight `rows` a program, `inputs` a step; gemv: one token on CUDA cores."""
-
-    gemv: bool
-    tokens: int
-    rows: int
-    inputs: int
-    num_warps: int
-    num_stages: int
 
 
 def choose_config(tokens: int, n: int, k: int) -> Config:

@@ -9,12 +9,10 @@ import torch
 from wellhead.formats import index_key, kv_record
 from wellhead.formats.paged import PagedLayout
 from wellhead.ops.card import launch
-from wellhead.ops.checks import expect
+from wellhead.ops.checks import byte_pages, expect
 from wellhead.ops.compressor.configs import Config, choose_config
 from wellhead.ops.compressor.reference import overlap, ring_rows
 from wellhead.ops.indexer.api import LAYOUTS, key_pages
-
-CACHE_DTYPES = (torch.uint8, torch.float8_e4m3fn, torch.int8)
 
 
 @dataclass(frozen=True)
@@ -26,11 +24,10 @@ class Decode:
     of `projected` is (wkv x, wgate x), the position's ape is added here. state_slots are distinct; -1 leaves a token
     out (padding). cos and sin belong to the block's first position. A token that ends no block only leaves its row.
 
-    out is bf16 [T, D], rows of other tokens not written, slots not read; with a page size the packed cache [pages,
-    stride], where the entry goes to slots[t] (-1: nowhere) as `kv_record.write` rounds it; with `keys` pages of 64
-    index keys of that layout, for which it is turned by the Hadamard matrix (`indexer.reference.rotate`) first. The
-    pooled entry is rounded to bf16, the normed one again, the rotated and the turned one again. Allocates,
-    synchronises and reads nothing of the device.
+    out is bytes [pages, stride], where the entry goes to slots[t] (-1: nowhere): of a plan with a page size the packed
+    cache, as `kv_record.write` rounds it; with `keys` pages of 64 index keys of that layout, for which it is turned by
+    the Hadamard matrix (`indexer.reference.rotate`) first. The pooled entry is rounded to bf16, the normed one again,
+    the rotated and the turned one again. Allocates, synchronises and reads nothing of the device.
     """
 
     ratio: int
@@ -65,7 +62,7 @@ class Decode:
         expect("cos", cos, (tokens, 32), torch.float32)
         expect("sin", sin, (tokens, 32), torch.float32)
         expect("slots", slots, (tokens,), torch.int64)
-        out = check_out(out, tokens, self.dim, self.page_size, self.keys)
+        out = check_out(out, self.page_size, self.keys)
         if not tokens:
             return
         c = self.config
@@ -94,8 +91,8 @@ def supports(ratio: int, dim: int) -> str | None:
 def check_plan(ratio: int, dim: int, page_size: int, keys: PagedLayout | None) -> None:
     """ValueError, naming what can be, unless these sizes can be planned."""
     why = supports(ratio, dim)
-    if why is None and page_size and (dim != kv_record.DIM or page_size < 1 or page_size & (page_size - 1)):
-        why = f"page_size={page_size}, dim={dim}: 0, or a power of two with entries of {kv_record.DIM}"
+    if why is None and keys is None and (dim != kv_record.DIM or page_size < 1 or page_size & (page_size - 1)):
+        why = f"page_size={page_size}, dim={dim}, no keys: a power of two of records of {kv_record.DIM}"
     if keys is not None and (keys not in LAYOUTS.values() or dim != index_key.DIM or page_size):
         known = " or ".join(repr(layout.name) for layout in LAYOUTS.values())
         why = why or f"keys={keys.name!r}, dim={dim}, page_size={page_size}: {known} of {index_key.DIM}, page_size=0"
@@ -103,36 +100,16 @@ def check_plan(ratio: int, dim: int, page_size: int, keys: PagedLayout | None) -
         raise ValueError(f"the compressor cannot be planned: {why}")
 
 
-def plan_decode(
-    ratio: int, dim: int, eps: float, *, page_size: int = 0, keys: PagedLayout | None = None
-) -> Decode:  # fmt: skip
+def plan_decode(ratio: int, dim: int, eps: float, *, page_size: int = 0, keys: PagedLayout | None = None) -> Decode:
     """Plan for any number of requests; needs no workspace. Gives packed records with a page size, index keys of one of
-    index_key's layouts with `keys`, else bf16 entries.
+    index_key's layouts with `keys`.
     """
     check_plan(ratio, dim, page_size, keys)
     return Decode(ratio, dim, eps, page_size, keys, choose_config(ratio, dim))
 
 
-def check_out(
-    out: torch.Tensor, rows: int, dim: int, page_size: int, keys: PagedLayout | None
-) -> torch.Tensor:  # fmt: skip
+def check_out(out: torch.Tensor, page_size: int, keys: PagedLayout | None) -> torch.Tensor:
     """What the kernels write to, after checking that `out` is what was planned."""
     if keys is not None:
         return key_pages(keys, out)
-    if page_size:
-        _check_records(out, page_size)
-        return out.view(torch.uint8)
-    expect("out", out, (rows, dim), torch.bfloat16)
-    return out
-
-
-def _check_records(cache: torch.Tensor, page_size: int) -> None:
-    """ValueError, naming what was given, unless the cache holds pages of `page_size` packed records."""
-    width = kv_record.page_stride(page_size)
-    if cache.dim() != 2 or cache.dtype not in CACHE_DTYPES or cache.stride(1) != 1 or cache.shape[1] < width:
-        raise ValueError(
-            f"out is {cache.dtype} {tuple(cache.shape)} with stride {cache.stride()}; expected packed pages of "
-            f"{page_size} records [pages, {width}]"
-        )
-    if cache.stride(0) % 16 or cache.data_ptr() % 16:
-        raise ValueError(f"out: pages are {cache.stride(0)} bytes apart; expected a multiple of 16, aligned to 16")
+    return byte_pages("out", out, kv_record.page_stride(page_size), f"{page_size} packed records")

@@ -17,6 +17,14 @@ RECORD = tl.constexpr(576)  # its data bytes
 
 
 @triton.jit
+def softmax_step(peak, total, acc, value, score):
+    """(peak, total, acc) fp32 [D] after more rows: value and score fp32 [ROWS, D]."""
+    higher = tl.maximum(peak, tl.max(score, axis=0))
+    weight, fade = tl.exp(score - higher[None, :]), tl.exp(peak - higher)
+    return higher, total * fade + tl.sum(weight, axis=0), acc * fade + tl.sum(weight * value, axis=0)
+
+
+@triton.jit
 def _pooled(
     ring, own_value, own_score, position,
     D: tl.constexpr, RATIO: tl.constexpr, OVERLAP: tl.constexpr, RING: tl.constexpr, ROWS: tl.constexpr,
@@ -43,18 +51,12 @@ def _pooled(
         mine = (row == POOLED - 1)[:, None]
         value = tl.where(mine, own_value[None, :], value)
         score = tl.where(mine, own_score[None, :], score)
-        higher = tl.maximum(peak, tl.max(score, axis=0))
-        weight, fade = tl.exp(score - higher[None, :]), tl.exp(peak - higher)
-        total = total * fade + tl.sum(weight, axis=0)
-        acc = acc * fade + tl.sum(weight * value, axis=0)
-        peak = higher
+        peak, total, acc = softmax_step(peak, total, acc, value, score)
     return acc / total
 
 
 @triton.jit
-def _normed_and_rotated(
-    pooled, norm, eps, cos, sin, token, D: tl.constexpr
-):  # fmt: skip
+def normed_and_rotated(pooled, norm, eps, cos, sin, token, D: tl.constexpr):
     """bf16 [D]: RMS norm of bf16(pooled), rounded, then pairs of the last 64 dims turned, rounded."""
     wide = pooled.to(tl.bfloat16).to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / D + eps)
@@ -83,16 +85,12 @@ def _store_record(entry, slot, out, STRIDE, D: tl.constexpr, PAGE: tl.constexpr)
 
 
 @triton.jit
-def store_entry(
-    entry, at, slots, out, STRIDE, D: tl.constexpr, PAGE: tl.constexpr, KEYS: tl.constexpr
-):  # fmt: skip
-    """bf16 [D] to row `at` of out bf16, or to slot slots[at] of out u8 as an index key of KEYS bits, or as a record."""
+def store_entry(entry, at, slots, out, STRIDE, D: tl.constexpr, PAGE: tl.constexpr, KEYS: tl.constexpr):
+    """bf16 [D] to slot slots[at] of out u8, as an index key of KEYS bits or as a record."""
     if KEYS > 0:
         store_key(entry, tl.load(slots + at), out, STRIDE, KEYS == 4)
-    elif PAGE > 0:
-        _store_record(entry, tl.load(slots + at), out, STRIDE, D, PAGE)
     else:
-        tl.store(out + at * D + tl.arange(0, D), entry)
+        _store_record(entry, tl.load(slots + at), out, STRIDE, D, PAGE)
 
 
 @triton.jit
@@ -104,9 +102,8 @@ def advance_kernel(
     """state[state_slots[t], positions[t] mod RING] = (kv, gate + ape); the entry of a block that ends there to `out`.
 
     projected fp32 [T, 2W] (kv, gate), ape fp32 [RATIO, W], state fp32 [slots, RING, 2W], norm [D], cos and sin
-    fp32 [T, 32] of the block's first position. PAGE and KEYS 0: out bf16 [T, D]. Else out u8 are pages STRIDE bytes
-    apart, of PAGE packed records (D 512, formats.kv_record) or of 64 index keys of 8 or 4 bits (D 128,
-    formats.index_key); slots int64 [T], -1 none.
+    fp32 [T, 32] of the block's first position. out u8 are pages STRIDE bytes apart, of PAGE packed records (D 512,
+    formats.kv_record) or of 64 index keys of KEYS bits, 8 or 4 (D 128, formats.index_key); slots int64 [T], -1 none.
     """
     after_producers(PDL)
     WIDTH: tl.constexpr = OVERLAP * D
@@ -127,5 +124,5 @@ def advance_kernel(
     last = WIDTH - D + column  # half B where there are two
     own_score = tl.load(own + WIDTH + last) + tl.load(bias + last)
     pooled = _pooled(ring, tl.load(own + last), own_score, position, D, RATIO, OVERLAP, RING, ROWS)
-    entry = _normed_and_rotated(pooled, norm, eps, cos, sin, token, D)
+    entry = normed_and_rotated(pooled, norm, eps, cos, sin, token, D)
     store_entry(entry, token, slots, out, STRIDE, D, PAGE, KEYS)

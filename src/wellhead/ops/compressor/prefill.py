@@ -33,9 +33,9 @@ class Prefill:
                    An index of padding, or of a token inside a block, counts as -1.
     E is the length of `ends`; cos and sin belong to the first position of each block, slots say where its record goes.
 
-    out is bf16 [E, D], rows of -1 not written, slots not read, or the records or index keys of decode: entry e goes to
-    slots[e] (-1: nowhere), rounded as there. Entries are computed from the state before this
-    batch, then the rings take the batch's last rows. Allocates, synchronises and reads nothing of the device.
+    Entry e goes to slots[e] (-1: nowhere) of `out`, the records or index keys of decode, rounded as there. Entries are
+    computed from the state before this batch, then the rings take the batch's last rows. Allocates, synchronises and
+    reads nothing of the device.
     """
 
     ratio: int
@@ -74,7 +74,7 @@ class Prefill:
         expect("cos", cos, (count, 32), torch.float32)
         expect("sin", sin, (count, 32), torch.float32)
         expect("slots", slots, (count,), torch.int64)
-        out = check_out(out, count, self.dim, self.page_size, self.keys)
+        out = check_out(out, self.page_size, self.keys)
         if tokens and count:
             entries_kernel[(count,)](
                 projected, ape, positions, state_slots, firsts, state, norm, ends, cos, sin, slots, out,
@@ -93,9 +93,7 @@ def keep_constants(ratio: int, dim: int, config: PrefillConfig) -> dict[str, int
     return {"WIDTH": width, "RATIO": ratio, "RING": ring, "BT": config.tokens, "BC": config.columns}
 
 
-def plan_prefill(
-    ratio: int, dim: int, eps: float, *, page_size: int = 0, keys: PagedLayout | None = None
-) -> Prefill:  # fmt: skip
+def plan_prefill(ratio: int, dim: int, eps: float, *, page_size: int = 0, keys: PagedLayout | None = None) -> Prefill:
     """Plan for any number of tokens and requests; needs no workspace. Gives what `plan_decode` with these does."""
     check_plan(ratio, dim, page_size, keys)
     return Prefill(ratio, dim, eps, page_size, keys, choose_prefill_config(ratio, dim))

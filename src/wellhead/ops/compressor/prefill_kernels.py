@@ -8,7 +8,7 @@ Rings: of the tokens that share a row of a ring only the last one writes.
 import triton
 import triton.language as tl
 
-from wellhead.ops.compressor.kernels import _normed_and_rotated, store_entry
+from wellhead.ops.compressor.kernels import normed_and_rotated, softmax_step, store_entry
 from wellhead.ops.dependent_launch import after_producers
 
 
@@ -39,11 +39,7 @@ def _pooled(
         value = tl.load(place, mask=there, other=0.0)
         score = tl.load(place + WIDTH, mask=there, other=float("-inf"))
         score += tl.load(bias, mask=there & fresh[:, None], other=0.0)
-        higher = tl.maximum(peak, tl.max(score, axis=0))
-        weight, fade = tl.exp(score - higher[None, :]), tl.exp(peak - higher)
-        total = total * fade + tl.sum(weight, axis=0)
-        acc = acc * fade + tl.sum(weight * value, axis=0)
-        peak = higher
+        peak, total, acc = softmax_step(peak, total, acc, value, score)
     return acc / total
 
 
@@ -56,7 +52,7 @@ def entries_kernel(
     """Entry e of the block that ends at token ends[e] (-1: none) to `out`, as the decode step's; state is only read.
 
     projected fp32 [T, 2W], positions, state_slots, firsts int [T], ends int [E], cos and sin fp32 [E, 32], slots int64
-    [E]; PAGE, KEYS and `out` as there, of E rows.
+    [E]; PAGE, KEYS and `out` as there.
     """
     after_producers(PDL)
     entry = tl.program_id(0).to(tl.int64)
@@ -69,7 +65,7 @@ def entries_kernel(
     ring = state + request * (RING * 2 * OVERLAP * D)
     first = tl.load(firsts + token)
     pooled = _pooled(projected, ape, ring, token, first, position, D, RATIO, OVERLAP, RING, ROWS)
-    made = _normed_and_rotated(pooled, norm, eps, cos, sin, entry, D)
+    made = normed_and_rotated(pooled, norm, eps, cos, sin, entry, D)
     store_entry(made, entry, slots, out, STRIDE, D, PAGE, KEYS)
 
 

@@ -1,9 +1,8 @@
 """KV compressor: one record per `ratio` tokens, pooled per channel with a learned softmax gate.
 
-ratio 128 pools the block's own 128 tokens. ratio 4 overlaps: channels split into halves A and B, the record
-pools eight (score, value) pairs per channel, half A of the four tokens before the block and half B of the
-block's four. Source: DeepSeek-V4 reference inference (Compressor). State and pooling are fp32; scores here
-include `ape`.
+ratio 128 pools the block's own 128 tokens. ratio 4 overlaps: channels split into halves A and B, the record pools eight
+(score, value) pairs per channel, half A of the four tokens before the block and half B of the block's four. Source:
+DeepSeek-V4 reference inference (Compressor). State and pooling are fp32; scores here include `ape`.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ MOST_DRAFTS = 3  # tokens of a request that may be computed on trial
 
 
 def overlap(ratio: int) -> int:
-    """How many blocks a record pools: 2 where blocks overlap (ratio 4), else 1. Widths are overlap *
-    head_dim.
-    """
+    """How many blocks a record pools: 2 where blocks overlap (ratio 4), else 1. Widths are overlap * head_dim."""
     return 2 if ratio == 4 else 1
 
 
@@ -35,9 +32,8 @@ def project(
 def pool(kv: torch.Tensor, score: torch.Tensor, ratio: int) -> torch.Tensor:
     """Pool complete rows of tokens: kv, score fp32 [..., overlap*ratio, overlap*D] -> fp32 [..., D].
 
-    The rows are the overlap*ratio tokens that end with the block's last one; rows before position 0 carry
-    score -inf (their value is then ignored, even if it is NaN-free garbage). softmax is per channel over the
-    rows.
+    The rows are the overlap*ratio tokens that end with the block's last one; rows before position 0 carry score -inf
+    (their value is then ignored, even if it is NaN-free garbage). softmax is per channel over the rows.
     """
     if overlap(ratio) == 2:
         dim = kv.shape[-1] // 2
@@ -48,12 +44,10 @@ def pool(kv: torch.Tensor, score: torch.Tensor, ratio: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Which blocks a ragged batch completes and which rows they pool: index arithmetic shared by all layers
-    of a ratio.
+    """Which blocks a ragged batch completes and which rows they pool: index arithmetic shared by all layers of a ratio.
 
-    `source` and `exists` [E, overlap*ratio] index the rows of (rings of the batch's requests, then the
-    batch's own tokens); `tail` are the tokens whose rows stay in the ring, `tail_slot` and `tail_row` where
-    they go.
+    `source` and `exists` [E, overlap*ratio] index the rows of (rings of the batch's requests, then the batch's own
+    tokens); `tail` are the tokens whose rows stay in the ring, `tail_slot` and `tail_row` where they go.
     """
 
     ratio: int
@@ -82,9 +76,7 @@ def ring_rows(ratio: int) -> int:
 def completed_blocks(
     ratio: int, positions: torch.Tensor, rows: torch.Tensor, starts: torch.Tensor, state_slots: torch.Tensor
 ) -> Blocks:
-    """positions, rows int64 [T] (rows ascending, positions consecutive within a row), starts int64 [R+1],
-    slots [R].
-    """
+    """positions, rows int64 [T] (rows ascending, positions consecutive within a row), starts int64 [R+1], slots [R]."""
     ring, pooled = ring_rows(ratio), pooled_rows(ratio)
     token = ((positions + 1) % ratio == 0).nonzero().squeeze(-1)
     back = torch.arange(1 - pooled, 1, device=positions.device)
@@ -107,12 +99,10 @@ def completed_blocks(
 
 
 def advance(state: torch.Tensor, kv: torch.Tensor, score: torch.Tensor, blocks: Blocks) -> torch.Tensor:
-    """Pool the blocks a batch completes and leave its last tokens in the rings: fp32 [E, D], `state` is
-    updated.
+    """Pool the blocks a batch completes and leave its last tokens in the rings: fp32 [E, D], `state` is updated.
 
-    state fp32 [slots, ring_rows, 2*W], a row = (kv, score with ape) of the token at position = row modulo the
-    ring; kv, score fp32 [T, W]. A request's rows before position 0 are never read, so a slot needs no
-    clearing.
+    state fp32 [slots, ring_rows, 2*W], a row = (kv, score with ape) of the token at position = row modulo the ring; kv,
+    score fp32 [T, W]. A request's rows before position 0 are never read, so a slot needs no clearing.
     """
     own = torch.cat((kv, score), dim=-1)
     width = kv.shape[-1]

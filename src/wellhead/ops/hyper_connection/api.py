@@ -16,6 +16,7 @@ import triton
 
 from wellhead.ops.addends import Addends
 from wellhead.ops.card import launch
+from wellhead.ops.checks import expect
 from wellhead.ops.hyper_connection import configs, kernels
 from wellhead.ops.hyper_connection.configs import CHANNELS, PRE_ROWS, STREAMS, TILE
 from wellhead.ops.norm_quant.api import Rounded, as_bytes
@@ -82,7 +83,7 @@ def pre(
     beside(), where they have until the next site's post; without it they come with out, in two launches for all.
     """
     tokens = _tokens(plan, streams)
-    _check(plan, tokens, site, PRE_ROWS, ("out", out, torch.bfloat16, (plan.d,)))
+    _check(plan, tokens, site, PRE_ROWS, out)
     _check_mixing(tokens, post_out, comb_out)
     if tokens:
         _project(plan, tokens, streams, site, PRE_ROWS)
@@ -110,7 +111,7 @@ def post_pre(
     streams_out may be streams, post_out may be post_weight and comb_out may be comb.
     """
     tokens = _tokens(plan, streams)
-    _check(plan, tokens, site, PRE_ROWS, ("out", out, torch.bfloat16, (plan.d,)))
+    _check(plan, tokens, site, PRE_ROWS, out)
     _check_post(plan.d, tokens, y, streams_out)
     _check_mixing(tokens, post_weight, comb)
     _check_mixing(tokens, post_out, comb_out)
@@ -122,7 +123,7 @@ def post_pre(
 def head(plan: Plan, streams: torch.Tensor, site: Site, out: torch.Tensor) -> None:
     """The final contraction, and the output norm if the site has a weight: streams bf16 [T, 4, d] -> bf16 [T, d]."""
     tokens = _tokens(plan, streams)
-    _check(plan, tokens, site, STREAMS, ("out", out, torch.bfloat16, (plan.d,)))
+    _check(plan, tokens, site, STREAMS, out)
     if tokens:
         _project(plan, tokens, streams, site, STREAMS)
         _finish(plan, tokens, streams, site, STREAMS, out, None, None)
@@ -139,7 +140,7 @@ def post(
     reason = configs.why_not(d, n)
     if reason is not None:
         raise ValueError(f"hyper_connection: {reason}")
-    _check_tensor("streams", streams, torch.bfloat16, (tokens, n, d))
+    expect("streams", streams, (tokens, n, d), torch.bfloat16)
     _check_post(d, tokens, y, out)
     _check_mixing(tokens, post_weight, comb)
     if tokens:
@@ -181,11 +182,13 @@ def _finish(
 ) -> None:
     codes = halves = scale = None
     if rounded is not None:
+        if plan.d % 128:
+            raise ValueError(f"hyper_connection: rows of {plan.d} cannot be rounded; expected a multiple of 128")
         codes, halves, scale = as_bytes(rounded.codes), as_bytes(rounded.halves), rounded.scale
         for name, tensor in (("rounded.codes", rounded.codes), ("rounded.halves", rounded.halves)):
             if tensor is not None:
-                _check_tensor(name, tensor, torch.float8_e4m3fn, (tokens, plan.d))
-        _check_tensor("rounded.scale", scale, torch.uint8, (tokens, plan.d // 128))
+                expect(name, tensor, (tokens, plan.d), torch.float8_e4m3fn)
+        expect("rounded.scale", scale, (tokens, plan.d // 128), torch.uint8)
     contracted = (streams, plan.partial, site.base, site.scale, site.norm_weight, out, codes, halves, scale)
     options = {
         **configs.contract_constants(plan.d, m, site.norm_weight is not None),
@@ -208,39 +211,26 @@ def _tokens(plan: Plan, streams: torch.Tensor) -> int:
     tokens = streams.shape[0]
     if tokens > plan.max_tokens:
         raise ValueError(f"hyper_connection: {tokens} tokens; the plan was made for at most {plan.max_tokens}")
-    _check_tensor("streams", streams, torch.bfloat16, (tokens, STREAMS, plan.d))
+    expect("streams", streams, (tokens, STREAMS, plan.d), torch.bfloat16)
     return tokens
 
 
-Wanted = tuple[str, torch.Tensor, torch.dtype, tuple[int, ...]]
-
-
-def _check(plan: Plan, tokens: int, site: Site, m: int, out: Wanted) -> None:
-    name, tensor, dtype, shape = out
-    _check_tensor(name, tensor, dtype, (tokens, *shape))
-    _check_tensor("fn", site.fn, torch.float32, (m, STREAMS * plan.d))
-    _check_tensor("base", site.base, torch.float32, (m,))
-    _check_tensor("scale", site.scale, torch.float32, (3 if m == PRE_ROWS else 1,))
+def _check(plan: Plan, tokens: int, site: Site, m: int, out: torch.Tensor) -> None:
+    expect("out", out, (tokens, plan.d), torch.bfloat16)
+    expect("fn", site.fn, (m, STREAMS * plan.d), torch.float32)
+    expect("base", site.base, (m,), torch.float32)
+    expect("scale", site.scale, (3 if m == PRE_ROWS else 1,), torch.float32)
     if site.norm_weight is not None:
-        _check_tensor("norm_weight", site.norm_weight, torch.bfloat16, (plan.d,))
+        expect("norm_weight", site.norm_weight, (plan.d,), torch.bfloat16)
 
 
 def _check_post(d: int, tokens: int, y: torch.Tensor | Addends, streams_out: torch.Tensor) -> None:
     if isinstance(y, Addends):
         y.check()
-    _check_tensor("y", y.last if isinstance(y, Addends) else y, torch.bfloat16, (tokens, d))
-    _check_tensor("streams_out", streams_out, torch.bfloat16, (tokens, STREAMS, d))
+    expect("y", y.last if isinstance(y, Addends) else y, (tokens, d), torch.bfloat16)
+    expect("streams_out", streams_out, (tokens, STREAMS, d), torch.bfloat16)
 
 
 def _check_mixing(tokens: int, post_weight: torch.Tensor, comb: torch.Tensor) -> None:
-    _check_tensor("post", post_weight, torch.float32, (tokens, STREAMS))
-    _check_tensor("comb", comb, torch.float32, (tokens, STREAMS, STREAMS))
-
-
-def _check_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
-        laid = "contiguous" if tensor.is_contiguous() else "strided"
-        raise ValueError(
-            f"hyper_connection: {name} is {laid} {tensor.dtype} {tuple(tensor.shape)}; "
-            f"expected contiguous {dtype} {shape}"
-        )
+    expect("post", post_weight, (tokens, STREAMS), torch.float32)
+    expect("comb", comb, (tokens, STREAMS, STREAMS), torch.float32)

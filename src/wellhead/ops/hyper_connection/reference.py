@@ -14,9 +14,7 @@ from wellhead.ops.linear.reference import pad_rows, product
 
 
 def mixing_logits(streams: torch.Tensor, fn: torch.Tensor, norm_eps: float) -> torch.Tensor:
-    """z = (fn . x) * rsqrt(mean(x^2) + eps) with x the flattened streams [T, n*d]; fn [m, n*d] -> fp32 [T,
-    m].
-    """
+    """z = (fn . x) * rsqrt(mean(x^2) + eps) with x the flattened streams [T, n*d]; fn [m, n*d] -> fp32 [T, m]."""
     x = streams.flatten(-2).float()
     return product(x, fn) * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm_eps)
 
@@ -62,8 +60,7 @@ def pre(
     hc_eps: float,
     iterations: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sub-layer input and write-back weights: streams [T, n, d] -> (u [T, d], post fp32 [T, n], comb fp32 [T,
-    n, n]).
+    """Sub-layer input and write-back weights: streams [T, n, d] -> (u [T, d], post fp32 [T, n], comb fp32 [T, n, n]).
 
     fn fp32 [n*(n+2), n*d], base fp32 [n*(n+2)], scale fp32 [3] (pre, post, comb).
     """

@@ -9,12 +9,11 @@ import torch
 from wellhead.formats import index_key
 from wellhead.formats.paged import PagedLayout
 from wellhead.ops.card import launch
-from wellhead.ops.checks import expect
+from wellhead.ops.checks import byte_pages, expect
 from wellhead.ops.indexer.configs import PAGE, QUERY_WARPS, VECTORS, Config, choose_config
 
 LAYOUTS = {"fp8": index_key.FP8, "fp4": index_key.FP4}
 MOST_HEADS = 64
-CACHE_DTYPES = (torch.uint8, torch.float8_e4m3fn, torch.int8)
 
 
 @dataclass(frozen=True)
@@ -108,64 +107,59 @@ def plan(tokens: int, heads: int, columns: int, layout: PagedLayout, *, chunked:
     share each key tile.
     """
     why = supports(heads, columns)
-    if why is None and layout not in LAYOUTS.values():
-        why = f"layout={layout.name!r}: one of {', '.join(known.name for known in LAYOUTS.values())}"
     if why is not None:
         raise ValueError(f"index logits cannot be planned: {why}")
-    name = "fp8" if layout is index_key.FP8 else "fp4"
-    return IndexLogits(tokens, heads, columns, layout, choose_config(tokens, heads, columns, name, chunked=chunked))
+    config = choose_config(tokens, heads, columns, name_of(layout), chunked=chunked)
+    return IndexLogits(tokens, heads, columns, layout, config)
+
+
+def name_of(layout: PagedLayout) -> str:
+    """The layout's in LAYOUTS; ValueError for one of something else than index keys."""
+    for name, known in LAYOUTS.items():
+        if layout == known:
+            return name
+    raise ValueError(f"layout={layout.name!r}: expected {' or '.join(repr(known.name) for known in LAYOUTS.values())}")
 
 
 def round_query(
     q: torch.Tensor, weights: torch.Tensor, codes: torch.Tensor, tail: torch.Tensor, *, layout: PagedLayout,
-    rotate: bool, rotation: tuple[torch.Tensor, torch.Tensor] | None = None, factor: float = 1.0,
-    scaled: torch.Tensor | None = None,
+    rotation: tuple[torch.Tensor, torch.Tensor], factor: float, scaled: torch.Tensor,
 ) -> None:  # fmt: skip
     """Round q bf16 [T, H, 128] for `IndexLogits`, and scale weights fp32 or bf16 [T, H] by factor.
 
-    rotation (positions int64 [T], freqs fp32 [32]) rotates the last 64 dims first, as `ops.rope` does, rounded to bf16.
-    FP8: codes E4M3 [T, H, 128] and tail fp32 [T, H], the weights times each head's scale. FP4: codes u8 [T, H, 64],
-    tail u8 [T, H, 4], the scales, and scaled fp32 [T, H], the weights.
+    rotation (positions int64 [T], freqs fp32 [32]) rotates the last 64 dims first, as `ops.rope` does, rounded to bf16;
+    the Hadamard matrix turns all 128 (`reference.rotate`). FP8: codes E4M3 [T, H, 128] and tail fp32 [T, H], the
+    weights times each head's scale; scaled is not written. FP4: codes u8 [T, H, 64], tail u8 [T, H, 4], the scales, and
+    scaled fp32 [T, H], the weights.
     """
     from wellhead.ops.indexer import rounding
 
     tokens, heads = q.shape[:2]
     expect("q", q, (tokens, heads, index_key.DIM), torch.bfloat16)
     expect("weights", weights, (tokens, heads), torch.float32, torch.bfloat16)
-    if layout is index_key.FP8:
+    if name_of(layout) == "fp8":
         expect("codes", codes, (tokens, heads, index_key.DIM), torch.float8_e4m3fn)
         expect("tail", tail, (tokens, heads), torch.float32)
     else:
         expect("codes", codes, (tokens, heads, index_key.DIM // 2), torch.uint8)
         expect("tail", tail, (tokens, heads, 4), torch.uint8)
-        if scaled is None:
-            raise ValueError("scaled is None; FP4 queries leave their weights there, fp32 [T, H]")
-        expect("scaled", scaled, (tokens, heads), torch.float32)
-    positions, freqs = rotation if rotation is not None else (None, None)
-    if positions is not None and freqs is not None:
-        expect("positions", positions, (tokens,), torch.int64)
-        expect("freqs", freqs, (32,), torch.float32)
+    expect("scaled", scaled, (tokens, heads), torch.float32)
+    positions, freqs = rotation
+    expect("positions", positions, (tokens,), torch.int64)
+    expect("freqs", freqs, (32,), torch.float32)
     count = tokens * heads
     if count:
         rounding.round_query_kernel[(-(-count // VECTORS),)](
             q, positions, freqs, weights, codes.view(torch.uint8), tail, scaled, count, heads, factor,
-            **rounding_constants(layout, rotate), ONE=heads % VECTORS == 0, num_warps=QUERY_WARPS, num_stages=2,
+            **rounding_constants(layout), ONE=heads % VECTORS == 0, num_warps=QUERY_WARPS, num_stages=2,
             **launch(),
         )  # fmt: skip
 
 
-def rounding_constants(layout: PagedLayout, rotate: bool) -> dict[str, int | bool]:
-    return {"BN": VECTORS, "FP4": layout is index_key.FP4, "ROTATE": rotate}
+def rounding_constants(layout: PagedLayout) -> dict[str, int | bool]:
+    return {"BN": VECTORS, "FP4": layout is index_key.FP4}
 
 
 def key_pages(layout: PagedLayout, cache: torch.Tensor) -> torch.Tensor:
-    """A cache's bytes, after checking that its pages hold 64 keys of `layout`; they may be padded."""
-    width = layout.page_stride(PAGE)
-    if cache.dim() != 2 or cache.dtype not in CACHE_DTYPES or cache.stride(1) != 1 or cache.shape[1] < width:
-        raise ValueError(
-            f"cache is {cache.dtype} {tuple(cache.shape)} with stride {cache.stride()}; expected pages of bytes "
-            f"[pages, {width}] ({layout.name}, {PAGE} keys)"
-        )
-    if cache.stride(0) % 16 or cache.data_ptr() % 16:
-        raise ValueError(f"cache: pages are {cache.stride(0)} bytes apart; expected a multiple of 16, aligned to 16")
-    return cache.view(torch.uint8)
+    """A cache's bytes, after checking that its pages hold 64 keys of `layout`."""
+    return byte_pages("cache", cache, layout.page_stride(PAGE), f"{layout.name}, {PAGE} keys")

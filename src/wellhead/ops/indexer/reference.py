@@ -21,9 +21,7 @@ KEY_TILE = 64
 
 @lru_cache(maxsize=8)
 def hadamard(dim: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """fp32 Sylvester matrix H / sqrt(dim), dim a power of two; orthogonal and symmetric. Shared, do not write
-    to it.
-    """
+    """fp32 Sylvester matrix H / sqrt(dim), dim a power of two; orthogonal and symmetric. Shared, do not write to it."""
     if dim < 1 or dim & (dim - 1):
         raise ValueError(f"a Sylvester Hadamard matrix needs a power of two, got {dim}")
     h = torch.ones(1, 1, device=device)
@@ -33,9 +31,7 @@ def hadamard(dim: int, device: torch.device | str = "cpu") -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor) -> torch.Tensor:
-    """y = x H over the last dimension, fp32 inside, rounded to x's dtype: spreads outliers before
-    quantisation.
-    """
+    """y = x H over the last dimension, fp32 inside, rounded to x's dtype: spreads outliers before quantisation."""
     return (x.float() @ hadamard(x.shape[-1], x.device)).to(x.dtype)
 
 
@@ -46,9 +42,7 @@ def logits(q: torch.Tensor, k: torch.Tensor, weights: torch.Tensor) -> torch.Ten
 
 
 def write_keys(cache: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor) -> None:
-    """Store keys [N, D] at distinct slots [N] (-1 skipped) in the cache's own format: plain rows, FP8 or FP4
-    pages.
-    """
+    """Store keys [N, D] at distinct slots [N] (-1 skipped) in the cache's own format: plain rows, FP8 or FP4 pages."""
     if not slots.numel():
         return
     if kv_store.is_plain(cache):
@@ -67,9 +61,7 @@ def read_keys(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
 
 
 def round_query(q: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
-    """fp32 q [T, H, D] as the cache's kernels see it: per head FP8 or per 32 MXFP4; a plain cache leaves it
-    alone.
-    """
+    """fp32 q [T, H, D] as the cache's kernels see it: per head FP8 or per 32 MXFP4; a plain cache leaves it alone."""
     if kv_store.is_plain(cache):
         return q.float()
     if _layout(cache) is index_key.FP8:
@@ -79,8 +71,7 @@ def round_query(q: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
 
 
 def sliced_logits(q: torch.Tensor, keys: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """`logits` of one request: q [T, H, D] over keys fp32 [C, D], in slices that bound the [t, H, C]
-    intermediate.
+    """`logits` of one request: q [T, H, D] over keys fp32 [C, D], in slices that bound the [t, H, C] intermediate.
 
     Keys that a query may not see are scored too; the caller masks them.
     """

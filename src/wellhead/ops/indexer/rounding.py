@@ -1,8 +1,8 @@
 """Keys and queries of the indexer on their way to FP8 or FP4: rotated by their position (queries; keys have been),
 turned by the Hadamard matrix, rounded, stored. A key is stored by the kernel that makes it (ops.compressor).
 
-A program takes BN vectors of 128 bf16. ROTATE turns them first: a product with the signs, the sum in fp32, times
-128^-1/2, rounded to bf16. FP8: scale max(amax, 1e-4) / 448 in fp32; FP4: the rule of formats.mxfp4.
+Turned: a product with the signs, the sum in fp32, times 128^-1/2, rounded to bf16. FP8: scale max(amax, 1e-4) / 448 in
+fp32; FP4: the rule of formats.mxfp4.
 """
 
 import triton
@@ -17,12 +17,6 @@ PAGE = tl.constexpr(64)
 ROWS = tl.constexpr(16)  # of a product
 SIXTH = tl.constexpr(0.1666666716337204)  # fp32(1 / 6)
 FLOOR = tl.constexpr(7.052966104933725e-38)  # 6 * 2^-126
-
-
-@triton.jit
-def _vectors(x, row, inside):
-    """bf16 [BN, 128] of rows of x bf16 [N, 128]."""
-    return tl.load(x + row[:, None] * DIM + tl.arange(0, DIM)[None, :], mask=inside[:, None], other=0.0)
 
 
 @triton.jit
@@ -62,12 +56,10 @@ def _signs():
 
 
 @triton.jit
-def _turned(vectors, signs, BN: tl.constexpr, ROTATE: tl.constexpr):
-    """fp32 [BN, 128] of bf16 vectors, through the Hadamard matrix where ROTATE says so."""
-    if ROTATE:
-        turned = tl.dot(vectors, signs, tl.zeros((BN, DIM), dtype=tl.float32))
-        vectors = (turned * 0.08838834764831845).to(tl.bfloat16)
-    return vectors.to(tl.float32)
+def _turned(vectors, signs, BN: tl.constexpr):
+    """fp32 [BN, 128] of bf16 vectors, through the Hadamard matrix and rounded to bf16."""
+    turned = tl.dot(vectors, signs, tl.zeros((BN, DIM), dtype=tl.float32))
+    return (turned * 0.08838834764831845).to(tl.bfloat16).to(tl.float32)
 
 
 @triton.jit
@@ -102,7 +94,7 @@ def store_key(key, slot, cache, STRIDE, FP4: tl.constexpr):
     if slot >= 0:
         page, offset = cache + slot // PAGE * STRIDE, slot % PAGE
         once = tl.arange(0, ROWS) == 0
-        turned = _turned(tl.broadcast_to(key[None, :], (ROWS, DIM)), _signs(), ROWS, True)
+        turned = _turned(tl.broadcast_to(key[None, :], (ROWS, DIM)), _signs(), ROWS)
         if FP4:
             codes, exponent = _fp4(turned, ROWS)
             place = page + offset * 64 + tl.arange(0, 64)
@@ -120,27 +112,22 @@ def store_key(key, slot, cache, STRIDE, FP4: tl.constexpr):
 @triton.jit(do_not_specialize=["COUNT"])
 def round_query_kernel(
     q, positions, freqs, weights, codes, tail, scaled, COUNT, HEADS, factor,
-    BN: tl.constexpr, ONE: tl.constexpr, FP4: tl.constexpr, ROTATE: tl.constexpr, PDL: tl.constexpr,
+    BN: tl.constexpr, ONE: tl.constexpr, FP4: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """q bf16 [N, 128], N = T H, rotated by positions int64 [T] if given; weights fp32 or bf16 [N], times factor.
+    """q bf16 [N, 128], N = T H, rotated by positions int64 [T] and turned; weights fp32 or bf16 [N], times factor.
 
-    ONE: the vectors of a program are of one token.
-
-    FP8: codes E4M3 [N, 128] and tail fp32 [N] = weight times q's scale. FP4: codes u8 [N, 64], tail u8 [N, 4], the
-    scales, and scaled fp32 [N], the weights.
+    A program takes BN vectors; ONE: they are of one token. FP8: codes E4M3 [N, 128] and tail fp32 [N] = weight times
+    q's scale. FP4: codes u8 [N, 64], tail u8 [N, 4], the scales, and scaled fp32 [N], the weights.
     """
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     inside = row < COUNT
     wide = row.to(tl.int64)
     signs = _signs()
-    if positions is not None:
-        some = tl.program_id(0) * BN + tl.arange(0, 1) if ONE else row
-        cos, sin = _angles(positions, freqs, some // HEADS, some < COUNT)  # inputs: older than the kernel in front
+    some = tl.program_id(0) * BN + tl.arange(0, 1) if ONE else row
+    cos, sin = _angles(positions, freqs, some // HEADS, some < COUNT)  # inputs: older than the kernel in front
     after_producers(PDL)
-    vectors = _vectors(q, wide, inside)
-    if positions is not None:
-        vectors = _positioned(vectors, cos, sin, BN)
-    vectors = _turned(vectors, signs, BN, ROTATE)
+    vectors = tl.load(q + wide[:, None] * DIM + tl.arange(0, DIM)[None, :], mask=inside[:, None], other=0.0)
+    vectors = _turned(_positioned(vectors, cos, sin, BN), signs, BN)
     weight = tl.load(weights + row, mask=inside, other=0.0).to(tl.float32) * factor
     if FP4:
         packed, exponent = _fp4(vectors, BN)

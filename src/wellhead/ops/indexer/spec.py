@@ -36,20 +36,15 @@ def builds() -> tuple[KernelBuild, ...]:
             found.append(
                 KernelBuild(title, kernel, signature, given, config.num_warps, config.num_stages, _MMA, not chunked)
             )
-        for rotate in (False, True):
-            given = {**rounding_constants(layout, rotate), "PDL": False}
-            kinds = dict.fromkeys(given, "constexpr")
-            turned = ",rotate" if rotate else ""
-            tail, scaled = ("*fp32", None) if name == "fp8" else ("*u8", "*fp32")
-            for weights in ("*fp32", "*bf16"):
-                signature = {
-                    "q": "*bf16", "positions": "*i64", "freqs": "*fp32", "weights": weights, "codes": "*u8",
-                    "tail": tail, "scaled": scaled or "constexpr", "COUNT": "i32", "HEADS": "i32:16", "factor": "fp32",
-                    "ONE": "constexpr", **kinds,
-                }  # fmt: skip
-                title = f"round_query[{name}{turned},{weights[1:]}]"
-                kept = {**given, "ONE": True} | ({} if scaled else {"scaled": None})
-                found.append(KernelBuild(title, rounding.round_query_kernel, signature, kept, QUERY_WARPS))
+        given = {**rounding_constants(layout), "ONE": True, "PDL": False}
+        for weights in ("*fp32", "*bf16"):
+            signature = {
+                "q": "*bf16", "positions": "*i64", "freqs": "*fp32", "weights": weights, "codes": "*u8",
+                "tail": "*fp32" if name == "fp8" else "*u8", "scaled": "*fp32", "COUNT": "i32", "HEADS": "i32:16",
+                "factor": "fp32", **dict.fromkeys(given, "constexpr"),
+            }  # fmt: skip
+            title = f"round_query[{name},{weights[1:]}]"
+            found.append(KernelBuild(title, rounding.round_query_kernel, signature, given, QUERY_WARPS))
     return tuple(found)
 
 
@@ -144,14 +139,7 @@ SPEC = OpSpec(
     name="indexer",
     summary="index logits over paged keys",
     impls=(
-        Impl(
-            "triton",
-            needs=("kernels",),
-            shared_bytes=101376,
-            builds=builds,
-            supports=supports,
-            prepare=prepare,
-        ),
+        Impl("triton", needs=("kernels",), shared_bytes=101376, builds=builds, supports=supports, prepare=prepare),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=(

@@ -8,7 +8,7 @@ import torch
 
 from wellhead.formats import kv_record
 from wellhead.ops.card import launch
-from wellhead.ops.checks import expect, row_stride
+from wellhead.ops.checks import byte_pages, expect, row_stride
 from wellhead.ops.kv_store.configs import HEADS, WARPS
 
 MOST_HEADS = 4096
@@ -22,7 +22,7 @@ class Store:
     by the fp32 angles position * freqs[i] (`ops.rope`), rounded again; the record's bytes are exactly those that
     `formats.kv_record.write` makes of that bf16 row. run's tensors:
 
-    | q, q_out | bf16 [T, H, 512]; q_out may be q; both None in a plan of 0 heads |
+    | q, q_out | bf16 [T, H, 512]; q_out may be q |
     | kv | bf16 [T, 512], rows may lie further apart |
     | kv_out | None, or bf16 [T, 512] that receives the bf16 row before it becomes a record |
     | weight | bf16 [512] |
@@ -40,14 +40,14 @@ class Store:
 
     def run(
         self,
-        q: torch.Tensor | None,
+        q: torch.Tensor,
         kv: torch.Tensor,
         weight: torch.Tensor,
         cache: torch.Tensor,
         slots: torch.Tensor,
         positions: torch.Tensor,
         freqs: torch.Tensor,
-        q_out: torch.Tensor | None = None,
+        q_out: torch.Tensor,
         kv_out: torch.Tensor | None = None,
     ) -> None:
         from wellhead.ops.kv_store import kernels
@@ -55,31 +55,21 @@ class Store:
         tokens = kv.shape[0]
         stride = row_stride("kv", kv, kv_record.DIM, torch.bfloat16)
         for name, value in (("q", q), ("q_out", q_out)):
-            if (value is None) != (self.heads == 0):
-                raise ValueError(f"{name} is {'None' if value is None else 'given'}; the plan has {self.heads} heads")
-            if value is not None:
-                expect(name, value, (tokens, self.heads, kv_record.DIM), torch.bfloat16)
+            expect(name, value, (tokens, self.heads, kv_record.DIM), torch.bfloat16)
         if kv_out is not None:
             expect("kv_out", kv_out, (tokens, kv_record.DIM), torch.bfloat16)
         expect("weight", weight, (kv_record.DIM,), torch.bfloat16)
         expect("slots", slots, (tokens,), torch.int64)
         expect("positions", positions, (tokens,), torch.int64)
         expect("freqs", freqs, (32,), torch.float32)
-        self._check_cache(cache)
+        if (found := kv_record.LAYOUT.page_size(cache)) != self.page_size:
+            raise ValueError(f"cache has pages of {found} records; expected {self.page_size} records")
+        pages = byte_pages("cache", cache, kv_record.page_stride(self.page_size), f"{self.page_size} packed records")
         if tokens:
             kernels.kv_store_kernel[(tokens, 1 + -(-self.heads // HEADS))](
-                q, q_out, kv, kv_out, weight, cache.view(torch.uint8), slots, positions, freqs, self.eps, self.heads,
-                stride, **constants(self.page_size, cache.stride(0)), num_warps=WARPS, **launch(),
+                q, q_out, kv, kv_out, weight, pages, slots, positions, freqs, self.eps, self.heads,
+                stride, **constants(self.page_size, pages.stride(0)), num_warps=WARPS, **launch(),
             )  # fmt: skip
-
-    def _check_cache(self, cache: torch.Tensor) -> None:
-        """ValueError unless these are packed pages of the planned size."""
-        found = kv_record.LAYOUT.page_size(cache)
-        if found != self.page_size or cache.stride(0) < cache.shape[1] or cache.stride(0) % 16:
-            raise ValueError(
-                f"cache has pages of {found} records {cache.stride(0)} bytes apart; expected {self.page_size} records "
-                "and a multiple of 16 bytes"
-            )
 
 
 def constants(page_size: int, stride: int) -> dict[str, int]:
@@ -91,7 +81,7 @@ def supports(heads: int, page_size: int) -> str | None:
     """None, or why such a step cannot run."""
     if page_size < 1 or page_size & (page_size - 1):
         return f"page_size={page_size}: a power of two"
-    return None if 0 <= heads <= MOST_HEADS else f"heads={heads}: 0 (no queries) to {MOST_HEADS}"
+    return None if 1 <= heads <= MOST_HEADS else f"heads={heads}: 1 to {MOST_HEADS}"
 
 
 def plan(heads: int, page_size: int, eps: float) -> Store:

@@ -51,12 +51,11 @@ def kv_store_kernel(
     HEADS, KV_STRIDE,
     PAGE: tl.constexpr, STRIDE: tl.constexpr, BH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """q bf16 [T, H, 512] or None -> q_out; kv bf16 rows, KV_STRIDE apart -> cache, and kv_out [T, 512] or None."""
+    """q bf16 [T, H, 512] -> q_out; kv bf16 rows, KV_STRIDE apart -> cache, and kv_out [T, 512] or None."""
     token = tl.program_id(0).to(tl.int64)
     column, last = tl.arange(0, DIM)[None, :], NOPE + tl.arange(0, ROTATED)[None, :]
     cos, sin = angles(positions, freqs, token)  # a step's inputs: older than the kernel in front
-    if weight is not None:
-        ask(weight + tl.arange(0, 8) * 64)  # its lines
+    ask(weight + tl.arange(0, 8) * 64)  # its lines
     after_producers(PDL)
     if tl.program_id(1) == 0:
         here = token + tl.zeros((1, 1), dtype=tl.int64)
@@ -66,10 +65,9 @@ def kv_store_kernel(
             tl.store(kv_out + token * DIM + column, row, mask=column < NOPE)
             tl.store(kv_out + token * DIM + last, tail)
     else:
-        if q is not None:
-            head = (tl.program_id(1) - 1) * BH + tl.arange(0, BH)
-            inside = (head < HEADS)[:, None]
-            place = ((token * HEADS + head) * DIM)[:, None]
-            heads, tails = _norm_and_turn(q, None, place, inside, eps, cos, sin, BH)
-            tl.store(q_out + place + column, heads, mask=inside & (column < NOPE))
-            tl.store(q_out + place + last, tails, mask=inside)
+        head = (tl.program_id(1) - 1) * BH + tl.arange(0, BH)
+        inside = (head < HEADS)[:, None]
+        place = ((token * HEADS + head) * DIM)[:, None]
+        heads, tails = _norm_and_turn(q, None, place, inside, eps, cos, sin, BH)
+        tl.store(q_out + place + column, heads, mask=inside & (column < NOPE))
+        tl.store(q_out + place + last, tails, mask=inside)

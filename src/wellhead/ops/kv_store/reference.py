@@ -1,9 +1,8 @@
 """Paged records: where a token's record lives, writing it and reading it back.
 
-One page table serves every pool of a request. A logical page is 256 tokens; a pool that keeps one record per
-`ratio` tokens holds 256 / ratio records of it, so record n of a request is row n % P of the page table's
-entry n // P. A cache is either packed (584-byte records, `formats.kv_record`) or plain: [pages, P, D] of a
-float dtype.
+One page table serves every pool of a request. A logical page is 256 tokens; a pool that keeps one record per `ratio`
+tokens holds 256 / ratio records of it, so record n of a request is row n % P of the page table's entry n // P. A cache
+is either packed (584-byte records, `formats.kv_record`) or plain: [pages, P, D] of a float dtype.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from wellhead.formats import kv_record
 def slots(
     page_table: torch.Tensor, rows: torch.Tensor, records: torch.Tensor, page_size: int
 ) -> torch.Tensor:
-    """int64 slot = page * page_size + offset of records [T, ...] of the requests rows [T]; a negative record
-    gives -1.
+    """int64 slot = page * page_size + offset of records [T, ...] of the requests rows [T]; a negative record gives -1.
 
     page_table int [R, pages]; a record beyond the table's width is the caller's error.
     """
@@ -29,9 +27,7 @@ def slots(
 
 
 def write(cache: torch.Tensor, slots: torch.Tensor, records: torch.Tensor) -> None:
-    """Store records [N, D] at distinct slots [N]; slot -1 is skipped. A packed cache rounds to bf16, then to
-    E4M3.
-    """
+    """Store records [N, D] at distinct slots [N]; slot -1 is skipped. A packed cache rounds to bf16, then to E4M3."""
     if not slots.numel():
         return
     if is_plain(cache):
@@ -42,8 +38,7 @@ def write(cache: torch.Tensor, slots: torch.Tensor, records: torch.Tensor) -> No
 
 
 def read(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """Records of slots [...] as stored: [..., D] in a plain cache's dtype, bf16 [..., 512] of a packed one;
-    -1 gives 0.
+    """Records of slots [...] as stored: [..., D] in a plain cache's dtype, bf16 [..., 512] of a packed one; -1 gives 0.
     """
     if not is_plain(cache):
         return kv_record.read(cache, slots)

@@ -9,8 +9,7 @@ from typing import Any
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
 
 EPS = 1e-6
-WINDOW_PAGE = 256
-PAGES = (WINDOW_PAGE, 64, 2)  # records of a logical page of 256 tokens: window, one in 4, one in 128
+PAGE = 256  # records of a window page
 
 
 def builds() -> tuple[KernelBuild, ...]:
@@ -24,14 +23,12 @@ def builds() -> tuple[KernelBuild, ...]:
         "slots": "*i64", "positions": "*i64", "freqs": "*fp32", "eps": "fp32", "HEADS": "i32", "KV_STRIDE": "i32:16",
     }  # fmt: skip
     found = []
-    for page in PAGES:
-        for queries in (True, False) if page == WINDOW_PAGE else (False,):
-            for keep in (False, True):
-                absent = (() if queries else ("q", "q_out")) + (() if keep else ("kv_out",))
-                given: dict[str, Any] = {**constants(page, page_stride(page)), "PDL": False, **dict.fromkeys(absent)}
-                signature = {**tensors, **dict.fromkeys(given, "constexpr")}
-                name = f"{'queries' if queries else 'records'}[page={page}{',keep' if keep else ''}]"
-                found.append(KernelBuild(name, kernels.kv_store_kernel, signature, given, WARPS))
+    for keep in (False, True):
+        given: dict[str, Any] = {**constants(PAGE, page_stride(PAGE)), "PDL": False}
+        given |= {} if keep else {"kv_out": None}
+        signature = {**tensors, **dict.fromkeys(given, "constexpr")}
+        name = f"queries[page={PAGE}{',keep' if keep else ''}]"
+        found.append(KernelBuild(name, kernels.kv_store_kernel, signature, given, WARPS))
     return tuple(found)
 
 
@@ -52,7 +49,7 @@ def make(tokens: int, heads: int, page: int, generator: Any, device: Any) -> dic
     size = 10.0 ** torch.linspace(1, -2, kv_record.DIM, device=generator.device)
     pages = 1 + -(-tokens // page)
     made = {
-        "q": torch.randn(tokens, heads, kv_record.DIM, **on).bfloat16() if heads else None,
+        "q": torch.randn(tokens, heads, kv_record.DIM, **on).bfloat16(),
         "kv": (torch.randn(tokens, kv_record.DIM, **on) * size).bfloat16(),
         "weight": (1 + 0.1 * torch.randn(kv_record.DIM, **on)).bfloat16(),
         "cache": kv_record.allocate_pages(pages, page),
@@ -60,23 +57,22 @@ def make(tokens: int, heads: int, page: int, generator: Any, device: Any) -> dic
         "positions": torch.randint(0, 1 << 20, (tokens,), **on),
         "freqs": frequencies(64, 10000.0, None),
     }
-    return {name: None if value is None else value.to(device) for name, value in made.items()} | {"page": page}
+    return {name: value.to(device) for name, value in made.items()} | {"page": page}
 
 
 def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
-    """The kernel; its results are the queries, if there are any, and the rows that became records."""
+    """The kernel; its results are the queries and the rows that became records."""
     import torch
 
     from wellhead.ops.kv_store.api import plan
 
     q, kv = inputs["q"], inputs["kv"]
-    q_out, kv_out = None if q is None else torch.empty_like(q), torch.empty_like(kv)
-    store = plan(0 if q is None else q.shape[1], inputs["page"], EPS)
+    q_out, kv_out, store = torch.empty_like(q), torch.empty_like(kv), plan(q.shape[1], inputs["page"], EPS)
     weight, cache, slots = inputs["weight"], inputs["cache"], inputs["slots"]
 
     def run() -> tuple[torch.Tensor, ...]:
         store.run(q, kv, weight, cache, slots, inputs["positions"], inputs["freqs"], q_out, kv_out)
-        return (kv_out,) if q_out is None else (q_out, kv_out)
+        return q_out, kv_out
 
     return run
 
@@ -89,8 +85,7 @@ def prepare_reference(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     q, kv = inputs["q"], inputs["kv"]
 
     def run() -> tuple[Any, ...]:
-        row = turn(rms_norm(kv, inputs["weight"], EPS))
-        return (row,) if q is None else (turn(rms_norm(q, None, EPS)), row)
+        return turn(rms_norm(q, None, EPS)), turn(rms_norm(kv, inputs["weight"], EPS))
 
     return run
 
@@ -106,18 +101,10 @@ SPEC = OpSpec(
     name="kv_store",
     summary="packed key-value records into pages",
     impls=(
-        Impl(
-            "triton",
-            needs=("kernels",),
-            shared_bytes=1024,
-            builds=builds,
-            supports=supports,
-            prepare=prepare,
-        ),
+        Impl("triton", needs=("kernels",), shared_bytes=1024, builds=builds, supports=supports, prepare=prepare),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
-    cases=tuple(_case(tokens, heads, WINDOW_PAGE) for heads in (64, 128, 16) for tokens in (1, 4, 16, 64, 1024))
-    + tuple(_case(tokens, 0, page) for page in (64, 2) for tokens in (1, 16)),
+    cases=tuple(_case(tokens, heads, PAGE) for heads in (64, 128, 16) for tokens in (1, 4, 16, 64, 1024)),
     error=ErrorBudget(
         2.0**-6,
         2.0**-5,

@@ -20,7 +20,8 @@ class BlockFp8Linear:
     u8 [T, K/128], or bf16 [T, K] with x_scale None, which is rounded on the way in exactly as
     `formats.block_fp8.quantize_rows` does. T may be 0. One launch; allocates and synchronises nothing. A row's bits do
     not depend on the other rows as long as the number of rows stays within one power of two. More than 64 rows should
-    come as E4M3: bf16 rows then run through the kernel for few tokens, which reads the weight once per 64 of them.
+    come as E4M3: bf16 rows then run through the kernel for few tokens, which reads the weight once per 64 of them and
+    counts their elements in 32 bits.
     """
 
     n: int
@@ -55,6 +56,8 @@ class BlockFp8Linear:
                 **large_constants(large), num_warps=large.num_warps, num_stages=large.num_stages, **launch(),
             )  # fmt: skip
             return
+        if tokens * self.k >= 1 << 31:
+            raise ValueError(f"x has {tokens} bf16 rows of {self.k}: below 2^31 elements; more as E4M3 with x_scale")
         config = choose_config(tokens, self.n, self.k, rounds=x_scale is None)
         codes = x if x_scale is None else x.view(torch.uint8)
         given = (codes, x_scale, weight.view(torch.uint8), scale, out)

@@ -1,5 +1,4 @@
-"""Linear layers over dequantised weights, with the activation quantisation that the checkpoint's kernels
-apply.
+"""Linear layers over dequantised weights, with the activation quantisation that the checkpoint's kernels apply.
 
 The published FP8 product is sum over k-blocks of (sum a b in fp32) * s_a * s_b: with both sides dequantised
 exactly (an E4M3 significand times a power of two) it is an fp32 product, up to the order of the sums.

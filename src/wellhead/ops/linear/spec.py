@@ -129,14 +129,7 @@ SPEC = OpSpec(
     name="linear",
     summary="block-FP8 linear layers",
     impls=(
-        Impl(
-            "triton",
-            needs=("kernels",),
-            shared_bytes=101376,
-            builds=builds,
-            supports=supports,
-            prepare=prepare,
-        ),
+        Impl("triton", needs=("kernels",), shared_bytes=101376, builds=builds, supports=supports, prepare=prepare),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(tokens, n, k) for n, k in SHAPES for tokens in (1, 4, 16, 64))

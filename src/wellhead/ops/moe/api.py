@@ -9,26 +9,15 @@ import torch
 from wellhead.ops.addends import Addends
 from wellhead.ops.card import has, launch
 from wellhead.ops.checks import expect
-from wellhead.ops.moe.configs import LEAST, UNIT, Config, choose_config
+from wellhead.ops.moe.configs import Config, choose_config
+from wellhead.ops.moe.grouped import Grouped, PackedWeights, check_mxfp4, supports
 from wellhead.ops.norm_quant import api as norm_quant
 from wellhead.ops.norm_quant.api import NormQuant
 from wellhead.ops.routing.api import ExpertLists
 
 
 @dataclass(frozen=True)
-class PackedWeights:
-    """Experts of this rank: w13 u8 [E, 2m, d/2] and s13 u8 [E, 2m, d/32] interleaved (`layout`), w2 u8 [E, d, m/2],
-    s2 u8 [E, d, m/32].
-    """
-
-    w13: torch.Tensor
-    s13: torch.Tensor
-    w2: torch.Tensor
-    s2: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Mxfp4Experts:
+class Mxfp4Experts(Grouped):
     """Addends of bf16(sum over a token's experts of w2 round(weight * silu(min(g, limit)) * clamp(u)) + shared).
 
     run(codes E4M3 [T, d] in halves order (`layout.halves`; norm_quant writes it), scale u8 [T, d/128], ids i32 [T, K],
@@ -39,18 +28,10 @@ class Mxfp4Experts:
     nothing.
     """
 
-    tokens: int
-    d: int
-    m: int
-    experts: int
-    top_k: int
-    limit: float
     config: Config
-    rounding: NormQuant
-    hidden: torch.Tensor  # bf16 [tokens * K, m]
-    hidden_codes: torch.Tensor  # E4M3 [tokens * K, m], halves order
     hidden_scale: torch.Tensor  # u8 [tokens * K, m / 128]
-    each: torch.Tensor  # bf16 [tokens * K, d]
+    hidden_codes: torch.Tensor  # E4M3 [tokens * K, m], halves order
+    rounding: NormQuant
 
     def run(
         self,
@@ -65,22 +46,10 @@ class Mxfp4Experts:
         from wellhead.ops.moe import kernels
 
         tokens, d, m, e, c = codes.shape[0], self.d, self.m, self.experts, self.config
-        if tokens > self.tokens:
-            raise ValueError(f"codes has {tokens} tokens; the plan was made for at most {self.tokens}")
-        if lists.block != c.group or lists.experts != e:
-            raise ValueError(
-                f"lists are blocks of {lists.block} of {lists.experts} experts; this plan reads {c.group} of {e}"
-            )
+        addends = self.addends(tokens, ids, weights, lists, shared)
         expect("codes", codes, (tokens, d), torch.float8_e4m3fn)
         expect("scale", scale, (tokens, d // 128), torch.uint8)
-        expect("ids", ids, (tokens, self.top_k), torch.int32)
-        expect("weights", weights, (tokens, self.top_k), torch.float32)
-        expect("w13", packed.w13, (e, 2 * m, d // 2), torch.uint8)
-        expect("s13", packed.s13, (e, 2 * m, d // 32), torch.uint8)
-        expect("w2", packed.w2, (e, d, m // 2), torch.uint8)
-        expect("s2", packed.s2, (e, d, m // 32), torch.uint8)
-        addends = Addends(self.each[: tokens * self.top_k], ids, lists.first_expert, e, shared)
-        addends.check()
+        check_mxfp4(packed, e, d, m)
         if not tokens:
             return addends
         groups = lists.block_expert.shape[0]
@@ -106,14 +75,6 @@ def down_constants(config: Config) -> dict[str, int]:
     return {"G": config.group, "R": config.down_rows, "KC": config.down_inputs, "STAGES": config.num_stages}
 
 
-def supports(d: int, m: int) -> str | None:
-    """None, or why experts of that size cannot run."""
-    for name, value in (("d", d), ("m", m)):
-        if value < LEAST or value % UNIT:
-            return f"{name}={value}: a multiple of {UNIT} from {LEAST} on"
-    return None
-
-
 def plan(
     tokens: int, d: int, m: int, experts: int, top_k: int, limit: float, *, device: torch.device | str
 ) -> Mxfp4Experts:
@@ -127,4 +88,4 @@ def plan(
     each = torch.empty(tokens * top_k, d, dtype=torch.bfloat16, device=device)
     config = choose_config(tokens, top_k, experts, d, m, has("wgmma"))
     rounding = norm_quant.plan(m, 0.0)
-    return Mxfp4Experts(tokens, d, m, experts, top_k, limit, config, rounding, hidden, codes, scale, each)
+    return Mxfp4Experts(tokens, d, m, experts, top_k, limit, config, hidden, scale, each, codes, rounding)

@@ -8,22 +8,10 @@ import torch
 
 from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
-from wellhead.ops.moe.grouped import Grouped, Tiles, refusal, workspaces
+from wellhead.ops.moe.grouped import Grouped, PackedWeights, Tiles, refusal, workspaces
 from wellhead.ops.moe.grouped_configs import choose_fp8
 from wellhead.ops.norm_quant.api import as_bytes
 from wellhead.ops.routing.api import ExpertLists
-
-
-@dataclass(frozen=True)
-class Fp8Weights:
-    """Experts of this rank: w13 E4M3 [E, 2m, d] and s13 [E, 2m/128, d/128], both interleaved (`layout`: rows of
-    weights, rows of scales), w2 E4M3 [E, d, m], s2 [E, d/128, m/128]; scales u8 UE8M0, or fp32.
-    """
-
-    w13: torch.Tensor
-    s13: torch.Tensor
-    w2: torch.Tensor
-    s2: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -37,9 +25,11 @@ class Fp8Experts(Grouped):
     Allocates, synchronises nothing.
     """
 
+    config: Tiles
+
     def run(
         self, codes: torch.Tensor, scale: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
-        lists: ExpertLists, packed: Fp8Weights, shared: torch.Tensor,
+        lists: ExpertLists, packed: PackedWeights, shared: torch.Tensor,
     ) -> Addends:  # fmt: skip
         from wellhead.ops.moe import fp8_kernels as kernels
 

@@ -74,11 +74,12 @@ def make(tokens: int, d: int, m: int, experts: int, top_k: int, generator: Any, 
 
 def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     """The kernels over E4M3 experts."""
-    from wellhead.ops.moe.fp8_api import Fp8Weights, plan
+    from wellhead.ops.moe.fp8_api import plan
+    from wellhead.ops.moe.grouped import PackedWeights
 
     (tokens, d), top_k, experts = inputs["x"].shape, inputs["ids"].shape[1], inputs["w2"].shape[0]
     layer = plan(tokens, d, inputs["w13"].shape[1] // 2, experts, top_k, LIMIT, device=inputs["x"].device)
-    return over_lists(inputs, layer, Fp8Weights(inputs["w13"], inputs["s13"], inputs["w2"], inputs["s2"]))
+    return over_lists(inputs, layer, PackedWeights(inputs["w13"], inputs["s13"], inputs["w2"], inputs["s2"]))
 
 
 def cases() -> tuple[Case, ...]:

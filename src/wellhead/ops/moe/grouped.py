@@ -8,8 +8,22 @@ import torch
 
 from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
-from wellhead.ops.moe.configs import LEAST, UNIT
+from wellhead.ops.moe.configs import LEAST, UNIT, Config
 from wellhead.ops.routing.api import ExpertLists
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """Experts of this rank, w13 and s13 interleaved (`layout`: rows of weights, rows of scales).
+
+    MXFP4: w13 u8 [E, 2m, d/2], s13 u8 [E, 2m, d/32], w2 u8 [E, d, m/2], s2 u8 [E, d, m/32]. FP8: w13 E4M3 [E, 2m, d],
+    s13 [E, 2m/128, d/128], w2 E4M3 [E, d, m], s2 [E, d/128, m/128]; scales u8 UE8M0, or fp32.
+    """
+
+    w13: torch.Tensor
+    s13: torch.Tensor
+    w2: torch.Tensor
+    s2: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -27,7 +41,9 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Grouped:
-    """Sizes, tiles and workspaces. `hidden` is bf16, or E4M3 where `hidden_scale` holds a byte per 128 channels."""
+    """Sizes, tiles and workspaces. `hidden` is bf16, or E4M3 where `hidden_scale` holds a byte per 128 channels, but in
+    plans for few tokens, which have its codes beside it.
+    """
 
     tokens: int
     d: int
@@ -35,7 +51,7 @@ class Grouped:
     experts: int
     top_k: int
     limit: float
-    config: Tiles
+    config: Tiles | Config
     hidden: torch.Tensor  # [tokens * K, m]
     hidden_scale: torch.Tensor | None  # u8 [tokens * K, m / 128]
     each: torch.Tensor  # bf16 [tokens * K, d]
@@ -60,11 +76,26 @@ class Grouped:
         return Addends(self.each[: tokens * self.top_k], ids, lists.first_expert, experts, shared)
 
 
-def refusal(tokens: int, d: int, m: int, top_k: int) -> str | None:
-    """None, or why experts of that size cannot run in blocks of slots."""
+def check_mxfp4(packed: PackedWeights, experts: int, d: int, m: int) -> None:
+    """ValueError unless these are MXFP4 experts of that number and size."""
+    expect("w13", packed.w13, (experts, 2 * m, d // 2), torch.uint8)
+    expect("s13", packed.s13, (experts, 2 * m, d // 32), torch.uint8)
+    expect("w2", packed.w2, (experts, d, m // 2), torch.uint8)
+    expect("s2", packed.s2, (experts, d, m // 32), torch.uint8)
+
+
+def supports(d: int, m: int) -> str | None:
+    """None, or why experts of that size cannot run."""
     for name, value in (("d", d), ("m", m)):
         if value < LEAST or value % UNIT:
             return f"{name}={value}: a multiple of {UNIT} from {LEAST} on"
+    return None
+
+
+def refusal(tokens: int, d: int, m: int, top_k: int) -> str | None:
+    """None, or why so many cannot run in blocks of slots."""
+    if (why := supports(d, m)) is not None:
+        return why
     if tokens < 0 or tokens * top_k * max(d, m) >= 1 << 38:
         return f"tokens={tokens}, top_k={top_k}: below 2^38 / {max(d, m)} slots, so that 32 bits reach each scale"
     return None

@@ -10,7 +10,7 @@ from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
 from wellhead.ops.moe import api
 from wellhead.ops.moe.configs import FEW_TOKENS
-from wellhead.ops.moe.grouped import Grouped, Tiles, refusal, workspaces
+from wellhead.ops.moe.grouped import Grouped, PackedWeights, Tiles, check_mxfp4, refusal, workspaces
 from wellhead.ops.moe.grouped_configs import choose_prefill
 from wellhead.ops.routing.api import ExpertLists
 
@@ -40,12 +40,13 @@ class Mxfp4Prefill(Grouped):
     0. Two launches, three for W4A8_BF16, which first widens x. Allocates, synchronises nothing.
     """
 
+    config: Tiles
     product: Product
     widened: torch.Tensor | None  # bf16 [tokens, d]
 
     def run(
         self, x: torch.Tensor, x_scale: torch.Tensor | None, ids: torch.Tensor, weights: torch.Tensor,
-        lists: ExpertLists, packed: api.PackedWeights, shared: torch.Tensor,
+        lists: ExpertLists, packed: PackedWeights, shared: torch.Tensor,
     ) -> Addends:  # fmt: skip
         from wellhead.ops.moe import prefill_kernels as kernels
 
@@ -56,10 +57,7 @@ class Mxfp4Prefill(Grouped):
             raise ValueError(f"x_scale is {'missing' if x_scale is None else 'given'}; the product is {self.product}")
         if x_scale is not None:
             expect("x_scale", x_scale, (tokens, d // 128), torch.uint8)
-        expect("w13", packed.w13, (e, 2 * m, d // 2), torch.uint8)
-        expect("s13", packed.s13, (e, 2 * m, d // 32), torch.uint8)
-        expect("w2", packed.w2, (e, d, m // 2), torch.uint8)
-        expect("s2", packed.s2, (e, d, m // 32), torch.uint8)
+        check_mxfp4(packed, e, d, m)
         if not tokens:
             return addends
         if self.widened is not None:

@@ -83,8 +83,7 @@ def routed(
     limit: float,
     round_input: Round,
 ) -> torch.Tensor:
-    """Sum of the chosen experts: ids [T, k] (-1 = none, contributes nothing), weights fp32 [T, k] -> fp32 [T,
-    d].
+    """Sum of the chosen experts: ids [T, k] (-1 = none, contributes nothing), weights fp32 [T, k] -> fp32 [T, d].
 
     w1, w3 fp32 [E, m, d], w2 fp32 [E, d, m]. Experts nobody chose are not read.
     """

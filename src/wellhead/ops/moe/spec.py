@@ -149,14 +149,7 @@ SPEC = OpSpec(
             supports=prefill_spec.supports_many,
             prepare=partial(prefill_spec.prepare, "w4a8"),
         ),
-        Impl(
-            "triton",
-            needs=("kernels",),
-            shared_bytes=101376,
-            builds=builds,
-            supports=supports,
-            prepare=prepare,
-        ),
+        Impl("triton", needs=("kernels",), shared_bytes=101376, builds=builds, supports=supports, prepare=prepare),
         # other numerics than the checkpoint's (`reference`), so never automatic
         Impl(
             "triton-w4a16",

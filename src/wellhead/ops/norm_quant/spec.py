@@ -84,14 +84,7 @@ SPEC = OpSpec(
     name="norm_quant",
     summary="RMS norm and rounding to e4m3 with one-byte scales",
     impls=(
-        Impl(
-            "triton",
-            needs=("kernels",),
-            shared_bytes=16384,
-            builds=builds,
-            supports=supports,
-            prepare=prepare,
-        ),
+        Impl("triton", needs=("kernels",), shared_bytes=16384, builds=builds, supports=supports, prepare=prepare),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(tokens, d) for d in WIDTHS for tokens in (1, 4, 16, 64, 4096)),

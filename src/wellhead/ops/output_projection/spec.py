@@ -94,14 +94,7 @@ SPEC = OpSpec(
     name="output_projection",
     summary="grouped output projection",
     impls=(
-        Impl(
-            "triton",
-            needs=("kernels",),
-            shared_bytes=101376,
-            builds=builds,
-            supports=supports,
-            prepare=prepare,
-        ),
+        Impl("triton", needs=("kernels",), shared_bytes=101376, builds=builds, supports=supports, prepare=prepare),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=tuple(_case(tokens, *SHAPES[0]) for tokens in (1, 4, 16, 64, 256, 4096))

@@ -1,8 +1,6 @@
-"""Rotary position embedding over interleaved pairs of the last dimensions, with YaRN frequencies for
-compressed layers.
+"""Rotary position embedding over interleaved pairs of the last dimensions, with YaRN frequencies for compressed layers.
 
-Sources: Su et al. 2021 (RoPE), Peng et al. 2023 (YaRN, without its attention factor), DeepSeek-V4 reference
-inference.
+Sources: Su et al. 2021 (RoPE), Peng et al. 2023 (YaRN, without its attention factor), DeepSeek-V4 reference inference.
 """
 
 from __future__ import annotations
@@ -24,9 +22,7 @@ class Yarn:
 
 
 def frequencies(dim: int, theta: float, yarn: Yarn | None) -> torch.Tensor:
-    """fp32 [dim/2] angles per position: theta^(-2i/dim), blended with its 1/factor between the two YaRN
-    corners.
-    """
+    """fp32 [dim/2] angles per position: theta^(-2i/dim), blended with its 1/factor between the two YaRN corners."""
     base = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     if yarn is None:
         return base
@@ -47,8 +43,7 @@ def tables(positions: torch.Tensor, freqs: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, inverse: bool = False) -> torch.Tensor:
-    """Rotate pairs (x_2i, x_2i+1) of the last 2n dimensions of x [T, ..., D] by the angles of cos, sin [T,
-    n].
+    """Rotate pairs (x_2i, x_2i+1) of the last 2n dimensions of x [T, ..., D] by the angles of cos, sin [T, n].
 
     fp32 arithmetic, rounded once to x's dtype; the leading D - 2n dimensions are returned unchanged.
     `inverse` turns the other way.

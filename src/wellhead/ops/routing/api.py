@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.ops.card import launch
-from wellhead.ops.checks import expect
+from wellhead.ops.checks import expect, expect_rows
 from wellhead.ops.routing.configs import Config, choose_config, wide_step
 
 MOST_EXPERTS = 512
@@ -84,8 +84,8 @@ class Router:
         self._list(lists, ids)
 
     def _direct(self, lists: ExpertLists | None) -> tuple[torch.Tensor | None, torch.Tensor | None, int, int]:
-        """What a launch needs to write the lists itself, which one token of a plan for one token can have."""
-        if lists is None or self.tokens > 1 or lists.block > 1:
+        """What a launch needs to write the lists itself: a plan for one token, and lists of one token's ids."""
+        if lists is None or self.tokens > 1 or lists.block > 1 or lists.numel != self.top_k:
             return None, None, 0, 0
         return lists.slots, lists.block_expert, lists.first_expert, lists.experts
 
@@ -101,11 +101,7 @@ class Router:
         tokens = x.shape[0]
         if tokens > self.tokens:
             raise ValueError(f"x has {tokens} tokens; the plan was made for at most {self.tokens}")
-        if tuple(x.shape) != (tokens, self.width) or x.dtype != torch.bfloat16 or (tokens and x.stride(1) != 1):
-            raise ValueError(
-                f"x is {x.dtype} {tuple(x.shape)} with stride {x.stride()}; expected torch.bfloat16 "
-                f"({tokens}, {self.width}), last stride 1"
-            )
+        expect_rows("x", x, (tokens, self.width), torch.bfloat16)
         expect("gate", gate, (self.experts, self.width), torch.bfloat16)
         expect("ids", ids, (tokens, self.top_k), torch.int32)
         expect("weights", weights, (tokens, self.top_k), torch.float32)

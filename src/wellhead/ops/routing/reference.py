@@ -1,5 +1,4 @@
-"""Expert routing: sqrt(softplus) affinities, chosen by top-k of the biased score or by a token-id table
-("hash").
+"""Expert routing: sqrt(softplus) affinities, chosen by top-k of the biased score or by a token-id table ("hash").
 
 Source: DeepSeek-V4 reference inference (Gate); bias-only-for-choice as in DeepSeek-V3 (Wang et al. 2024).
 """
@@ -26,8 +25,7 @@ def weights_of(scores: torch.Tensor, ids: torch.Tensor, scale: float) -> torch.T
 def choose(
     scores: torch.Tensor, top_k: int, scale: float, bias: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids int64 [T, k], weights fp32 [T, k]): ids = top-k of scores + bias, weights from the unbiased
-    scores.
+    """(ids int64 [T, k], weights fp32 [T, k]): ids = top-k of scores + bias, weights from the unbiased scores.
 
     Equal biased scores are taken in order of expert id (stable sort), so the choice is deterministic.
     """

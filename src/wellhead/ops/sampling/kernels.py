@@ -164,7 +164,9 @@ def sum_digits(
 
 @triton.jit
 def exponential(seed, position, ids):
-    """Exponential noise in (0, 23] of one token at one position, from the first word of Philox4x32-10."""
+    """Exponential noise of one token at one position, from the first word of Philox4x32-10: in (0, 16.7], or infinite
+    once in 2^25, where u rounds to 1; such a token is chosen last.
+    """
     low, high = position.to(tl.uint32), (position >> 32).to(tl.uint32)
     word, _, _, _ = tl.philox(seed, ids, low, high, tl.full((), 0, tl.uint32))
     u = (word.to(tl.float32) + 0.5) * 2.3283064365386963e-10

@@ -8,13 +8,11 @@ import torch
 def sample(
     logits: torch.Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
 ) -> int:
-    """Token id drawn from softmax(logits / temperature) restricted to the top_k likeliest and to the nucleus
-    top_p.
+    """Token id drawn from softmax(logits / temperature) restricted to the top_k likeliest and to the nucleus top_p.
 
-    logits [V]; temperature 0 takes the argmax (first of equals); top_k 0 and top_p 1 restrict nothing. The
-    nucleus is the shortest likeliest-first run whose probability reaches top_p, at least one token. Exactly
-    one uniform number is taken from `generator` for a token, so a request's draws do not depend on the batch
-    it runs in.
+    logits [V]; temperature 0 takes the argmax (first of equals); top_k 0 and top_p 1 restrict nothing. The nucleus is
+    the shortest likeliest-first run whose probability reaches top_p, at least one token. Exactly one uniform number is
+    taken from `generator` for a token, so a request's draws do not depend on the batch it runs in.
     """
     if temperature == 0:
         return int(logits.argmax())

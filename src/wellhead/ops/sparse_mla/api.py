@@ -8,11 +8,9 @@ import torch
 
 from wellhead.formats import kv_record
 from wellhead.ops.card import launch
-from wellhead.ops.checks import expect
+from wellhead.ops.checks import byte_pages, expect
 from wellhead.ops.sparse_mla.configs import Config, choose_config
 
-CACHE_DTYPES = (torch.uint8, torch.float8_e4m3fn, torch.int8)
-ALIGNMENT = 16  # bytes: records are read sixteen at a time, their scales eight
 MERGE_WARPS = 4  # half a row of every part lies in registers: at most 64 a thread
 
 
@@ -35,7 +33,8 @@ class SparseMla:
     """Attention of `reference.attend_paged` over two pools; probabilities are rounded to bf16 per tile of records.
 
     run(q bf16 [T, H, 512], window Pool, selected Pool, sink fp32 [H], out bf16 [T, H, 512]). A token without a valid
-    record gives 0. Both cache dtypes give the same bits. Allocates, synchronises and reads nothing of the device.
+    record gives 0, or NaN under a sink below -87, whose exponential is no fp32 number. All cache dtypes give the same
+    bits. Allocates, synchronises and reads nothing of the device.
     A plan that `turns` may be given positions i64 [T] and freqs fp32 [32]: out is then what `ops.rope` makes of it.
     """
 
@@ -63,8 +62,7 @@ class SparseMla:
         for name, value in (("q", q), ("out", out)):
             expect(name, value, (tokens, self.heads, kv_record.DIM), torch.bfloat16)
         expect("sink", sink, (self.heads,), torch.float32)
-        for name, pool in (("window", window), ("selected", selected)):
-            _check(name, pool, tokens)
+        near, far = _check("window", window, tokens), _check("selected", selected, tokens)
         if positions is not None or freqs is not None:
             if not self.turns or positions is None or freqs is None:
                 raise ValueError("positions and freqs: expected both, of a plan that turns, or neither")
@@ -73,10 +71,9 @@ class SparseMla:
         if not tokens:
             return
         kernels.attend_kernel[(tokens * -(-self.heads // c.heads), c.splits)](
-            q, window.cache.view(torch.uint8), window.slots, window.length, selected.cache.view(torch.uint8),
-            selected.slots, selected.length, sink, out, self.part, self.part_stat, self.scale,
-            self.heads, window.slots.shape[1], selected.slots.shape[1],
-            **constants(c, window.page_size, window.cache.stride(0), selected.page_size, selected.cache.stride(0)),
+            q, near, window.slots, window.length, far, selected.slots, selected.length, sink, out, self.part,
+            self.part_stat, self.scale, self.heads, window.slots.shape[1], selected.slots.shape[1],
+            **constants(c, window.page_size, near.stride(0), selected.page_size, far.stride(0)),
             num_warps=c.num_warps, num_stages=c.num_stages, **launch(),
         )  # fmt: skip
         if c.splits > 1:
@@ -112,19 +109,11 @@ def plan(tokens: int, heads: int, most_records: int, scale: float, *, device: to
     return SparseMla(tokens, heads, scale, config, part, stat)
 
 
-def _check(name: str, pool: Pool, tokens: int) -> None:
-    cache, page = pool.cache, pool.page_size
-    if cache.dim() != 2 or cache.dtype not in CACHE_DTYPES or cache.stride(1) != 1:
-        raise ValueError(f"{name}.cache is {cache.dtype} {tuple(cache.shape)}; expected packed pages [pages, stride]")
-    if page < 1 or page & (page - 1) or cache.shape[1] < kv_record.page_stride(page):
-        raise ValueError(
-            f"{name}: pages of {page} records in {cache.shape[1]} bytes; expected a power of two of records and at "
-            f"least {kv_record.page_stride(page)} bytes"
-        )
-    if cache.stride(0) % ALIGNMENT or cache.data_ptr() % ALIGNMENT:
-        raise ValueError(
-            f"{name}.cache: pages are {cache.stride(0)} bytes apart from address {cache.data_ptr() % ALIGNMENT} modulo "
-            f"{ALIGNMENT}; expected a multiple of {ALIGNMENT}, and 0"
-        )
+def _check(name: str, pool: Pool, tokens: int) -> torch.Tensor:
+    """The pool's bytes, after checking that it is one of this many tokens."""
+    page = pool.page_size
+    if page < 1 or page & (page - 1):
+        raise ValueError(f"{name}: pages of {page} records; expected a power of two")
     expect(f"{name}.slots", pool.slots, (tokens, pool.slots.shape[-1]), torch.int32, torch.int64)
     expect(f"{name}.length", pool.length, (tokens,), torch.int32)
+    return byte_pages(f"{name}.cache", pool.cache, kv_record.page_stride(page), f"{page} packed records")

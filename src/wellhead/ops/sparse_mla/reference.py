@@ -1,10 +1,9 @@
-"""Sparse multi-query latent attention: every query head reads the same 512-wide records, keys and values in
-one.
+"""Sparse multi-query latent attention: every query head reads the same 512-wide records, keys and values in one.
 
 Per head, with S_i = scale * q . k_i over the valid records and the learned sink s (no value, not scaled):
 m = max_i S_i, o = sum_i e^(S_i - m) k_i / (sum_i e^(S_i - m) + e^(s - m)).
-Source: DeepSeek-V4 reference inference (sparse_attn): probabilities are rounded to the query's dtype before
-the product with the values, the denominator is not.
+Source: DeepSeek-V4 reference inference (sparse_attn): probabilities are rounded to the query's dtype before the product
+with the values, the denominator is not.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ TILE = 64
 def attend(
     q: torch.Tensor, kv: torch.Tensor, valid: torch.Tensor, sink: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """q [T, H, D], kv [T, K, D] records gathered for each token, valid bool [T, K], sink fp32 [H] -> [T, H,
-    D].
+    """q [T, H, D], kv [T, K, D] records gathered for each token, valid bool [T, K], sink fp32 [H] -> [T, H, D].
 
     Invalid records contribute exactly nothing, whatever they hold; a token without a valid record gives 0.
     """
@@ -52,8 +50,7 @@ def _attend_clean(
 def attend_paged(
     q: torch.Tensor, pools: Sequence[tuple[torch.Tensor, torch.Tensor]], sink: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """`attend` over records named by slot: pools are (cache, slots int64 [T, K_i]) pairs, one softmax over
-    all of them.
+    """`attend` over records named by slot: pools are (cache, slots int64 [T, K_i]) pairs, one softmax over all of them.
 
     A slot is page * records-per-page + offset; -1 contributes nothing, whatever the cache holds. Trailing -1
     columns are dropped token by token in tiles of 64, so a token's sums do not depend on its batch. Tokens
@@ -74,10 +71,9 @@ def _same_width(
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Groups of tokens (int64 indices) that use equally many columns of each pool, in whole tiles."""
     device = pools[0][1].device
-    used = [
-        ((slots >= 0) * torch.arange(1, slots.shape[1] + 1, device=device)).amax(1)
+    used = [  # a column of zeros in front: a pool may have none
+        F.pad((slots >= 0) * torch.arange(1, slots.shape[1] + 1, device=device), (1, 0)).amax(1)
         for _, slots in pools
-        if slots.shape[1]
     ]
     tiles = torch.stack([(count + TILE - 1) // TILE * TILE for count in used], 1)
     if tiles.shape[0] == 1:
@@ -93,9 +89,7 @@ def _columns(slots: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _gather(caches: Sequence[torch.Tensor], chosen: Sequence[torch.Tensor]) -> torch.Tensor:
-    """fp32 [t, sum K_i, D] records, zero for -1. Neighbouring queries share most of theirs: each is unpacked
-    once.
-    """
+    """fp32 [t, sum K_i, D] records, zero for -1. Neighbouring queries share most of theirs: each is unpacked once."""
     tables, places, known = [], [], 0
     if chosen[0].shape[0] == 1:
         records = [kv_store.read(cache, slots) for cache, slots in zip(caches, chosen, strict=True)]

@@ -133,14 +133,7 @@ SPEC = OpSpec(
     name="sparse_mla",
     summary="attention over window and selected records with sink",
     impls=(
-        Impl(
-            "triton",
-            needs=("kernels",),
-            shared_bytes=101376,
-            builds=builds,
-            supports=supports,
-            prepare=prepare,
-        ),
+        Impl("triton", needs=("kernels",), shared_bytes=101376, builds=builds, supports=supports, prepare=prepare),
         Impl(REFERENCE, prepare=prepare_reference),
     ),
     cases=(

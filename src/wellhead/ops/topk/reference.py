@@ -8,9 +8,8 @@ import torch
 def select(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
     """int64 [T, k]: the k best of each token's first `visible` entries in ascending order, then -1.
 
-    scores fp32 [T, C]; visible int [T], at most C, how many entries of the row exist for that token. Equal
-    scores go to the lower entry. Ascending order makes the sums of the attention that follows independent of
-    the scores.
+    scores fp32 [T, C]; visible int [T], at most C, how many entries of the row exist for that token. Equal scores go to
+    the lower entry. Ascending order makes the sums of the attention that follows independent of the scores.
     """
     entries = torch.arange(scores.shape[1], device=scores.device)
     hidden = entries >= visible.unsqueeze(-1)
@@ -26,8 +25,6 @@ def select(scores: torch.Tensor, visible: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def first(visible: torch.Tensor, k: int) -> torch.Tensor:
-    """int64 [T, k]: entries 0 .. visible-1, then -1; what `select` returns when at most k entries are
-    visible.
-    """
+    """int64 [T, k]: entries 0 .. visible-1, then -1; what `select` returns when at most k entries are visible."""
     entries = torch.arange(k, device=visible.device)
     return torch.where(entries < visible.unsqueeze(-1), entries, -1)
