@@ -1,8 +1,9 @@
-"""Triton's interpreter with the card's rounding: five of its operations give other numbers than a GPU does.
+"""Triton's interpreter with the card's rounding: six of its operations give other numbers than a GPU does.
 
-In Triton 3.6 to 3.9 the interpreter multiplies the *bit patterns* of bf16 operands in `tl.dot` and in products,
-truncates fp32 to bf16 instead of rounding to nearest even, rounds fp32 to e4m3 without a carry, and rounds the product
-inside `tl.fma`; and it has no `tl.dot_scaled` of E4M3. `repair` replaces these, so that a kernel that runs on the CPU
+In Triton 3.6 to 3.9 the interpreter multiplies the *bit patterns* of bf16 operands in `tl.dot` and in products, leaves
+the order of a dot's sums to a BLAS, which on some processors takes another for the last rows, truncates fp32 to bf16
+instead of rounding to nearest even, rounds fp32 to e4m3 without a carry, and rounds the product inside `tl.fma`; and it
+has no `tl.dot_scaled` of E4M3. `repair` replaces these, so that a kernel that runs on the CPU
 rounds where and how it does on the card. It changes Triton for the whole process: tests call it, nothing else does.
 """
 
@@ -39,6 +40,11 @@ def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return (a.astype(np.float64) * b + c).astype(np.float32)
 
 
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """fp32 a b through fp64: an order of the sums then changes no bit, or one in 2^29."""
+    return np.matmul(a, b, dtype=np.float64).astype(np.float32)
+
+
 def scaled_e4m3(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """fp32 of E4M3 codes [rows, K] times 2^(byte - 127), scale bytes [rows, K / 32]."""
     values = e4m3.decode(torch.from_numpy(np.ascontiguousarray(codes).view(np.uint8)))
@@ -56,13 +62,18 @@ def repair() -> None:
         return
     dot, cast, convert = builder.create_dot, builder.cast_impl, builder.create_fp_to_fp
 
-    def widen(operand: Any) -> Any:
-        if operand.dtype.scalar == tl.bfloat16:
-            return handle(widen_bf16(operand.data), tl.float32)
-        return operand
+    def widen(operand: Any) -> np.ndarray:
+        kind = operand.dtype.scalar
+        if kind == tl.bfloat16:
+            return widen_bf16(operand.data)
+        if kind == tl.float8e4nv:
+            return e4m3.decode(torch.from_numpy(np.ascontiguousarray(operand.data).view(np.uint8))).numpy()
+        return np.asarray(operand.data)
 
-    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        return dot(self, widen(a), widen(b), *rest)
+    def create_dot(self: Any, a: Any, b: Any, c: Any, *rest: Any) -> Any:
+        if c.dtype.scalar != tl.float32:
+            return dot(self, a, b, c, *rest)
+        return handle(product(widen(a), widen(b)) + c.data, tl.float32)
 
     def rounded(source: Any, kind: Any) -> Any:
         """The handle of `source` cast to `kind`, or None where Triton's own cast is right."""
@@ -94,7 +105,7 @@ def repair() -> None:
     ) -> Any:
         if a.dtype.scalar != tl.float8e4nv or b.dtype.scalar != tl.float8e4nv or None in (a_scale, b_scale):
             raise NotImplementedError("tl.dot_scaled under the interpreter: E4M3 by E4M3, both with scales")
-        wide = scaled_e4m3(a.data, a_scale.data) @ scaled_e4m3(b.data.T, b_scale.data).T
+        wide = product(scaled_e4m3(a.data, a_scale.data), scaled_e4m3(b.data.T, b_scale.data).T)
         return handle(wide + rest[-1].data, tl.float32)
 
     multiply_add = builder.create_fma
