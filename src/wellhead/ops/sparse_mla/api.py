@@ -33,8 +33,7 @@ class SparseMla:
     """Attention of `reference.attend_paged` over two pools; probabilities are rounded to bf16 per tile of records.
 
     run(q bf16 [T, H, 512], window Pool, selected Pool, sink fp32 [H], out bf16 [T, H, 512]). A token without a valid
-    record gives 0, or NaN under a sink below -87, whose exponential is no fp32 number. All cache dtypes give the same
-    bits. Allocates, synchronises and reads nothing of the device.
+    record gives 0. All cache dtypes give the same bits. Allocates, synchronises and reads nothing of the device.
     A plan that `turns` may be given positions i64 [T] and freqs fp32 [32]: out is then what `ops.rope` makes of it.
     """
 

@@ -15,6 +15,7 @@ from wellhead.ops.device_formats import e4m3, power_of_two, settled
 from wellhead.ops.rope.kernels import PAIRS, cos_sin
 
 DIM = tl.constexpr(512)
+LEAST = tl.constexpr(1e-30)  # of a sum with a record's 1 in it; without one a low sink's exponential may be zero
 QUARTER = tl.constexpr(128)  # a tile is unpacked, and the sums are kept, a quarter at a time: fewer live registers
 
 
@@ -126,7 +127,7 @@ def attend_kernel(
     if SPLITS == 1:
         anchor = tl.where(peak == float("-inf"), 0.0, peak)
         weight = total + tl.exp(tl.load(sink + head, mask=head < HEADS, other=0.0) - anchor)
-        share = (1.0 / weight)[:, None]
+        share = (1.0 / tl.maximum(weight, LEAST))[:, None]
         target = out + (token * HEADS + head)[:, None] * DIM + column[None, :]
     else:
         row = (token * SPLITS + split) * HEADS + head
@@ -175,7 +176,7 @@ def merge_kernel(part, part_stat, sink, out, positions, freqs, HEADS, SPLITS: tl
     anchor = tl.where(highest == float("-inf"), 0.0, highest)
     fade = tl.exp(peaks - anchor)
     weight = tl.exp(bias - anchor) + tl.sum(tl.load(part_stat + row * 2 + 1) * fade, axis=0)
-    merged = (tl.sum(parts * fade[:, None], axis=0) / weight).to(tl.bfloat16)
+    merged = (tl.sum(parts * fade[:, None], axis=0) / tl.maximum(weight, LEAST)).to(tl.bfloat16)
     if positions is not None:
         merged = _turned_back(merged, cos, sin, HALF)
     tl.store(out + (token * HEADS + head) * DIM + column, merged)
