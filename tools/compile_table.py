@@ -18,11 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from tools import triton_versions as tritons  # noqa: E402
+from wellhead.dispatch.capability import SHARED_BYTES  # noqa: E402
 from wellhead.testing.compile_column import Row, column  # noqa: E402
 
 TABLE = ROOT / "docs" / "sm120.md"
 ARCHS = ("sm120", "sm121")
-OTHERS = ("sm80", "sm89", "sm90")
+OTHERS = ("sm80", "sm86", "sm89", "sm90")
 SMS, REGISTERS, SHARED, WARPS, BLOCKS = 188, 65536, 102400, 48, 24  # RTX PRO 6000: SMs; per SM: the four limits
 RESERVED = 1024  # bytes of shared memory that CUDA takes of each block
 HEADER = """# What the kernels become on SM120
@@ -76,15 +77,20 @@ def table(columns: dict[str, list[Row]], arch: str) -> list[str]:
 
 
 def elsewhere(rows: list[Row]) -> list[str]:
-    """One line an architecture: how many builds compile, and what refuses."""
+    """One line an architecture: how many builds compile, what refuses, what a block of that card cannot hold, and what
+    spills.
+    """
     lines = []
     for arch in OTHERS:
-        here = [r for r in rows if r.arch == arch]
-        refused = [f"{r.op}/{r.build}" for r in here if r.error is not None]
-        lines.append(
-            f"* {arch}: {len(here) - len(refused)} of {len(here)} builds compile"
-            + "".join(f"; not {r}" for r in refused)
-        )
+        here, limit = [row for row in rows if row.arch == arch], SHARED_BYTES[arch]
+        made = [row for row in here if row.error is None]
+        refused = [f"{row.op}/{row.build}" for row in here if row.error is not None]
+        large = [f"{row.op}/{row.build}" for row in made if row.shared_bytes > limit]
+        spills = [f"{row.op}/{row.build} {row.spill_bytes} B" for row in made if row.spill_bytes]
+        said = f"* {arch}: {len(made)} of {len(here)} builds compile"
+        said += f" (not {', '.join(refused)})" if refused else ""
+        said += f"; beyond a block's {limit:,} B: {', '.join(large)}" if large else f"; all within {limit:,} B a block"
+        lines.append(said + (f"; spilling: {', '.join(spills)}" if spills else "; none spills"))
     return lines
 
 

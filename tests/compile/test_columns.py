@@ -132,6 +132,21 @@ def test_what_the_rules_let_pass() -> None:
     assert last_line("at 3:4\n  x = y\n      ^\nValueError('why')\n") == "ValueError('why')"
 
 
+def test_what_other_cards_cannot_hold_is_named() -> None:
+    rows = [dataclasses.replace(GOOD, arch=arch) for arch in compile_table.OTHERS]
+    rows += [
+        dataclasses.replace(GOOD, arch="sm86", build="large", shared_bytes=101377),
+        dataclasses.replace(GOOD, arch="sm80", build="large", shared_bytes=101377, spill_bytes=4),
+        dataclasses.replace(GOOD, arch="sm89", build="scaled", error="CompilationError: fp8"),
+    ]
+    assert compile_table.elsewhere(rows) == [
+        "* sm80: 2 of 2 builds compile; all within 166,912 B a block; spilling: op/large 4 B",
+        "* sm86: 2 of 2 builds compile; beyond a block's 101,376 B: op/large; none spills",
+        "* sm89: 1 of 2 builds compile (not op/scaled); all within 101,376 B a block; none spills",
+        "* sm90: 1 of 1 builds compile; all within 232,448 B a block; none spills",
+    ]
+
+
 def cells(text: str, arch: str) -> list[list[str]]:
     """The rows of one architecture's table."""
     lines = text.split(f"## {arch}\n")[1].split("\n## ")[0].splitlines()

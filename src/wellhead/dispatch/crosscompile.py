@@ -18,7 +18,7 @@ from typing import Any
 
 from wellhead.dispatch.spec import KernelBuild
 
-TARGETS = {"sm80": 80, "sm89": 89, "sm90": 90, "sm120": 120, "sm121": 121}
+TARGETS = {"sm80": 80, "sm86": 86, "sm89": 89, "sm90": 90, "sm120": 120, "sm121": 121}
 ALIGNMENT = 16  # bytes for a pointer, elements for an integer: the one divisor that Triton's runtime looks for
 
 _MMA = re.compile(r"^\s*(?:@!?%p\d+\s+)?((?:wgmma\.mma_async|tcgen05\.mma|mma)\.[\w.:]+)", re.MULTILINE)
@@ -49,7 +49,7 @@ class Compiled:
 
 
 def compile_for(build: KernelBuild, arch: str) -> Compiled:
-    """Compile `build` for `arch` ("sm120", "sm121", "sm90", "sm89", "sm80").
+    """Compile `build` for `arch` ("sm120", "sm121", "sm90", "sm89", "sm86", "sm80").
 
     The variant is the one the runtime would pick under these assumptions: every pointer is 16-byte aligned (as
     torch allocates), no integer argument equals 1 (Triton would make it a constant), and no integer is known to be
