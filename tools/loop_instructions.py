@@ -13,31 +13,17 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-from wellhead.dispatch.crosscompile import TARGETS, compile_for, tool
+from wellhead.dispatch.crosscompile import TARGETS, compile_for, disassemble
 from wellhead.ops import registry
 
 _LABEL = re.compile(r"\s*(\.L\w+):")
 _CODE = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
 _WIDTH = re.compile(r"\.(?:[US]?)(8|16|64|128)\b")
 SHOWN = 8  # kinds of instructions
-
-
-def disassemble(cubin: bytes) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        program = Path(tool("cuobjdump")).with_name("nvdisasm")
-        said = subprocess.run([program, "-c", path], capture_output=True, text=True)
-        if said.returncode:
-            raise ValueError(f"{said.stderr.strip() or program}; a newer Triton reads it")
-        return said.stdout
 
 
 def longest_loop(text: str) -> list[str]:

@@ -17,6 +17,7 @@ PREFIX = "WELLHEAD_"
 VARIABLES: dict[str, str] = {
     "WELLHEAD_MODEL": "checkpoint folder or hub id that commands load when --model is not given",
     "WELLHEAD_OPS": "groups of ops that an engine's plugin replaces, by commas, or all; unset: none",
+    "WELLHEAD_WITHOUT": "features of the card that are not used, by commas (pdl, for one); unset: none",
     "WELLHEAD_ON_MISMATCH": "stop (the default) or go-on, where an engine does not fit an op of WELLHEAD_OPS",
 }
 
@@ -57,13 +58,22 @@ def default_model() -> str | None:
 
 def engine_ops(groups: Sequence[str]) -> tuple[str, ...]:
     """WELLHEAD_OPS as names of `groups`, in their order; () where it is unset or empty. ValueError names the groups."""
+    asked = _listed("WELLHEAD_OPS", (*groups, "all"))
+    return tuple(groups) if "all" in asked else asked
+
+
+def without(features: Sequence[str]) -> tuple[str, ...]:
+    """WELLHEAD_WITHOUT as names of `features`, in their order; () where it is unset or empty. ValueError names them."""
+    return _listed("WELLHEAD_WITHOUT", features)
+
+
+def _listed(variable: str, known: Sequence[str]) -> tuple[str, ...]:
     check()
-    said = os.environ.get("WELLHEAD_OPS", "")
+    said = os.environ.get(variable, "")
     asked = {part.strip() for part in said.split(",") if part.strip()}
-    unknown = sorted(asked - {*groups, "all"})
-    if unknown:
-        raise ValueError(f"WELLHEAD_OPS={said}: no group {unknown[0]!r}; there are {', '.join(groups)}, or all")
-    return tuple(groups) if "all" in asked else tuple(group for group in groups if group in asked)
+    if unknown := sorted(asked - {*known}):
+        raise ValueError(f"{variable}={said}: there is no {unknown[0]!r}, expected some of {', '.join(known)}")
+    return tuple(name for name in known if name in asked)
 
 
 def goes_on() -> bool:

@@ -112,6 +112,7 @@ GOOD = Row("op", "b", "m:k", "sm120", "3.7.1", 4, 2, True, "bf16", 64, 101376, 0
         ({"shared_bytes": 101377}, "101377 B of shared memory"),
         ({"spill_bytes": 4}, "spills 4 B"),
         ({"torn": 2}, "2 E4M3 pairs are packed and shifted"),
+        ({"order": ("STG.E comes before ACQBULK",)}, "STG.E comes before ACQBULK"),
         ({"mma": ("mma.f16",)}, "bf16 is claimed, the PTX has mma.f16"),
         ({"mma": ()}, "no tensor core"),
         ({"error": "CompilationError: no"}, "does not compile"),

@@ -54,7 +54,7 @@ def test_sm121_with_an_older_triton_takes_the_plain_one_and_says_what_brings_the
     [
         Impl("big", needs=("kernels",), shared_bytes=101377),
         Impl("first_port_topk", needs=("kernels",), shared_bytes=131072),
-        *(Impl(unit, needs=("kernels", unit)) for unit in ("tcgen05", "wgmma", "cluster_shared", "pdl")),
+        *(Impl(unit, needs=("kernels", unit)) for unit in ("tcgen05", "wgmma", "cluster_shared")),
     ],
     ids=lambda impl: impl.name if isinstance(impl, Impl) else None,
 )

@@ -34,7 +34,8 @@ def test_a_faked_card(machine: Callable[..., None], arch: str) -> None:
     shared = report.features["shared_bytes"]
     assert (shared.value, shared.evidence, shared.detail) == (101376, "queried", "101376 B")
     assert report.features["kernels"].evidence == "queried"
-    assert not any(report.features[unit].present for unit in ("tcgen05", "wgmma", "cluster_shared", "pdl"))
+    assert not any(report.features[unit].present for unit in ("tcgen05", "wgmma", "cluster_shared"))
+    assert report.features["pdl"].present
     simulated = doctor.examine(arch)
     for name, feature in report.features.items():
         assert feature.present == simulated.features[name].present, name
@@ -45,6 +46,21 @@ def test_a_faked_card(machine: Callable[..., None], arch: str) -> None:
             assert choice.impl in kernels and choice.reason.startswith(f"first that fits on Faked GPU ({arch})")
         else:
             assert (choice.impl, choice.reason) == (REFERENCE, "the op has no kernels yet")
+
+
+def test_features_that_a_process_is_told_to_do_without(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(gpu("sm120"))
+    monkeypatch.setenv("WELLHEAD_WITHOUT", "pdl, block_scaled_mma")
+    report = doctor.examine()
+    assert str(report.features["pdl"]) == "pdl absent (queried: WELLHEAD_WITHOUT names it)"
+    assert not report.features["block_scaled_mma"].present and report.features["fp8_mma"].present
+    assert doctor.examine("sm120").features["pdl"].present  # another card's own
+    assert capability.here()["pdl"].detail == "WELLHEAD_WITHOUT names it"
+    monkeypatch.setenv("WELLHEAD_WITHOUT", "pld")
+    with pytest.raises(ValueError, match=r"WELLHEAD_WITHOUT=pld: there is no 'pld', expected some of fp8_mma, .*, pdl"):
+        capability.here()
 
 
 def test_fp8_on_both_numbers_by_triton_version() -> None:

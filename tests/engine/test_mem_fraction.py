@@ -38,7 +38,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (found.free, TOTAL))
     monkeypatch.setattr(device_model, "here", lambda: FEATURES)
-    monkeypatch.setattr(moe, "has", lambda feature: FEATURES[feature].present)
+    monkeypatch.setattr(moe.card, "has", lambda feature: FEATURES[feature].present)
     return found
 
 

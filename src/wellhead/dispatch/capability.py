@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wellhead import environment
 from wellhead.dispatch import libraries
 from wellhead.dispatch.features import Evidence, Feature, Features
 
@@ -73,12 +74,12 @@ _UNITS: dict[str, tuple[str, ...]] = {
     "cluster_shared": ("sm90", "sm100"),
     "wgmma": ("sm90",),
     "tcgen05": ("sm100",),
-    "pdl": ("sm90", "sm100"),
+    "pdl": ("sm90", "sm100", "sm120", "sm121"),
 }
-_UNIT_NOTES = {
-    ("pdl", "sm120"): "griddepcontrol compiles; kept off, hangs and stale reads were reported on this generation",
-    ("pdl", "sm121"): "griddepcontrol compiles; kept off, hangs and stale reads were reported on this generation",
-}
+
+ABILITIES = (*_COMPILED, *_UNITS)
+"""The features that a process can do without."""
+TOLD = "WELLHEAD_WITHOUT names it"
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,10 @@ def has_kernels(archs: Sequence[str], arch: str) -> bool:
 
 
 def here() -> Features:
-    """The features of this process: its card, its Triton, or its interpreter."""
+    """The features of this process: its card's, its Triton's or its interpreter's, less what WELLHEAD_WITHOUT names."""
     triton = libraries.probe("triton").version
-    return features_of(detect(), triton, triton is not None and libraries.interpreter_on())
+    found = features_of(detect(), triton, triton is not None and libraries.interpreter_on())
+    return found.without(environment.without(ABILITIES), TOLD)
 
 
 def host() -> Features:
@@ -225,13 +227,18 @@ def _compiled(name: str, card: Card, triton: str) -> Feature:
 def _unit(name: str, card: Card) -> Feature:
     if card.arch not in ARCHITECTURES:
         return Feature(name, False, Evidence.ASSUMED, f"{card.arch} has no profile; unknown is absent")
-    present = card.arch in _UNITS[name]
-    note = _UNIT_NOTES.get((name, card.arch), f"{card.arch} {'has' if present else 'does not have'} it (PTX ISA)")
+    present = has_unit(name, card.arch)
+    note = f"{card.arch} {'has' if present else 'does not have'} it (PTX ISA)"
     return Feature(name, present, Evidence.ASSUMED, note)
 
 
+def has_unit(name: str, arch: str) -> bool:
+    """Whether cards of that architecture have "cluster_shared", "wgmma", "tcgen05" or "pdl"."""
+    return arch in _UNITS[name]
+
+
 def _without(where: str, why: str) -> Features:
-    names = ("kernels", "interpreter", "shared_bytes", *_COMPILED, *_UNITS)
+    names = ("kernels", "interpreter", "shared_bytes", *ABILITIES)
     return Features(where, tuple(Feature(name, False, Evidence.QUERIED, why) for name in names))
 
 
@@ -247,7 +254,7 @@ def _interpreted(triton: str | None) -> Features:
         Feature("shared_bytes", True, Evidence.ASSUMED, shared, SHARED_BYTES["sm120"]),
         *(
             Feature(n, n in numbers, Evidence.ASSUMED, "computed by the interpreter" if n in numbers else "interpreter")
-            for n in (*_COMPILED, *_UNITS)
+            for n in ABILITIES
         ),
     ]
     return Features("the CPU, under Triton's interpreter", tuple(known))

@@ -12,10 +12,11 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wellhead.dispatch.capability import has_unit
 from wellhead.dispatch.spec import KernelBuild
 
 TARGETS = {"sm80": 80, "sm86": 86, "sm89": 89, "sm90": 90, "sm120": 120, "sm121": 121}
@@ -53,9 +54,10 @@ def compile_for(build: KernelBuild, arch: str) -> Compiled:
 
     The variant is the one the runtime would pick under these assumptions: every pointer is 16-byte aligned (as
     torch allocates), no integer argument equals 1 (Triton would make it a constant), and no integer is known to be
-    a multiple of 16 unless its type says so ("i32:16"). "*bf16:1" is a pointer that is not aligned. Floating-point
-    fusion is on, Triton's default up to 3.9. Raises ValueError for a signature that does not fit the kernel, for an
-    unknown architecture, and under Triton's interpreter; errors of the compiler propagate.
+    a multiple of 16 unless its type says so ("i32:16"). "*bf16:1" is a pointer that is not aligned. Where the
+    architecture has no PDL it is off. Floating-point fusion is on, Triton's default up to 3.9. Raises ValueError for a
+    signature that does not fit the kernel, for an unknown architecture, and under Triton's interpreter; errors of the
+    compiler propagate.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -63,6 +65,8 @@ def compile_for(build: KernelBuild, arch: str) -> Compiled:
 
     if arch not in TARGETS:
         raise ValueError(f"architecture {arch!r} is not one of {', '.join(TARGETS)}")
+    if build.constants.get("PDL") and not has_unit("pdl", arch):
+        build = replace(build, constants={**build.constants, "PDL": False})
     if not isinstance(build.kernel, triton.runtime.JITFunction):
         kind = type(build.kernel).__name__
         raise ValueError(f"build {build.name!r}: its kernel is a {kind}; compile without TRITON_INTERPRET=1")
@@ -169,6 +173,18 @@ def resources(cubin: bytes) -> tuple[int, int]:
     if len(found) != 1:
         raise ValueError(f"expected one kernel in the cubin, cuobjdump reports {len(found)}:\n{said}")
     return int(found[0][0]), int(found[0][1])
+
+
+def disassemble(cubin: bytes) -> str:
+    """The machine code, a line an instruction. ValueError where the wheel's nvdisasm does not know the architecture."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        program = Path(tool("cuobjdump")).with_name("nvdisasm")
+        said = subprocess.run([program, "-c", path], capture_output=True, text=True)
+    if said.returncode:
+        raise ValueError(f"{said.stderr.strip() or program}; a newer Triton reads it")
+    return said.stdout
 
 
 def assemble(ptx: str, number: int) -> tuple[bytes, str]:

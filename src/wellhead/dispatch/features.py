@@ -6,7 +6,7 @@ library was asked. assumed: neither; what is not known is assumed absent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -72,6 +72,11 @@ class Features(Mapping[str, Feature]):
         if name not in self._by_name:
             raise ValueError(f"feature {name!r} is not one of {', '.join(MEANING)}")
         return self._by_name[name]
+
+    def without(self, names: Sequence[str], why: str) -> Features:
+        """The same with these absent."""
+        absent = {name: Feature(name, False, Evidence.QUERIED, why) for name in names}
+        return Features(self.where, tuple(absent.get(feature.name, feature) for feature in self.known))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name)

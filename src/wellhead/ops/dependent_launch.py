@@ -3,7 +3,8 @@
 A kernel launched so may start as soon as every block of the kernel in front has called `after_producers`. Until its own
 call it may read what nobody writes while a model runs (weights), and what kernels before the one in front wrote: that
 one called `after_producers` too, so all older ones had ended. Behind a kernel launched EARLY that is one kernel less.
-Where the card has no PDL this is nothing. `card` says how a launch asks for it.
+Where the card has no PDL this is nothing. `card` says how a launch asks for it, `testing.launch_order` reads from the
+machine code that no compiler moved anything in front of the wait.
 """
 
 import triton

@@ -67,7 +67,7 @@ def builds() -> tuple[KernelBuild, ...]:
     """As launched, for every number of ranks."""
     found = []
     for world in WORLDS:
-        given = {"SLOT": limit(world) // 4, "WORLD": world, "BLOCK": BLOCK, "PROGRAMS": PROGRAMS, "PDL": False}
+        given = {"SLOT": limit(world) // 4, "WORLD": world, "BLOCK": BLOCK, "PROGRAMS": PROGRAMS, "PDL": True}
         signature = {
             "partial": "*i32", "places": "*i64", "calls": "*i32", "rank": "i32", "words": "i32", "patience": "i32",
             **dict.fromkeys(given, "constexpr"),

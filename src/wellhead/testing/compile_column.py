@@ -20,6 +20,7 @@ from pathlib import Path
 from wellhead.dispatch.crosscompile import TARGETS, claimed, compile_for
 from wellhead.dispatch.spec import KernelBuild
 from wellhead.ops import peer_sum, registry
+from wellhead.testing import launch_order
 
 SM12X_SHARED = 101376
 
@@ -42,6 +43,8 @@ class Row:
     spill_bytes: int = 0
     mma: tuple[str, ...] = ()
     torn: int = 0
+    early: tuple[str, ...] = ()  # arguments that a dependent launch reads before it waits
+    order: tuple[str, ...] = ()  # what is wrong with what it does before
     error: str | None = None
 
     @property
@@ -73,7 +76,8 @@ def compile_row(op: str, build: KernelBuild, arch: str) -> Row:
     except (CompilationError, PTXASError, RuntimeError) as refused:
         return Row(**{**asdict(row), "error": f"{type(refused).__name__}: {last_line(str(refused))}"})
     figures = {name: getattr(found, name) for name in ("registers", "shared_bytes", "spill_bytes", "mma", "torn")}
-    return Row(**{**asdict(row), **figures})
+    early = tuple(sorted(launch_order.early_arguments(build, found.ptx)))
+    return Row(**{**asdict(row), **figures, "early": early, "order": tuple(launch_order.complaints(found))})
 
 
 def last_line(text: str) -> str:
@@ -96,6 +100,7 @@ def objections(rows: Iterable[Row]) -> list[str]:
             found.append(f"{row.where}: {row.shared_bytes} B of shared memory, the limit is {SM12X_SHARED}")
         if row.torn:
             found.append(f"{row.where}: {row.torn} E4M3 pairs are packed and shifted, which ptxas 12.8 compiles wrong")
+        found += [f"{row.where}: {said}" for said in row.order]
         if card and row.hot and row.spill_bytes:
             found.append(f"{row.where}: spills {row.spill_bytes} B on the decode path")
         if row.claim is not None and not any(row.claim in line for line in row.mma):
@@ -114,7 +119,8 @@ def column(archs: Iterable[str], triton_folder: Path | None = None) -> list[Row]
     )
     if done.returncode:
         raise RuntimeError(f"the compile process failed with status {done.returncode}:\n{done.stderr[-4000:]}")
-    return [Row(**{**row, "mma": tuple(row["mma"])}) for row in json.loads(done.stdout)]
+    lists = ("mma", "early", "order")
+    return [Row(**{**row, **{name: tuple(row[name]) for name in lists}}) for row in json.loads(done.stdout)]
 
 
 def main(arguments: list[str]) -> None:

@@ -30,6 +30,7 @@ from wellhead.model.numerics import Numerics
 from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
 from wellhead.model.state import pages_for
+from wellhead.ops import card as asked
 from wellhead.testing.compile_column import Row, compile_row
 
 DRAFTS = 3
@@ -81,21 +82,28 @@ def recorded() -> Iterator[dict[str, KernelBuild]]:
         JITFunction.run = before
 
 
-def meta_model(config: ModelConfig, split: Split, arch: str, *, with_mtp: bool = False) -> DeviceModel:
-    """One rank's model without bytes, with the choices of that architecture."""
+@contextmanager
+def as_on(arch: str) -> Iterator[None]:
+    """What models choose and ops ask of the card inside is answered for that architecture."""
     features = capability.features_of(capability.simulated(arch), triton.__version__)
-    numerics = Numerics.named("checkpoint")
+    before = device_model.here, asked.has
+    device_model.here, answered = lambda: features, lambda feature: features[feature].present
+    setattr(asked, "has", answered)  # noqa: B010
+    try:
+        yield
+    finally:
+        device_model.here = before[0]
+        setattr(asked, "has", before[1])  # noqa: B010
+
+
+def meta_model(config: ModelConfig, split: Split, *, with_mtp: bool = False) -> DeviceModel:
+    """One rank's model without bytes."""
     weights = DeviceLayout.of(config, split, "meta").allocate(with_mtp)
 
     def gather(part: torch.Tensor) -> torch.Tensor:
         return part.new_empty(part.shape[0], config.vocab_size)
 
-    before = device_model.here
-    device_model.here = lambda: features
-    try:
-        return DeviceModel(weights, config, numerics, reduce=lambda _: None, gather=gather)
-    finally:
-        device_model.here = before
+    return DeviceModel(weights, config, Numerics.named("checkpoint"), reduce=lambda _: None, gather=gather)
 
 
 def launches(
@@ -105,8 +113,9 @@ def launches(
     """Of decodes of so many requests at that context, of prompt steps of so many tokens at its end, and of so many
     requests with DRAFTS drafts each, verified and drafted anew.
     """
-    model, width = meta_model(config, split, arch, with_mtp=bool(verifies)), pages_for(context)
-    with recorded() as found:
+    width = pages_for(context)
+    with as_on(arch), recorded() as found:
+        model = meta_model(config, split, with_mtp=bool(verifies))
         for size in decodes:
             state, best = model.allocate(size * width, size), torch.empty(size, dtype=torch.int64, device="meta")
             ws, inputs = model.workspace(size, context), empty_inputs(size, width, model.device)

@@ -17,7 +17,7 @@ def builds() -> tuple[KernelBuild, ...]:
     from wellhead.ops.addresses.api import ratio_constants, token_constants
 
     tensors = {"positions": "*i64", "rows": "*i32", "owners": "*i64", "page_table": "*i32"}
-    given: dict[str, Any] = {**token_constants(WINDOW, PAGE), "PDL": False}
+    given: dict[str, Any] = {**token_constants(WINDOW, PAGE), "PDL": True}
     signature = {
         **tensors, "window_table": "*i32", "write_slots": "*i64", "window_slots": "*i64", "tables": "*i32",
         "PAGES": "i32", **dict.fromkeys(given, "constexpr"),
@@ -25,7 +25,7 @@ def builds() -> tuple[KernelBuild, ...]:
     found = [KernelBuild("window", kernels.token_kernel, signature, given)]
     for ratio in MOST:
         for ends in (False, True):
-            given = {**ratio_constants(ratio, PAGE), "PDL": False, **({} if ends else {"ends": None})}
+            given = {**ratio_constants(ratio, PAGE), "PDL": True, **({} if ends else {"ends": None})}
             signature = {
                 **tensors, "freqs": "*fp32", "ends": "*i32", "visible": "*i32", "chosen": "*i32", "entry_slots": "*i64",
                 "cos": "*fp32", "sin": "*fp32", "slots": "*i64",

@@ -28,7 +28,7 @@ def builds() -> tuple[KernelBuild, ...]:
             kinds.setdefault(choose_config(tokens, sum(n), k), set()).add("bf16" if len(n) > 1 else "fp32")
     for config, those in kinds.items():
         for kind in sorted(those):
-            given = {**constants(config), "PDL": False}
+            given = {**constants(config), "PDL": True}
             signature = {"x": "*bf16", "w": "*bf16", "y0": "*fp32", "y1": "*fp32", "y2": f"*{kind}"}
             if config.gemv:
                 signature |= {**sizes, **dict.fromkeys(given, "constexpr")}

@@ -34,7 +34,7 @@ def builds() -> tuple[KernelBuild, ...]:
     found = []
     for name, ratio, dim, page, keys in _built():
         config = choose_config(ratio, dim)
-        given = {**constants(ratio, dim, page, keys, config.rows), "PDL": False}
+        given = {**constants(ratio, dim, page, keys, config.rows), "PDL": True}
         signature = {
             "projected": "*fp32", "ape": "*fp32", "positions": "*i32", "state_slots": "*i32", "state": "*fp32",
             "norm": "*bf16", "cos": "*fp32", "sin": "*fp32", "slots": "*i64", "out": "*u8",
@@ -56,7 +56,7 @@ def prefill_builds() -> Iterator[KernelBuild]:
     }  # fmt: skip
     for name, ratio, dim, page, keys in _built():
         config = choose_prefill_config(ratio, dim)
-        given = {**constants(ratio, dim, page, keys, config.rows), "PDL": False}
+        given = {**constants(ratio, dim, page, keys, config.rows), "PDL": True}
         signature = {
             **tensors, "firsts": "*i32", "norm": "*bf16", "ends": "*i32", "cos": "*fp32", "sin": "*fp32",
             "slots": "*i64", "out": "*u8", "eps": "fp32", "STRIDE": "i32:16",
@@ -66,7 +66,7 @@ def prefill_builds() -> Iterator[KernelBuild]:
         yield KernelBuild(f"entries[{name}]", kernels.entries_kernel, signature, given, *tile)
     for name, (ratio, dim, _) in FORMS.items():
         config = choose_prefill_config(ratio, dim)
-        given = {**keep_constants(ratio, dim, config), "PDL": False}
+        given = {**keep_constants(ratio, dim, config), "PDL": True}
         signature = {**tensors, "TOKENS": "i32", **dict.fromkeys(given, "constexpr")}
         tile = config.keep_warps, config.num_stages
         yield KernelBuild(f"keep[{name}]", kernels.keep_kernel, signature, given, *tile)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
+from wellhead.ops.card import EARLY
 from wellhead.ops.hyper_connection import configs
 from wellhead.ops.hyper_connection.configs import PRE_ROWS, STREAMS
 
@@ -74,7 +75,8 @@ def _build(
     stages: int,
     mma: dict[str, str],
 ) -> KernelBuild:
-    constants = {**constants, "PDL": False}
+    early = kernel.__name__ in ("contract_kernel", "finish_kernel")
+    constants = {**constants, "PDL": EARLY if early else True}
     return KernelBuild(name, kernel, kinds | dict.fromkeys(constants, "constexpr"), constants, warps, stages, mma)
 
 

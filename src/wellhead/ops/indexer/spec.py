@@ -30,13 +30,13 @@ def builds() -> tuple[KernelBuild, ...]:
         query = {"q": "*u8"} if name == "fp8" else {"q": "*u8", "q_scale": "*u8"}
         for heads, chunked in ((64, False), (32, False), (16, False), (64, True), (32, True), (16, True), (8, True)):
             config = choose_config(1, heads, 65536, name, chunked=chunked)
-            given = {**constants(config), "PDL": False}
+            given = {**constants(config), "PDL": True}
             signature = {**query, **tensors, **sizes, **dict.fromkeys(given, "constexpr")}
             title = f"logits[{name},group={config.group},heads={config.heads}]"
             found.append(
                 KernelBuild(title, kernel, signature, given, config.num_warps, config.num_stages, _MMA, not chunked)
             )
-        given = {**rounding_constants(layout), "ONE": True, "PDL": False}
+        given = {**rounding_constants(layout), "ONE": True, "PDL": True}
         for weights in ("*fp32", "*bf16"):
             signature = {
                 "q": "*bf16", "positions": "*i64", "freqs": "*fp32", "weights": weights, "codes": "*u8",

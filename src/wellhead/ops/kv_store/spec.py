@@ -24,7 +24,7 @@ def builds() -> tuple[KernelBuild, ...]:
     }  # fmt: skip
     found = []
     for keep in (False, True):
-        given: dict[str, Any] = {**constants(PAGE, page_stride(PAGE)), "PDL": False}
+        given: dict[str, Any] = {**constants(PAGE, page_stride(PAGE)), "PDL": True}
         given |= {} if keep else {"kv_out": None}
         signature = {**tensors, **dict.fromkeys(given, "constexpr")}
         name = f"queries[page={PAGE}{',keep' if keep else ''}]"

@@ -28,7 +28,7 @@ def builds() -> tuple[KernelBuild, ...]:
     for rounds in (False, True):
         configs = {choose_config(tokens, n, k, rounds=rounds): None for n, k in SHAPES for tokens in TOKENS}
         for config in configs:
-            given: dict[str, Any] = {**constants(config, rounds), "PDL": False}
+            given: dict[str, Any] = {**constants(config, rounds), "PDL": True}
             signature = {
                 "x": "*bf16" if rounds else "*u8", "x_scale": "*u8", "w": "*u8", "w_scale": "*u8", "y": "*bf16",
                 **({} if config.gemv else {"TOKENS": "i32"}), "N": "i32:16", "K": "i32:16",
@@ -62,7 +62,7 @@ def large_builds() -> tuple[KernelBuild, ...]:
     widened, native = dict.fromkeys(("sm121@3.6", "sm121@3.7"), "f32.f16.f16.f32"), {"sm121@3.9": "e4m3.e4m3"}
     found = []
     for config in {choose_large(tokens, n): None for n, _ in SHAPES for tokens in MANY_TOKENS}:
-        given = {**large_constants(config), "PDL": False}
+        given = {**large_constants(config), "PDL": True}
         signature = {
             "x": "*u8", "x_scale": "*u8", "w": "*u8", "w_scale": "*u8", "y": "*bf16",
             "TOKENS": "i32", "N": "i32:16", "K": "i32:16", **dict.fromkeys(given, "constexpr"),

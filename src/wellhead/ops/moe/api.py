@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops import card
 from wellhead.ops.addends import Addends
-from wellhead.ops.card import has, launch
+from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
 from wellhead.ops.moe.configs import Config, choose_config
 from wellhead.ops.moe.grouped import Grouped, PackedWeights, check_mxfp4, supports
@@ -86,6 +87,6 @@ def plan(
     codes = torch.empty(tokens * top_k, m, dtype=torch.float8_e4m3fn, device=device)
     scale = torch.empty(tokens * top_k, m // 128, dtype=torch.uint8, device=device)
     each = torch.empty(tokens * top_k, d, dtype=torch.bfloat16, device=device)
-    config = choose_config(tokens, top_k, experts, d, m, has("wgmma"))
+    config = choose_config(tokens, top_k, experts, d, m, card.has("wgmma"))
     rounding = norm_quant.plan(m, 0.0)
     return Mxfp4Experts(tokens, d, m, experts, top_k, limit, config, hidden, scale, each, codes, rounding)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
+from wellhead.ops.card import EARLY
 from wellhead.ops.moe import fp8_spec, prefill_spec
 from wellhead.ops.moe.drawing import LIMIT, POOL, byte, over_lists, rows, scale_bytes
 
@@ -42,24 +43,24 @@ def few_builds() -> tuple[KernelBuild, ...]:
 
     planned = [(tokens, d, m, wgmma) for tokens in (1, 4, 16, 40, 64) for d, m in SIZES for wgmma in (False, True)]
     for config in {choose_config(tokens, 6, POOL, d, m, wgmma): None for tokens, d, m, wgmma in planned}:
-        given = {**gate_up_constants(config), "PDL": False}
+        given = {**gate_up_constants(config), "PDL": True}
         signature = {
             "x": "*u8", "x_scale": "*u8", "w13": "*u8", "s13": "*u8", **lists, "slot_weight": "*fp32", "h": "*bf16",
             **sizes, "TOP_K": "i32", "limit": "fp32",
         }  # fmt: skip
         name = f"gate_up[{config.group},{config.rows}x{config.inputs}]"
         add(name, kernels.gate_up_kernel, signature, given, config)
-        given = {**down_constants(config), "PDL": False}
+        given = {**down_constants(config), "PDL": True}
         signature = {"h": "*u8", "h_scale": "*u8", "w2": "*u8", "s2": "*u8", **lists, "y": "*bf16", **sizes}
         name = f"down[{config.group},{config.down_rows}x{config.down_inputs}]"
         add(name, kernels.down_kernel, signature, given, config)
-    given = {"PLACES": 6, "BLOCK": addends.BLOCK, "PDL": False}
+    given = {"PLACES": 6, "BLOCK": addends.BLOCK, "PDL": True}
     signature = {
         "rows": "*bf16", "ids": "*i32", "last": "*bf16", "out": "*bf16", "D": "i32:16", "FIRST": "i32", "COUNT": "i32",
         **dict.fromkeys(given, "constexpr"),
     }  # fmt: skip
     last = [KernelBuild("add_up[6]", addend_kernels.add_up_kernel, signature, given)]
-    given = {"BLOCK": BLOCK, "PDL": False}
+    given = {"BLOCK": BLOCK, "PDL": EARLY}
     signature = {"gate_up": "*bf16", "codes": "*u8", "scale": "*u8", "limit": "fp32", "M_INTER": "i32:16"}
     signature |= dict.fromkeys(given, "constexpr")
     last.append(KernelBuild("swiglu_round[128]", swiglu_round_kernel, signature, given, 1))

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
+from wellhead.ops.card import EARLY
 
 EPS = 1e-6
 WIDTHS = (256, 1024, 1536, 2048, 3072, 4096, 7168, 8192, 16384)  # embedded checkpoint; latents, widths, groups of V4
@@ -24,7 +25,7 @@ def builds() -> tuple[KernelBuild, ...]:
             ("round,both", ("weight", "normed")),
             ("norm", ("normed", "halves")), ("norm,keep", ("halves",)), ("norm,keep,halves", ()),
         ):  # fmt: skip
-            given: dict[str, Any] = {**constants(d), **dict.fromkeys(absent), "PDL": False}
+            given: dict[str, Any] = {**constants(d), **dict.fromkeys(absent), "PDL": EARLY}
             signature = {
                 "x": "*bf16", "weight": "*bf16", "normed": "*bf16", "codes": "*u8", "halves": "*u8", "scale": "*u8",
                 "eps": "fp32", "X_STRIDE": "i32:16", **dict.fromkeys(given, "constexpr"),

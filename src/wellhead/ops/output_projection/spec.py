@@ -23,7 +23,7 @@ def builds() -> tuple[KernelBuild, ...]:
         for tokens in TOKENS:
             config = choose_config(tokens)
             for rounds in (False, True) if tokens > FEW_TOKENS else (False,):
-                given: dict[str, Any] = {**constants(config, per_group, rounds), "PDL": False}
+                given: dict[str, Any] = {**constants(config, per_group, rounds), "PDL": True}
                 pointers = {"o": "*bf16", "w": "*u8", "w_scale": "*u8", "z": "*u8" if rounds else "*bf16"}
                 if not config.gemv:
                     pointers |= {"z_scale": "*u8"}

@@ -19,7 +19,7 @@ def builds() -> tuple[KernelBuild, ...]:
 
     found = []
     for dim, inverse, copy in product(DIMS, (False, True), (False, True)):
-        given = {**constants(dim, inverse, copy), "PDL": False}
+        given = {**constants(dim, inverse, copy), "PDL": True}
         signature = {
             "x": "*bf16", "out": "*bf16", "positions": "*i64", "freqs": "*fp32", "HEADS": "i32",
             **dict.fromkeys(given, "constexpr"),

@@ -29,7 +29,7 @@ def builds() -> tuple[KernelBuild, ...]:
             c = choose_config(tokens, width)
             given = {
                 **shape, "E_PAD": power_of_two(experts), "BLOCK_T": c.block_t, "BLOCK_E": c.block_e,
-                "BLOCK_D": c.block_d, "CHOOSE_T": min(CHOOSE_T, c.block_t), "PDL": False,
+                "BLOCK_D": c.block_d, "CHOOSE_T": min(CHOOSE_T, c.block_t), "PDL": True,
                 **({} if tokens == 1 else none),
             }  # fmt: skip
             signature = {
@@ -41,7 +41,7 @@ def builds() -> tuple[KernelBuild, ...]:
             title, mma = f"route[d={width},experts={experts},{name}]", _MMA if tokens > 1 else {}
             found.append(KernelBuild(title, route, signature, given, c.num_warps, c.num_stages, mma))
         for name, absent, lists in (("one", {}, written), ("more", none, left)):
-            given = {**shape, "BLOCK_D": wide_step(width), "PDL": False, **absent}
+            given = {**shape, "BLOCK_D": wide_step(width), "PDL": True, **absent}
             signature = {
                 "x_ptr": "*bf16", "x_stride": "i32:16", "gate_ptr": "*bf16", "table_ptr": "*i32", "token_ptr": "*i64",
                 "owner_ptr": "*i64", **out, **lists, "vocabulary": "i32", "scale": "fp32",
@@ -50,7 +50,7 @@ def builds() -> tuple[KernelBuild, ...]:
             title = f"route_by_token[d={width},experts={experts},{name}]"
             found.append(KernelBuild(title, route_by_token, signature, given))
         for block in (16, 64, 128):
-            given = {"E": experts, "E_PAD": power_of_two(experts), "BLOCK": block, "CHUNK": CHUNK, "PDL": False}
+            given = {"E": experts, "E_PAD": power_of_two(experts), "BLOCK": block, "CHUNK": CHUNK, "PDL": True}
             tensors = ("ids_ptr", "slots_ptr", "counts_ptr", "offsets_ptr", "block_expert_ptr")
             sizes = ("numel", "capacity", "first_expert")
             signature = {**dict.fromkeys(tensors, "*i32"), **dict.fromkeys(sizes, "i32")}

@@ -31,14 +31,14 @@ def builds() -> tuple[KernelBuild, ...]:
     found = []
     for config in configs:
         for kind, page in LAYOUTS.items():
-            given = {**constants(config, 256, page_stride(256), page, page_stride(page)), "PDL": False}
+            given = {**constants(config, 256, page_stride(256), page, page_stride(page)), "PDL": True}
             signature = {**tensors, **dict.fromkeys(given, "constexpr")}
             name = f"attend[{kind},heads={config.heads},records={config.records},splits={config.splits}]"
             tile = config.num_warps, config.num_stages, _MMA
             found.append(KernelBuild(name, kernels.attend_kernel, signature, given, *tile))
     for splits in sorted({config.splits for config in configs if config.splits > 1}):
         for turns in (False, True):
-            fixed: dict[str, Any] = {"SPLITS": splits, "PDL": False}
+            fixed: dict[str, Any] = {"SPLITS": splits, "PDL": True}
             fixed |= dict.fromkeys(() if turns else ("positions", "freqs"))
             signature = dict.fromkeys(("part", "part_stat", "sink", "freqs"), "*fp32")
             signature |= {"out": "*bf16", "positions": "*i64", "HEADS": "i32", **dict.fromkeys(fixed, "constexpr")}

@@ -26,7 +26,7 @@ def builds() -> tuple[KernelBuild, ...]:
 
     def build(name: str, kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any], warps: int) -> None:
         known = {key: kind for key, kind in signature.items() if key in kernel.arg_names}
-        constants = {**constants, "PDL": False}
+        constants = {**constants, "PDL": True}
         known.update(dict.fromkeys(constants, "constexpr"))
         found.append(KernelBuild(name, kernel, known, constants, warps))
 
