@@ -51,6 +51,17 @@ def test_a_checkpoint_that_is_unpacked_already_is_named(tmp_path: Path) -> None:
         ours.load(tmp_path)
 
 
+def test_a_revision_in_a_cache_is_found(tmp_path: Path) -> None:
+    """A hub's cache of another folder, as `revision` and `cache_dir` name it; nothing is asked of a network."""
+    repository = tmp_path / "models--some--checkpoint"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "v2").write_text("0" * 40)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / ("0" * 40)).symlink_to(resolve_model().resolve(), target_is_directory=True)
+    model = ours.load("some/checkpoint", revision="v2", cache_dir=tmp_path, local_files_only=True)
+    assert model.config._attn_implementation == ours.NAME
+
+
 def test_logits_are_those_of_eager_up_to_the_records_rounding(model: Any, llm: LLM) -> None:
     """Eager attends bf16 records and multiplies unrounded rows; E4M3 keeps 2^-4 of each, as the checkpoint was made."""
     question = load_families()["recall"].questions[0]

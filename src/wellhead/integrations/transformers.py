@@ -69,10 +69,13 @@ def use(model: Any) -> Any:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu", **options: Any) -> Any:
-    """A causal language model from a checkpoint of the published format, its weights unpacked to bf16, on `device`."""
+    """A causal language model from a checkpoint of the published format, its weights unpacked to bf16, on `device`.
+
+    options: those of `AutoModelForCausalLM.from_pretrained`.
+    """
     import transformers
 
-    settings = getattr(transformers.AutoConfig.from_pretrained(folder), "quantization_config", None)
+    settings = getattr(transformers.AutoConfig.from_pretrained(folder, **options), "quantization_config", None)
     if settings is None:
         raise ValueError(f"{folder}: config.json has no quantization_config; load it with transformers, then `use` it")
     unpacked = transformers.FineGrainedFP8Config(**{
