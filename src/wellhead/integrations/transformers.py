@@ -14,7 +14,7 @@ import torch
 
 from wellhead.formats import kv_record, mxfp4
 from wellhead.integrations import calls
-from wellhead.integrations.targets import Moved, Row, Target, check, installed, outside, resolve
+from wellhead.integrations.targets import Moved, Row, Target, check, installed, outside
 from wellhead.ops.moe import layout
 from wellhead.ops.moe.api import PackedWeights
 
@@ -164,8 +164,7 @@ def refusals() -> dict[str, str]:
     version = outside("transformers", installed("transformers"), FIRST, BELOW)
     for target in TARGETS:
         try:
-            stock = resolve(target.module, target.name)
-            check(target) if not isinstance(stock, classmethod) else None
+            check(target)
         except Moved as moved:
             found[target.op] = "; ".join(part for part in (found.get(target.op), str(moved)) if part)
     if version is not None:
@@ -177,10 +176,4 @@ def report() -> list[Row]:
     """A row for each function that ours stands in for, or why it cannot."""
     there = installed("transformers") is not None
     refused = refusals() if there else dict.fromkeys(("mla", "moe"), "transformers is not installed")
-    rows = []
-    for target in TARGETS:
-        if target.ours:
-            why = refused.get(target.op, "")
-            now = "stays" if why else target.ours.replace(":", ".").removeprefix("wellhead.integrations.")
-            rows.append(Row(target.op, target.name, target.module.removeprefix("transformers."), now, why))
-    return rows
+    return [target.row(refused.get(target.op, "")) for target in TARGETS if target.ours]
