@@ -7,7 +7,6 @@ index keys in pages of 64. What an op does not do raises and names it; nothing i
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -115,7 +114,7 @@ def dispatch_linear(
 ) -> Callable[..., Any]:
     """Our product for the block-FP8 weights with power-of-two scales; SGLang's own choice for other checkpoints."""
     if weight_block_size == BLOCK and act_scale_ue8m0:
-        return partial(block_fp8_linear)
+        return block_fp8_linear
     return original(weight_block_size=weight_block_size, act_scale_ue8m0=act_scale_ue8m0)
 
 
