@@ -64,6 +64,8 @@ TARGETS: tuple[Target, ...] = (
         "linear", _FP8_UTILS, "dispatch_w8a8_block_fp8_linear", "weight_block_size=, act_scale_ue8m0=",
         f"{_OURS}dispatch_linear", around=True, bound=(f"{_FP8}:dispatch_w8a8_block_fp8_linear",),
     ),
+    Target("linear", _FP8, "Fp8LinearMethod.process_weights_after_loading", "self, layer", f"{_OURS}renew_scales",
+           around=True),
 )  # fmt: skip
 """What is replaced."""
 

@@ -135,9 +135,17 @@ def block_fp8_linear(
 
 
 def scales_of(weight_scale: torch.Tensor) -> torch.Tensor:
-    """UE8M0 bytes of a layer's scales, made at their first use and again when they were written since."""
-    version, made = getattr(weight_scale, "_wellhead_scale", (None, None))
-    if made is None or version != weight_scale._version:
+    """UE8M0 bytes of a layer's scales, made at their first use; `renew_scales` writes them again."""
+    made: torch.Tensor | None = getattr(weight_scale, "_wellhead_scale", None)
+    if made is None:
         made = calls.scale_bytes(weight_scale.detach())
-        weight_scale._wellhead_scale = (weight_scale._version, made)  # type: ignore[attr-defined]
+        weight_scale._wellhead_scale = made  # type: ignore[attr-defined]
     return made
+
+
+def renew_scales(original: Callable[..., None], self: Any, layer: Any) -> None:
+    """After a layer's weights were loaded again: its bytes, in place, since captured graphs know their address."""
+    original(self, layer)
+    scale: Any = getattr(layer, "weight_scale_inv", None)
+    if hasattr(scale, "_wellhead_scale"):
+        scale._wellhead_scale.copy_(calls.scale_bytes(scale.detach()))
