@@ -112,6 +112,19 @@ def test_a_batch_packs_each_row_for_itself() -> None:
         torch.testing.assert_close(alone[0], found[row], rtol=2**-7, atol=2**-7)
 
 
+def test_experts_are_packed_again_where_either_weight_is_another() -> None:
+    gate, down = torch.full((1, 64, 32), 2.0), torch.full((1, 32, 32), 1.0)
+    layer = type("Layer", (), {})()
+    layer.gate_up_proj, layer.down_proj = gate, down
+    first = ours.packed(layer)
+    assert ours.packed(layer) is first
+    layer.down_proj = 2 * down
+    second = ours.packed(layer)
+    assert torch.equal(second.w2, first.w2) and torch.equal(second.s2, first.s2 + 1)
+    layer.gate_up_proj.mul_(4)
+    assert torch.equal(ours.packed(layer).s13, first.s13 + 2)
+
+
 def test_what_the_op_does_not_do_is_refused() -> None:
     module = type("Module", (), {"sinks": torch.zeros(1)})()
     q = torch.zeros(1, 1, 1, 512).bfloat16()

@@ -132,13 +132,13 @@ def experts(
     return calls.experts(hidden_states, ids, top_k_weights, packed(self), float(self.limit))
 
 
-_packed: weakref.WeakKeyDictionary[Any, tuple[tuple[int, int, int], PackedWeights]] = weakref.WeakKeyDictionary()
+_packed: weakref.WeakKeyDictionary[Any, tuple[list[tuple[int, int]], PackedWeights]] = weakref.WeakKeyDictionary()
 
 
 def packed(layer: Any) -> PackedWeights:
     """The MXFP4 weights, the same values, of a layer whose unpacked ones are bf16; ValueError where they are not."""
     weights = layer.gate_up_proj, layer.down_proj
-    version = (weights[0].data_ptr(), weights[0]._version, weights[1]._version)
+    version = [(weight.data_ptr(), weight._version) for weight in weights]
     known = _packed.get(layer)
     if known is None or known[0] != version:
         with torch.no_grad():
