@@ -334,6 +334,19 @@ def test_linear_equals_sglangs_dequantised_weights(impl: str, tokens: int) -> No
     assert torch.equal(both[0], layer(x)[0] + bias)
 
 
+def test_weights_that_are_loaded_again_bring_their_scales(impl: str) -> None:
+    """As SGLang's weight updater does it: written through `.data`, then processed; graphs keep the bytes' address."""
+    weight, scale = block_fp8.quantize_weight(torch.randn(128, 256, device=DEVICE))
+    layer = objects.linear_layer(weight, scale)
+    x = torch.randn(3, 256, device=DEVICE).bfloat16()
+    before, at = layer(x)[0], layer.weight_scale_inv._wellhead_scale.data_ptr()
+    with objects.alone():
+        layer.weight_scale_inv.data.mul_(2)
+        layer.quant_method.process_weights_after_loading(layer)
+    assert torch.equal(layer(x)[0], 2 * before)
+    assert layer.weight_scale_inv._wellhead_scale.data_ptr() == at
+
+
 def test_a_scale_that_is_no_power_of_two_is_refused(impl: str) -> None:
     weight, scale = block_fp8.quantize_weight(torch.randn(128, 128, device=DEVICE))
     layer = objects.linear_layer(weight, scale)

@@ -9,9 +9,12 @@ in CUDA only; our own ops run as references (the interpreter takes minutes a tok
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import sys
 import types
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -21,12 +24,15 @@ from integrations import sglang_import, sglang_standins
 from wellhead.engine.llm import LLM, SamplingParams
 from wellhead.evals.families import load_families
 from wellhead.evals.task import as_prompt
-from wellhead.integrations import plans
+from wellhead.integrations import plans, sglang, targets
 from wellhead.model.locate import resolve_model
 
 END = 1
 OPS = ("sparse_mla", "indexer", "topk", "moe", "hyper_connection", "linear", "norm_quant", "routing")
 QUESTIONS = 3  # of each family
+
+called: Counter[str] = Counter()
+"""How often SGLang called what stands in for a target of its."""
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +40,9 @@ def bench() -> Any:
     """(SGLang's one-batch module, its runner over the loaded model, its tokenizer)."""
     if os.environ.get("TRITON_INTERPRET") != "1" or torch.cuda.is_available():
         pytest.skip("on a CPU, with SGLang's Triton kernels interpreted")
-    for name in ("FP8_WO_A_GEMM", "USE_TILELANG_MHC_PRE", "USE_TILELANG_MHC_POST"):
+    for name in ("FP8_WO_A_GEMM", "USE_TILELANG_MHC_PRE"):
         os.environ.setdefault(f"SGLANG_OPT_{name}", "0")  # SM120's defaults, read when SGLang is imported
+    _count_calls()
     sglang_import.load()
     plans.force(**dict.fromkeys(OPS, "reference"))
     from sglang.benchmark import one_batch
@@ -62,6 +69,20 @@ def bench() -> Any:
     one_batch.publish(arguments, role="scheduler", ranks=one_batch.SpawnRanks(world_rank=rank, gpu_id=0))
     one_batch._init_process_global_configs()
     return (one_batch, *one_batch.load_model(arguments, ports, 0, 0))
+
+
+def _count_calls() -> None:
+    """Before the plugin takes our functions, each is wrapped in one that counts."""
+
+    def counted(name: str, ours: Any, *given: Any, **named: Any) -> Any:
+        called[name] += 1
+        return ours(*given, **named)
+
+    for target in sglang.TARGETS:
+        module, name = target.ours.split(":")
+        ours = targets.resolve(module, name)
+        wrapper = functools.wraps(ours)(functools.partial(counted, name, ours))
+        setattr(importlib.import_module(module), name, wrapper)
 
 
 def _believe_in_a_device(model: Any) -> None:
@@ -109,3 +130,9 @@ def test_greedy_answers_are_ours(bench: Any, family: str) -> None:
         found = greedy(bench, ids, task.max_tokens)
         print(f"{family}: {llm.tokenizer.decode(found)!r}, ours {ours.text!r}, expected {question.answer!r}")
         assert found == [token for token in ours.token_ids if token != END]
+
+
+def test_sglang_called_every_replacement(bench: Any) -> None:
+    """A function that is hooked but no longer called would leave SGLang's own in its place, with the same answers."""
+    print(dict(called))
+    assert {target.ours.partition(":")[2] for target in sglang.TARGETS} == set(called)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from wellhead import environment, integrations
-from wellhead.integrations import sglang, targets
+from wellhead.integrations import sglang, sglang_calls, targets
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,6 +54,33 @@ def test_a_wrong_setting_ends_the_process(monkeypatch: pytest.MonkeyPatch, name:
     monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit, match=said):
         sglang.register()
+
+
+@pytest.mark.parametrize(
+    ("error", "leaves", "said"),
+    [(RuntimeError("odd"), SystemExit, "RuntimeError: odd"), (KeyboardInterrupt(), KeyboardInterrupt, None)],
+)
+def test_what_goes_wrong_while_placing_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, leaves: type[BaseException], said: str | None
+) -> None:
+    def fails(asked: object) -> None:
+        raise error
+
+    monkeypatch.setenv("WELLHEAD_OPS", "mla")
+    monkeypatch.setattr(sglang, "place", fails)
+    with pytest.raises(leaves, match=said):
+        sglang.register()
+
+
+def test_the_product_stands_in_for_published_block_fp8_alone() -> None:
+    """It is returned itself: SGLang names it in its messages and asks which function it is."""
+
+    def original(weight_block_size: list[int] | None = None, act_scale_ue8m0: bool = False) -> tuple[object, bool]:
+        return weight_block_size, act_scale_ue8m0
+
+    assert sglang_calls.dispatch_linear(original, [128, 128], True) is sglang_calls.block_fp8_linear
+    for size, power_of_two in (([128, 128], False), ([32, 32], True), (None, True)):
+        assert sglang_calls.dispatch_linear(original, size, power_of_two) == (size, power_of_two)
 
 
 def test_what_cannot_be_placed_ends_the_process(

@@ -23,6 +23,8 @@ class Layer:
         return kernel(q=x, scale=2)
     @staticmethod
     def plain(x, *more, last): ...
+    @classmethod
+    def register(cls, key, value): ...
 """
     (tmp_path / "some_engine.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -45,6 +47,7 @@ def test_a_kept_contract_gives_the_stock_object(engine: types.ModuleType) -> Non
     )
     assert check(kept) is engine.kernel
     assert check(Target("mla", "some_engine", "Layer.forward", "self, x", "")) is engine.Layer.forward
+    assert check(Target("mla", "some_engine", "Layer.register", "cls, key, value", "")).__func__ is not None
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,10 @@ def test_a_kept_contract_gives_the_stock_object(engine: types.ModuleType) -> Non
     [
         (Target("mla", "some_engine", "attend", "q, k", ""), r"attend moved: it was \(q, k\), it is \(q, k, \*"),
         (Target("mla", "some_engine", "Layer.away", "self", ""), "some_engine.Layer.away is gone"),
+        (
+            Target("mla", "some_engine", "Layer.register", "cls, key", ""),
+            r"was \(cls, key\), it is \(cls, key, value\)",
+        ),
         (Target("mla", "no_such_engine", "x", "", ""), "no_such_engine cannot be imported: ModuleNotFoundError"),
         (
             Target("mla", "some_engine", "kernel", "**kwargs", "", caller="some_engine:Layer.forward", keywords=("q",)),
@@ -72,7 +79,13 @@ def test_versions() -> None:
     assert targets.installed("no-such-distribution") is None
 
 
+def test_a_row_names_ours_where_nothing_is_against_it() -> None:
+    target = Target("mla", "some_engine.srt.ops", "kernel", "", "wellhead.integrations.sglang_calls:flash_mla")
+    assert target.row("") == Row("mla", "kernel", "srt.ops", "sglang_calls.flash_mla")
+    assert target.row("it moved") == Row("mla", "kernel", "srt.ops", "stock", "it moved")
+
+
 def test_the_table_keeps_reasons_below_their_line() -> None:
-    said = table([Row("mla", "attend", "engine", "stays", "it moved"), Row("moe", "experts", "engine", "ours")])
+    said = table([Row("mla", "attend", "engine", "stock", "it moved"), Row("moe", "experts", "engine", "ours")])
     assert said.splitlines()[0].split() == ["op", "target", "stock", "now"]
     assert [line.strip().split()[0] for line in said.splitlines()[1:]] == ["mla", "it", "moe"]

@@ -51,6 +51,17 @@ def test_a_checkpoint_that_is_unpacked_already_is_named(tmp_path: Path) -> None:
         ours.load(tmp_path)
 
 
+def test_a_revision_in_a_cache_is_found(tmp_path: Path) -> None:
+    """A hub's cache of another folder, as `revision` and `cache_dir` name it; nothing is asked of a network."""
+    repository = tmp_path / "models--some--checkpoint"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "v2").write_text("0" * 40)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / ("0" * 40)).symlink_to(resolve_model().resolve(), target_is_directory=True)
+    model = ours.load("some/checkpoint", revision="v2", cache_dir=tmp_path, local_files_only=True)
+    assert model.config._attn_implementation == ours.NAME
+
+
 def test_logits_are_those_of_eager_up_to_the_records_rounding(model: Any, llm: LLM) -> None:
     """Eager attends bf16 records and multiplies unrounded rows; E4M3 keeps 2^-4 of each, as the checkpoint was made."""
     question = load_families()["recall"].questions[0]
@@ -99,6 +110,19 @@ def test_a_batch_packs_each_row_for_itself() -> None:
     for row in range(2):
         alone, _ = ours.attention(module, q[row, None], kv[row, None], kv[row, None], mask[row, None], 512**-0.5)
         torch.testing.assert_close(alone[0], found[row], rtol=2**-7, atol=2**-7)
+
+
+def test_experts_are_packed_again_where_either_weight_is_another() -> None:
+    gate, down = torch.full((1, 64, 32), 2.0), torch.full((1, 32, 32), 1.0)
+    layer = type("Layer", (), {})()
+    layer.gate_up_proj, layer.down_proj = gate, down
+    first = ours.packed(layer)
+    assert ours.packed(layer) is first
+    layer.down_proj = 2 * down
+    second = ours.packed(layer)
+    assert torch.equal(second.w2, first.w2) and torch.equal(second.s2, first.s2 + 1)
+    layer.gate_up_proj.mul_(4)
+    assert torch.equal(ours.packed(layer).s13, first.s13 + 2)
 
 
 def test_what_the_op_does_not_do_is_refused() -> None:

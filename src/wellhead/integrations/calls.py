@@ -50,18 +50,8 @@ def attend(
         return Pool(cache, view.shape[1], slots.contiguous(), length.to(torch.int32).contiguous())
 
     near = pool(window, slots, length)
-    if extra is not None:
-        far = pool(*extra)
-    else:
-        nothing = plan(
-            ("no slots", up(tokens), device),
-            lambda: (
-                torch.full((up(tokens), NONE), -1, dtype=torch.int32, device=device),
-                torch.zeros(up(tokens), dtype=torch.int32, device=device),
-            ),
-        )
-        far = Pool(near.cache, near.page_size, nothing[0][:tokens], nothing[1][:tokens])
-    most = near.slots.shape[1] + (far.slots.shape[1] if extra is not None else 0)
+    far = _empty(near, tokens) if extra is None else pool(*extra)
+    most = near.slots.shape[1] + (0 if extra is None else far.slots.shape[1])
     op = functions("sparse_mla", {"heads": heads})
     attention = plan(
         ("sparse_mla", up(tokens), heads, up(most), scale, device),
@@ -70,6 +60,19 @@ def attend(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     attention.run(q.contiguous(), near, far, sink.contiguous(), out)
     return out
+
+
+def _empty(pool: Pool, tokens: int) -> Pool:
+    """A pool that gives none of its records to any token."""
+    device = pool.cache.device
+    slots, length = plan(
+        ("no slots", up(tokens), device),
+        lambda: (
+            torch.full((up(tokens), NONE), -1, dtype=torch.int32, device=device),
+            torch.zeros(up(tokens), dtype=torch.int32, device=device),
+        ),
+    )
+    return Pool(pool.cache, pool.page_size, slots[:tokens], length[:tokens])
 
 
 def index_logits(

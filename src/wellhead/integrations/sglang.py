@@ -64,6 +64,8 @@ TARGETS: tuple[Target, ...] = (
         "linear", _FP8_UTILS, "dispatch_w8a8_block_fp8_linear", "weight_block_size=, act_scale_ue8m0=",
         f"{_OURS}dispatch_linear", around=True, bound=(f"{_FP8}:dispatch_w8a8_block_fp8_linear",),
     ),
+    Target("linear", _FP8, "Fp8LinearMethod.process_weights_after_loading", "self, layer", f"{_OURS}renew_scales",
+           around=True),
 )  # fmt: skip
 """What is replaced."""
 
@@ -106,9 +108,7 @@ def register() -> None:
             logging.getLogger(__name__).info("WELLHEAD_OPS is not set: SGLang keeps all of its own kernels")
             return
         rows, problems = place(asked)
-    except SystemExit:
-        raise
-    except BaseException as error:
+    except Exception as error:
         raise SystemExit(f"wellhead: the SGLang plugin failed: {type(error).__name__}: {error}") from error
     if multiprocessing.parent_process() is None or problems:
         print(f"wellhead in SGLang {installed('sglang')}\n{table(rows)}", file=sys.stderr, flush=True)
@@ -127,28 +127,24 @@ def place(asked: Sequence[str]) -> tuple[list[Row], list[str]]:
     refused = refusals(asked)
     problems = [outside("sglang", installed("sglang"), FIRST, BELOW)]
     problems += [f"{op}: {why}" for op, why in refused.items()]
-    stock: dict[str, Any] = {}
-    for op in asked:
-        if op in refused:
-            continue
+    placed = [op for op in asked if op not in refused]
+    for op in placed:
         _set(op)
         if op == "moe":
             importlib.import_module("wellhead.integrations.sglang_experts").register_runner()
-        for target in TARGETS:
-            if target.op == op:
-                stock[target.path] = check(target)
-                kind = HookType.AROUND if target.around else HookType.REPLACE
-                HookRegistry.register(target.path, resolve(*target.ours.split(":")), kind)
+    stock = {target.path: check(target) for target in TARGETS if target.op in placed}
+    for target in TARGETS:
+        if target.path in stock:
+            kind = HookType.AROUND if target.around else HookType.REPLACE
+            HookRegistry.register(target.path, resolve(*target.ours.split(":")), kind)
     HookRegistry.apply_hooks()  # now, so that a hook that did not take ends this process and not an answer
     rows = []
     for target in TARGETS:
-        why = refused.get(target.op, "not in WELLHEAD_OPS" if target.op not in asked else "")
+        why = refused.get(target.op, "") if target.op in asked else "not in WELLHEAD_OPS"
         if target.path in stock:
-            why = _not_taken(target, stock[target.path], HookRegistry) or ""
-            if why:
-                problems.append(f"{target.op}: {why}")
-        now = "stock" if why else target.ours.replace(":", ".").removeprefix("wellhead.integrations.")
-        rows.append(Row(target.op, target.name, target.module.removeprefix("sglang."), now, why))
+            why = _not_taken(target, stock[target.path], HookRegistry)
+            problems += [f"{target.op}: {why}"] if why else []
+        rows.append(target.row(why))
     return rows, [problem for problem in problems if problem]
 
 
@@ -183,8 +179,8 @@ def _set(op: str) -> None:
         getattr(envs, name).set(wanted)
 
 
-def _not_taken(target: Target, stock: Any, registry: Any) -> str | None:
-    """Why the hook of a target did not take, None if it did."""
+def _not_taken(target: Target, stock: Any, registry: Any) -> str:
+    """Why the hook of a target did not take, "" if it did."""
     if target.path not in registry._patched:
         return f"{target.path}: SGLang did not apply the hook; its log has the reason"
     if len(registry._hooks[target.path]) != 1:
@@ -195,7 +191,7 @@ def _not_taken(target: Target, stock: Any, registry: Any) -> str | None:
     for name in target.bound:
         if resolve(*name.split(":")) is not here:
             return f"{name.replace(':', '.')}: still bound to SGLang's own {target.name}"
-    return None
+    return ""
 
 
 def report() -> list[Row]:
@@ -208,9 +204,4 @@ def report() -> list[Row]:
         refused = refusals(GROUPS)
     except Moved as moved:
         refused = dict.fromkeys(GROUPS, str(moved))
-    rows = []
-    for target in TARGETS:
-        why = "; ".join(part for part in (untested, refused.get(target.op)) if part)
-        now = "stays" if why else target.ours.replace(":", ".").removeprefix("wellhead.integrations.")
-        rows.append(Row(target.op, target.name, target.module.removeprefix("sglang."), now, why))
-    return rows
+    return [target.row("; ".join(part for part in (untested, refused.get(target.op)) if part)) for target in TARGETS]

@@ -7,7 +7,6 @@ index keys in pages of 64. What an op does not do raises and names it; nothing i
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -115,7 +114,7 @@ def dispatch_linear(
 ) -> Callable[..., Any]:
     """Our product for the block-FP8 weights with power-of-two scales; SGLang's own choice for other checkpoints."""
     if weight_block_size == BLOCK and act_scale_ue8m0:
-        return partial(block_fp8_linear)
+        return block_fp8_linear
     return original(weight_block_size=weight_block_size, act_scale_ue8m0=act_scale_ue8m0)
 
 
@@ -136,9 +135,17 @@ def block_fp8_linear(
 
 
 def scales_of(weight_scale: torch.Tensor) -> torch.Tensor:
-    """UE8M0 bytes of a layer's scales, made at their first use and again when they were written since."""
-    version, made = getattr(weight_scale, "_wellhead_scale", (None, None))
-    if made is None or version != weight_scale._version:
+    """UE8M0 bytes of a layer's scales, made at their first use; `renew_scales` writes them again."""
+    made: torch.Tensor | None = getattr(weight_scale, "_wellhead_scale", None)
+    if made is None:
         made = calls.scale_bytes(weight_scale.detach())
-        weight_scale._wellhead_scale = (weight_scale._version, made)  # type: ignore[attr-defined]
+        weight_scale._wellhead_scale = made  # type: ignore[attr-defined]
     return made
+
+
+def renew_scales(original: Callable[..., None], self: Any, layer: Any) -> None:
+    """After a layer's weights were loaded again: its bytes, in place, since captured graphs know their address."""
+    original(self, layer)
+    scale: Any = getattr(layer, "weight_scale_inv", None)
+    if hasattr(scale, "_wellhead_scale"):
+        scale._wellhead_scale.copy_(calls.scale_bytes(scale.detach()))

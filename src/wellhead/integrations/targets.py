@@ -40,6 +40,11 @@ class Target:
     def path(self) -> str:
         return f"{self.module}.{self.name}"
 
+    def row(self, why: str) -> Row:
+        """Its line of the table: ours where there is no reason against it."""
+        ours = self.ours.replace(":", ".").removeprefix("wellhead.integrations.")
+        return Row(self.op, self.name, self.module.partition(".")[2], "stock" if why else ours, why)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -102,7 +107,7 @@ def keywords_of(caller: Callable[..., Any], name: str) -> tuple[str, ...]:
 def check(target: Target) -> Any:
     """The stock object of a target that keeps its contract; Moved names target, old and new."""
     stock = resolve(target.module, target.name)
-    found = parameters_of(stock)
+    found = parameters_of(stock.__func__ if isinstance(stock, classmethod) else stock)
     if found != target.parameters:
         raise Moved(f"{target.path} moved: it was ({target.parameters}), it is ({found})")
     if target.caller:

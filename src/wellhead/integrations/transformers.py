@@ -14,7 +14,7 @@ import torch
 
 from wellhead.formats import kv_record, mxfp4
 from wellhead.integrations import calls
-from wellhead.integrations.targets import Moved, Row, Target, check, installed, outside, resolve
+from wellhead.integrations.targets import Moved, Row, Target, check, installed, outside
 from wellhead.ops.moe import layout
 from wellhead.ops.moe.api import PackedWeights
 
@@ -69,10 +69,13 @@ def use(model: Any) -> Any:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu", **options: Any) -> Any:
-    """A causal language model from a checkpoint of the published format, its weights unpacked to bf16, on `device`."""
+    """A causal language model from a checkpoint of the published format, its weights unpacked to bf16, on `device`.
+
+    options: those of `AutoModelForCausalLM.from_pretrained`.
+    """
     import transformers
 
-    settings = getattr(transformers.AutoConfig.from_pretrained(folder), "quantization_config", None)
+    settings = getattr(transformers.AutoConfig.from_pretrained(folder, **options), "quantization_config", None)
     if settings is None:
         raise ValueError(f"{folder}: config.json has no quantization_config; load it with transformers, then `use` it")
     unpacked = transformers.FineGrainedFP8Config(**{
@@ -129,13 +132,13 @@ def experts(
     return calls.experts(hidden_states, ids, top_k_weights, packed(self), float(self.limit))
 
 
-_packed: weakref.WeakKeyDictionary[Any, tuple[tuple[int, int, int], PackedWeights]] = weakref.WeakKeyDictionary()
+_packed: weakref.WeakKeyDictionary[Any, tuple[list[tuple[int, int]], PackedWeights]] = weakref.WeakKeyDictionary()
 
 
 def packed(layer: Any) -> PackedWeights:
     """The MXFP4 weights, the same values, of a layer whose unpacked ones are bf16; ValueError where they are not."""
     weights = layer.gate_up_proj, layer.down_proj
-    version = (weights[0].data_ptr(), weights[0]._version, weights[1]._version)
+    version = [(weight.data_ptr(), weight._version) for weight in weights]
     known = _packed.get(layer)
     if known is None or known[0] != version:
         with torch.no_grad():
@@ -161,8 +164,7 @@ def refusals() -> dict[str, str]:
     version = outside("transformers", installed("transformers"), FIRST, BELOW)
     for target in TARGETS:
         try:
-            stock = resolve(target.module, target.name)
-            check(target) if not isinstance(stock, classmethod) else None
+            check(target)
         except Moved as moved:
             found[target.op] = "; ".join(part for part in (found.get(target.op), str(moved)) if part)
     if version is not None:
@@ -174,10 +176,4 @@ def report() -> list[Row]:
     """A row for each function that ours stands in for, or why it cannot."""
     there = installed("transformers") is not None
     refused = refusals() if there else dict.fromkeys(("mla", "moe"), "transformers is not installed")
-    rows = []
-    for target in TARGETS:
-        if target.ours:
-            why = refused.get(target.op, "")
-            now = "stays" if why else target.ours.replace(":", ".").removeprefix("wellhead.integrations.")
-            rows.append(Row(target.op, target.name, target.module.removeprefix("transformers."), now, why))
-    return rows
+    return [target.row(refused.get(target.op, "")) for target in TARGETS if target.ours]
