@@ -214,6 +214,15 @@ def test_tokenize(server: RunningServer) -> None:
     assert server.client.post("/tokenize", json={}).status_code == 400
 
 
+def test_a_model_by_its_id(server: RunningServer) -> None:
+    for path in ("org/other", "org%2Fother"):
+        assert server.client.get(f"/v1/models/{path}").json()["id"] == "org/other"
+    for path in ("other", "org", "org/other/", "%00", "\u96e8", "x" * 5000):
+        response = server.client.get(f"/v1/models/{path}")
+        assert response.status_code == 404 and error_of(response)["code"] == "model_not_found"
+    assert len(server.client.get("/v1/models/").json()["data"]) == 2
+
+
 def test_metrics(server: RunningServer) -> None:
     server.chat()
     text = server.client.get("/metrics").text
@@ -228,7 +237,8 @@ def test_metrics(server: RunningServer) -> None:
 
 def test_the_document_names_every_route(server: RunningServer) -> None:
     document = server.client.get("/openapi.json").json()
-    assert {CHAT, PLAIN, "/v1/models", "/tokenize", "/health", "/ready", "/metrics"} <= set(document["paths"])
+    routes = {CHAT, PLAIN, "/v1/models", "/v1/models/{model}", "/tokenize", "/health", "/ready", "/metrics"}
+    assert routes <= set(document["paths"])
     assert "messages" in document["components"]["schemas"]["Chat"]["required"]
 
 
