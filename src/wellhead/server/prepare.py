@@ -17,6 +17,7 @@ from wellhead.text.chat import encode_messages
 
 COLDEST = 1e-6  # temperatures below draw as 0 does
 MOST_PROMPT_COPIES = 1 << 22  # tokens that the prompts of one body's choices may have together
+MOST_LOGPROBS = 1 << 20  # entries in one answer, each 70 to 150 bytes of JSON beside 60 in the engine
 _SEEDS = 2**63
 _THINKING = {"minimal": None, "low": None, "medium": None, "high": "high", "xhigh": "max", "max": "max"}
 
@@ -73,6 +74,7 @@ class Preparer:
         n = body.n or 1
         if (copies := n * sum(map(len, prompts))) > MOST_PROMPT_COPIES:
             raise bad("n", f"n: the choices' prompts have {copies} tokens together, at most {MOST_PROMPT_COPIES}")
+        usual = _few_logprobs(n * len(prompts), top_logprobs, asked, named, usual)
         found = []
         for place, ids in enumerate(prompts):
             own = field if len(prompts) == 1 else f"{field}.{place}"
@@ -191,6 +193,19 @@ class Preparer:
             return self._llm.encode(text) if begin else self._llm.tokenizer.encode(text)
         except (ValueError, RequestError) as error:
             raise bad(field, f"{field}: {str(error)[:300]}") from None
+
+
+def _few_logprobs(choices: int, top: int, asked: int | None, named: str, usual: int | None) -> int | None:
+    """`usual`, or fewer tokens where the log-probabilities would be too many; a 400 where these were asked for."""
+    if not top:
+        return usual
+    most = MOST_LOGPROBS // (choices * (top + 1))  # the chosen token is one more
+    if asked is not None and asked > most:
+        raise bad(
+            named, f"{named} is {asked}: {choices} choices with {top + 1} log-probabilities a token, at most "
+            f"{MOST_LOGPROBS} fit an answer; {named} can be {most}, more with fewer choices or log-probabilities",
+        )  # fmt: skip
+    return most if usual is None else min(usual, most)
 
 
 def _asked(arguments: protocol.TemplateArguments | None, default: bool) -> bool:
