@@ -10,6 +10,7 @@ second half its middle, and what lies between adds nothing.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
@@ -70,7 +71,9 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
     try:
-        write(Path(sys.argv[1]))
-    except (ValueError, IndexError) as error:
+        write(parser.parse_args().folder)
+    except ValueError as error:
         sys.exit(f"widen_tiny: {error}")

@@ -15,7 +15,7 @@ import torch
 
 import wellhead
 from fakes.llm import FakeLLM
-from wellhead.cli import EXIT_ERROR, chat, demo, evaluate, main, options
+from wellhead.cli import EXIT_ERROR, chat, demo, evaluate, main, options, parser
 from wellhead.cli.measured import path_taken, stream_answer
 from wellhead.engine.request import RequestError
 from wellhead.engine.sampling_params import SamplingParams
@@ -248,6 +248,9 @@ def test_eval_gsm8k_reads_its_file(
         (["--tasks", "gsm8k"], "needs --data FILE"),
         (["--tasks", "gsm8k,sums", "--data", "x.jsonl"], "run alone"),
         (["--data", "x.jsonl"], "is read only by gsm8k and gpqa"),
+        (["--tasks", "sums", "--shots", "5"], "--shots belongs to eval --tasks gsm8k, eval --tasks sums does not read"),
+        (["--tasks", "gpqa", "--data", "x.csv", "--shots", "3"], "--shots belongs to eval --tasks gsm8k"),
+        (["--seed=0"], "--seed belongs to eval --tasks gsm8k and eval --tasks gpqa"),
         (["--tasks", "gpqa", "--data", "absent.csv"], "absent.csv: cannot be read"),
         (["--tasks", "sums", "-n", "0"], "-n must be at least 1, got 0"),
         (["--tasks", "sums", "--concurrency", "0"], "--concurrency must be at least 1, got 0"),
@@ -336,6 +339,48 @@ def test_bench_lists_cases_without_a_card(capsys: pytest.CaptureFixture[str]) ->
     assert "no op 'mow'" in capsys.readouterr().err
     assert main(["bench", "moe", "step"]) == EXIT_ERROR
     assert "bench moe step: step stands alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "where"),
+    [
+        (["linear", "--layers", "4"], "--layers", "bench step"),  # 4 is the default, and still was asked for
+        (["linear", "--layers", "fit"], "--layers", "bench step"),
+        (["moe", "linear", "--eager"], "--eager", "bench step"),
+        (["all", "--tp", "2"], "--tp", "bench step"),
+        (["linear", "--rate=2"], "--rate", "bench serve"),
+        (["linear", "--pict", "x.png"], "--picture", "bench step and bench serve"),
+        (["step", "--case", "x"], "--case", "bench OP and bench OP --list"),
+        (["step", "--impl", "triton"], "--impl", "bench OP"),
+        (["step", "--url", "http://127.0.0.1"], "--url", "bench serve"),
+        (["step", "--list"], "--list", "bench OP --list"),
+        (["serve", "--batch", "1", "8"], "--batch", "bench step"),
+        (["serve", "--tp", "1"], "--tp", "bench step"),
+        (["serve", "--arch", "native"], "--arch", "bench OP"),
+        (["moe", "--list", "--jsonl", "x"], "--jsonl", "bench OP, bench step and bench serve"),
+    ],
+)
+def test_bench_refuses_what_its_mode_does_not_read(
+    words: list[str], option: str, where: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wellhead.cli.ranks.launch", lambda *args, **more: pytest.fail("processes were started"))
+    assert main(["bench", *words]) == EXIT_ERROR
+    err = capsys.readouterr().err
+    assert f"{option} belongs to {where}, bench {words[0] if words[0] in ('step', 'serve') else 'OP'}" in err
+    assert err.count("\n") == 1
+
+
+def test_bench_reads_what_belongs_to_its_mode(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "moe", "--list", "--case", "M=1,"]) == 0
+    assert all("M=1," in line for line in capsys.readouterr().out.splitlines())
+    for words in (
+        ["step", "--layers", "fit", "--tp", "1", "--picture", "x.png", "--jsonl", "x", "--prefill", "1"],
+        ["serve", "--picture", "x.png", "--jsonl", "x", "--api-key", "k", "--debug"],
+        ["moe", "--case", "M=1,", "--arch", "sm120", "--impl", "triton", "--jsonl", "x"],
+    ):
+        args = parser().parse_args(["bench", *words])
+        args.words = ["bench", *words]
+        args.modes.check(args)
 
 
 def test_bench_names_the_cases_when_none_fits(capsys: pytest.CaptureFixture[str]) -> None:

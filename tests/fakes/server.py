@@ -23,7 +23,7 @@ class RunningServer:
 
     def __init__(self, load: Callable[..., LLM], *, wait: bool = True, limits: Limits | None = None, **serving: Any):
         self.said = io.StringIO()
-        options = Serving(names=["tiny", "other"], port=0, limits=limits or Limits(), **serving)
+        options = Serving(names=["tiny", "org/other"], port=0, limits=limits or Limits(), **serving)
         self.life = Life(options, load, Story(self.said))
         self._sock = listen(options.host, 0)
         self.url = f"http://127.0.0.1:{self._sock.getsockname()[1]}"

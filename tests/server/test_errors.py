@@ -83,6 +83,7 @@ def tool(parameters: Any = None, **more: Any) -> dict[str, Any]:
         ({"logit_bias": [1]}, "logit_bias", "valid dictionary"),
         ({"top_logprobs": 3}, "top_logprobs", "without logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
+        ({"logprobs": True, "top_logprobs": 20, "n": 64, "max_tokens": 800}, "max_tokens", "can be 780"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"),
         ({"stream": "yes"}, "stream", "valid boolean"),
         ({"functions": []}, "functions", "unrecognized field"),
@@ -138,6 +139,7 @@ def test_a_chat_that_cannot_be(server: RunningServer, change: Any, param: str | 
         ({"prompt": "a", "echo": True}, "echo", None),
         ({"prompt": "a", "suffix": "b"}, "suffix", None),
         ({"prompt": "a", "logprobs": 21}, "logprobs", "less than or equal to 20"),
+        ({"prompt": ["a"] * 60, "logprobs": 20, "max_tokens": 1000}, "max_tokens", "at most 1048576 fit"),
         ({"prompt": ["a"] * 80}, "n", "takes 72 at most"),
         ({"prompt": [[[5]]]}, None, None),
     ],
@@ -214,6 +216,15 @@ def test_tokenize(server: RunningServer) -> None:
     assert server.client.post("/tokenize", json={}).status_code == 400
 
 
+def test_a_model_by_its_id(server: RunningServer) -> None:
+    for path in ("org/other", "org%2Fother"):
+        assert server.client.get(f"/v1/models/{path}").json()["id"] == "org/other"
+    for path in ("other", "org", "org/other/", "%00", "\u96e8", "x" * 5000):
+        response = server.client.get(f"/v1/models/{path}")
+        assert response.status_code == 404 and error_of(response)["code"] == "model_not_found"
+    assert len(server.client.get("/v1/models/").json()["data"]) == 2
+
+
 def test_metrics(server: RunningServer) -> None:
     server.chat()
     text = server.client.get("/metrics").text
@@ -228,7 +239,8 @@ def test_metrics(server: RunningServer) -> None:
 
 def test_the_document_names_every_route(server: RunningServer) -> None:
     document = server.client.get("/openapi.json").json()
-    assert {CHAT, PLAIN, "/v1/models", "/tokenize", "/health", "/ready", "/metrics"} <= set(document["paths"])
+    routes = {CHAT, PLAIN, "/v1/models", "/v1/models/{model}", "/tokenize", "/health", "/ready", "/metrics"}
+    assert routes <= set(document["paths"])
     assert "messages" in document["components"]["schemas"]["Chat"]["required"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tools.hostile import attack
+from tools.hostile_attack import attack
 
 from fakes.server import RunningServer
 

@@ -12,14 +12,19 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from tests.server.conftest import load
 from tools.hostile_bodies import http
 
 from fakes.server import RunningServer
 from wellhead.engine.core import Engine
-from wellhead.server.job import Piece
+from wellhead.engine.request import Request
+from wellhead.engine.sampling_params import SamplingParams
+from wellhead.server import protocol
+from wellhead.server.answers import Probabilities
+from wellhead.server.job import Job, Piece
 from wellhead.server.limits import Limits
-from wellhead.server.prepare import Preparer
+from wellhead.server.prepare import MOST_LOGPROBS, Preparer
 from wellhead.server.sse import EventStream
 
 LONG = {"ignore_eos": True, "max_tokens": 30}
@@ -148,6 +153,62 @@ def test_a_long_answer_is_joined_in_linear_time() -> None:
     assert time.process_time() - began < 2  # copied at each step it takes ten seconds
     assert answer.token_ids == [*range(40_000), 7] and len(answer.logprobs) == len(answer.text) == 40_001
     assert (answer.finish_reason, answer.at) == ("stop", 3.0)
+
+
+def test_log_probabilities_are_written_as_they_come(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at the end they held the event loop for ten seconds, of a request that is allowed."""
+    at_once: list[int] = []
+    chat = Probabilities.chat
+
+    def counted(self: Probabilities, ids: Any, rows: Any) -> Any:
+        at_once.append(len(rows))
+        return chat(self, ids, rows)
+
+    monkeypatch.setattr(Probabilities, "chat", counted)
+    asked = {"n": 3, "logprobs": True, "top_logprobs": 3, "seed": 1, "temperature": 1.0, **LONG, "max_tokens": 40}
+    whole = server.chat(**asked).json()["choices"]
+    assert sum(at_once) == 120 and max(at_once) < 40
+    streamed: list[list[Any]] = [[], [], []]
+    for line in server.chat(**asked, stream=True).text.split("\n\n")[:-2]:
+        for choice in json.loads(line.removeprefix("data: "))["choices"]:
+            streamed[choice["index"]] += (choice["logprobs"] or {"content": []})["content"]
+    assert [choice["logprobs"] for choice in whole] == [{"content": one, "refusal": None} for one in streamed]
+    assert [choice["index"] for choice in whole] == [0, 1, 2] and all(len(one) == 40 for one in streamed)
+
+
+def test_log_probabilities_for_a_slow_reader_come_in_parts() -> None:
+    request = Request([1], SamplingParams(), 9000, torch.Generator())
+    found: list[Piece] = []
+    turns = 0
+
+    async def read() -> None:
+        nonlocal turns
+        job = Job([request], lambda requests: None)
+        for token in range(9000):
+            reason = "length" if token == 8999 else None
+            job.gained(0, Piece("a", [token], [{token: -0.5}], reason))  # type: ignore[arg-type]
+        reading = asyncio.ensure_future(take(job))
+        while not reading.done():
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def take(job: Job) -> None:
+        found.extend([piece async for _, piece in job.pieces()])
+
+    asyncio.run(read())
+    assert max(len(piece.logprobs) for piece in found) <= 256 and turns > 30
+    joined = found[0]
+    for piece in found[1:]:
+        joined.extend(piece)
+    assert joined == Piece("a" * 9000, [*range(9000)], [{token: -0.5} for token in range(9000)], "length")
+
+
+def test_an_answer_is_no_longer_than_its_log_probabilities_allow(server: RunningServer) -> None:
+    preparer = Preparer(server.llm, None, False)
+    body = {"messages": [{"role": "user", "content": "x"}], "n": 64, "logprobs": True, "top_logprobs": 20}
+    longest = preparer.chat(protocol.Chat.model_validate(body)).requests[0].max_tokens
+    assert longest == MOST_LOGPROBS // (64 * 21)
+    assert preparer.chat(protocol.Chat.model_validate({**body, "n": 1})).requests[0].max_tokens > longest
 
 
 def test_a_reader_that_is_stuck_is_dropped() -> None:

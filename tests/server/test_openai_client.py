@@ -39,7 +39,13 @@ def ask(client: openai.OpenAI, **more: Any) -> Any:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny", "other"]
+    listed = list(client.models.list())
+    assert [model.id for model in listed] == ["tiny", "org/other"]
+    assert [client.models.retrieve(model.id) for model in listed] == listed
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.models.retrieve("org/nobody")
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    assert "tiny, org/other" in missing.value.message
 
 
 def test_chat_says_what_generate_says(client: openai.OpenAI, server: RunningServer) -> None:

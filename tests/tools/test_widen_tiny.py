@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,12 +18,23 @@ from wellhead.model.choices import choose_ops
 from wellhead.model.config_file import load_config
 from wellhead.model.split import Split
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written = tmp_path_factory.mktemp("widened") / "tiny"
     widen_tiny.write(written)
     return written
+
+
+def test_asked_for_help_it_writes_nothing(tmp_path: Path) -> None:
+    """It once wrote a checkpoint into a folder of that name."""
+    told = subprocess.run(
+        [sys.executable, "-m", "tools.widen_tiny", "--help"], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "src")))}, check=True,
+    )  # fmt: skip
+    assert "FOLDER" in told.stdout and not list(tmp_path.iterdir())
 
 
 def test_it_computes_the_same_bits(folder: Path) -> None:

@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not hasattr(args, "survives"):  # the doctor reports it instead
             environment.check()
+        if hasattr(args, "modes"):  # before several processes are started
+            args.modes.check(args)
         status = ranks.run(args, words)
         sys.stdout.flush()
         return status

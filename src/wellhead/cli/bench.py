@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 from wellhead.cli import bench_serve, bench_step, options, ranks
+from wellhead.cli.modes import Modes
+
+_OPS, _LIST, _STEP, _SERVE = "bench OP", "bench OP --list", "bench step", "bench serve"
 
 _EXAMPLES = """examples:
   wellhead bench linear moe
@@ -32,19 +35,33 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("ops", nargs="+", metavar="OP", help="ops that `wellhead doctor` lists; all; step; serve")
-    parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name contains TEXT")
-    parser.add_argument("--impl", default="triton", help="implementation to time (triton)")
-    parser.add_argument(
-        "--arch", choices=("native", "sm120", "sm80"), default="native",
-        help="sm120, sm80: run the code that those cards would run, moved to this Hopper; native: its own (native)",
-    )  # fmt: skip
-    bench_step.add_options(parser)
-    ranks.add(parser)
-    bench_serve.add_options(parser)
-    parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append one JSON line a case to FILE")
-    parser.add_argument("--list", action="store_true", help="list the cases and stop; needs no card")
+    modes = Modes(parser, _mode)
+    with modes.only(_OPS, _LIST):
+        parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name contains TEXT")
+    with modes.only(_OPS):
+        parser.add_argument("--impl", default="triton", help="implementation to time (triton)")
+        parser.add_argument(
+            "--arch", choices=("native", "sm120", "sm80"), default="native",
+            help="sm120, sm80: run the code that those cards would run, moved to this Hopper; native: its own (native)",
+        )  # fmt: skip
+    with modes.only(_STEP):
+        bench_step.add_options(parser)
+        ranks.add(parser)
+    with modes.only(_SERVE):
+        load = bench_serve.add_options(parser)
+    with modes.only(_STEP, _SERVE):
+        load.add_argument("--picture", type=Path, metavar="FILE", help="draw it (.png, .svg or .pdf)")
+    with modes.only(_OPS, _STEP, _SERVE):
+        parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append one JSON line a case to FILE")
+    with modes.only(_LIST):
+        parser.add_argument("--list", action="store_true", help="list the cases and stop; needs no card")
     options.add_debug(parser)
     parser.set_defaults(run=run, device="cuda", everywhere=True)
+
+
+def _mode(args: argparse.Namespace) -> str:
+    named = {"step": _STEP, "serve": _SERVE}.get(args.ops[0]) if len(args.ops) == 1 else None
+    return named or (_LIST if args.list else _OPS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     specs = registry.specs() if args.ops == ["all"] else [registry.spec(op) for op in args.ops]
     if args.list:
         for spec in specs:
-            for case in spec.cases:
+            for case in (case for case in spec.cases if args.case in case.name):
                 print(f"{spec.name:<18} {case.name:<32} {case.bytes / 1e6:10.2f} MB {case.flops / 1e9:10.3f} GFLOP")
         return 0
     from wellhead.testing.bench import measure, needed_card, selected

@@ -12,7 +12,7 @@ from pathlib import Path
 _SLO_FIRST, _SLO_TOKEN = 2.0, 0.1
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("bench serve: load for any OpenAI endpoint")
     group.add_argument("--url", default="http://127.0.0.1:8000", help="the endpoint (http://127.0.0.1:8000)")
     group.add_argument("--model", metavar="NAME", help="model to ask for (the endpoint's first)")
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--each", type=Path, metavar="FILE", help="append a JSON line a request to FILE")
     group.add_argument("--note", metavar="TEXT", help="goes into the line of --jsonl: which server, what machine")
-    group.add_argument("--picture", type=Path, metavar="FILE", help="draw it (.png, .svg or .pdf)")
+    return group
 
 
 def run(args: argparse.Namespace) -> int:

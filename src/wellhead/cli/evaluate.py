@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wellhead.cli import options
+from wellhead.cli.modes import Modes
 from wellhead.evals import FAMILIES, WITH_DATA
 
 if TYPE_CHECKING:
@@ -42,8 +43,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help=f"any of {','.join(FAMILIES)} (all), or one of {', '.join(WITH_DATA)} with --data",
     )
     parser.add_argument("--data", type=Path, metavar="FILE", help="questions of gsm8k (.jsonl) or gpqa (.csv, .jsonl)")
-    parser.add_argument("--shots", type=int, default=5, metavar="K", help="worked examples of gsm8k (5)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="draws examples and orders choices (0)")
+    modes = Modes(parser, lambda args: f"eval --tasks {args.tasks.strip()}")
+    with modes.only("eval --tasks gsm8k"):
+        parser.add_argument("--shots", type=int, default=5, metavar="K", help="worked examples of gsm8k (5)")
+    with modes.only("eval --tasks gsm8k", "eval --tasks gpqa"):
+        parser.add_argument("--seed", type=int, default=0, metavar="S", help="draws examples and orders choices (0)")
     parser.add_argument("-n", dest="count", type=int, metavar="N", help="ask only the first N of each task")
     parser.add_argument(
         "--concurrency", type=int, default=32, metavar="N", help="questions that run at a time at most (32)"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from wellhead.engine.request import Request
@@ -89,6 +90,7 @@ class Probabilities:
 
     def __init__(self, tokenizer: Tokenizer | None, top: int):
         self._tokenizer, self._top = tokenizer, top
+        self._known: dict[int, tuple[str, list[int]]] = {}  # the same tokens are likely again and again
 
     def chat(self, token_ids: Sequence[int], rows: Sequence[dict[int, float]]) -> dict[str, Any]:
         content = []
@@ -101,10 +103,10 @@ class Probabilities:
         """`offset` counts the characters before these tokens, each token spelled by itself."""
         tokens, values, tops, offsets = [], [], [], []
         for token, row in zip(token_ids, rows, strict=False):
-            spelled = self._spelled(token)
+            spelled = self._spelled(token)[0]
             tokens.append(spelled)
             values.append(max(_LEAST_LOGPROB, row[token]))
-            tops.append({self._spelled(other): max(_LEAST_LOGPROB, row[other]) for other in self._likeliest(row)})
+            tops.append({self._spelled(other)[0]: max(_LEAST_LOGPROB, row[other]) for other in self._likeliest(row)})
             offsets.append(offset)
             offset += len(spelled)
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
@@ -113,11 +115,19 @@ class Probabilities:
         return sorted(row, key=lambda token: (-row[token], token))[: self._top]
 
     def _entry(self, token: int, value: float) -> dict[str, Any]:
-        return {
-            "token": self._spelled(token),
-            "logprob": max(_LEAST_LOGPROB, value),
-            "bytes": list(self._bytes(token)),
-        }
+        spelled, data = self._spelled(token)
+        return {"token": spelled, "logprob": max(_LEAST_LOGPROB, value), "bytes": data}
+
+    def _spelled(self, token: int) -> tuple[str, list[int]]:
+        """A token in words, and its bytes."""
+        if token not in self._known:
+            data = self._bytes(token)
+            try:
+                text = data.decode() if data else f"token_id:{token}"
+            except UnicodeDecodeError:
+                text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+            self._known[token] = text, list(data)
+        return self._known[token]
 
     def _bytes(self, token: int) -> bytes:
         if self._tokenizer is None:
@@ -127,12 +137,41 @@ class Probabilities:
         except ValueError:  # a row of the vocabulary matrix beyond the tokenizer
             return b""
 
-    def _spelled(self, token: int) -> str:
-        data = self._bytes(token)
-        try:
-            return data.decode() if data else f"token_id:{token}"
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+class Written:
+    """`logprobs` of a choice as JSON, while they grow: writing them all at its end would hold up every other request,
+    and as objects they take five times the memory.
+    """
+
+    def __init__(self) -> None:
+        self._lists: dict[str, list[bytes]] = {}
+        self._others: dict[str, Any] = {}
+
+    def add(self, found: dict[str, Any]) -> None:
+        """What `Probabilities` made of further tokens."""
+        for name, value in found.items():
+            if not isinstance(value, list):
+                self._others[name] = value
+            elif value:
+                self._lists.setdefault(name, []).append(compact(value)[1:-1])
+            else:
+                self._lists.setdefault(name, [])
+
+    def parts(self) -> Iterator[bytes]:
+        yield b"{"
+        for place, (name, lists) in enumerate(self._lists.items()):
+            yield b",%s:[" % compact(name) if place else b"%s:[" % compact(name)
+            for each, part in enumerate(lists):
+                yield b"," + part if each else part
+            yield b"]"
+        for name, value in self._others.items():
+            yield b",%s:%s" % (compact(name), compact(value))
+        yield b"}"
+
+
+def compact(value: Any) -> bytes:
+    """JSON without spaces."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def usage(prompt_tokens: int, requests: Sequence[Request], think_end: int | None) -> dict[str, Any]:

@@ -76,12 +76,21 @@ def make_app(
             ids = await asyncio.to_thread(lambda: preparer().tokens(body))
         return JSONResponse({"count": len(ids), "max_model_len": llm.engine.context_length, "tokens": ids})
 
+    def entry(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = {"id": name, "object": "model", "created": started, "owned_by": "wellhead"}
+        if bridge.llm is not None:
+            found["max_model_len"] = bridge.llm.engine.context_length
+        return found
+
+    @app.get("/v1/models/", include_in_schema=False)  # else the slash would be a model without a name
     @app.get("/v1/models")
     async def models() -> Response:
-        entry = {"object": "model", "created": started, "owned_by": "wellhead"}
-        if bridge.llm is not None:
-            entry["max_model_len"] = bridge.llm.engine.context_length
-        return JSONResponse({"object": "list", "data": [{"id": name, **entry} for name in names]})
+        return JSONResponse({"object": "list", "data": [entry(name) for name in names]})
+
+    @app.get("/v1/models/{model:path}", responses={404: _ERROR})
+    async def model(model: str) -> Response:
+        generation.check_model(model)
+        return JSONResponse(entry(model))
 
     @app.get("/health")
     async def health() -> Response:

@@ -9,11 +9,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from wellhead.engine.llm import LLM
 from wellhead.server import protocol
-from wellhead.server.answers import ChatAnswer, Probabilities, think_end_of, usage
+from wellhead.server.answers import ChatAnswer, Probabilities, Written, compact, think_end_of, usage
 from wellhead.server.bridge import Bridge
 from wellhead.server.errors import ApiError
 from wellhead.server.job import Job, Piece
@@ -30,16 +30,26 @@ class Answering:
     def __init__(self, shape: _Shape, job: Job, prepared: Prepared, forget: Callable[[Job], None]):
         self._shape, self._job, self._prepared, self._forget = shape, job, prepared, forget
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> bytes:
+        """The answer as JSON."""
+        ended: dict[int, Piece] = {}
+        written: dict[int, Written] = {}
         try:
-            ended: dict[int, Piece] = {}
             async for index, piece in self._job.pieces():
+                if (probabilities := self._shape.logprobs(index, piece)) is not None:
+                    written.setdefault(index, Written()).add(probabilities)
                 if index in ended:
                     ended[index].extend(piece)
                 else:
                     ended[index] = piece
-            choices = [self._shape.choice(index, ended[index]) for index in sorted(ended)]
-            return {**self._shape.head, "choices": choices, "usage": self._shape.usage(self._job, self._prepared)}
+            parts = [compact(self._shape.head)[:-1], b',"choices":']
+            for place, index in enumerate(sorted(ended)):
+                choice = compact(self._shape.choice(index, ended[index]))
+                parts += [b"," if place else b"[", choice[:-1], b',"logprobs":']
+                parts += written[index].parts() if index in written else [b"null"]
+                parts.append(b"}")
+            found = self._shape.usage(self._job, self._prepared)
+            return b"".join([*parts, b'],"usage":', compact(found), b"}"])
         finally:
             self._forget(self._job)
 
@@ -72,6 +82,10 @@ class _Shape:
         self._probabilities = None if top_logprobs is None else Probabilities(self._tokenizer, top_logprobs)
 
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        """A whole choice, but for its `logprobs`."""
+        raise NotImplementedError
+
+    def logprobs(self, index: int, piece: Piece) -> dict[str, Any] | None:
         raise NotImplementedError
 
     def chunks(self, index: int, piece: Piece) -> list[dict[str, Any]]:
@@ -97,8 +111,7 @@ class _ChatShape(_Shape):
 
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
         answer, _, reason = self._take(index, piece)
-        found: dict[str, Any] = {"index": index}
-        found |= {"message": answer.message, "logprobs": self._logprobs(piece), "finish_reason": reason}
+        found: dict[str, Any] = {"index": index, "message": answer.message, "finish_reason": reason}
         if answer.malformed is not None:
             found["malformed"] = answer.malformed
         return found
@@ -112,7 +125,7 @@ class _ChatShape(_Shape):
         if self._probabilities is not None and piece.token_ids:
             if not found:
                 found.append(_chunk(index, {}))
-            found[-1]["logprobs"] = self._logprobs(piece)
+            found[-1]["logprobs"] = self.logprobs(index, piece)
         if reason is not None:
             found.append({**_chunk(index, {}), "finish_reason": reason})
             if answer.malformed is not None:
@@ -127,7 +140,7 @@ class _ChatShape(_Shape):
             deltas = [*deltas, *last]
         return answer, deltas, reason
 
-    def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
+    def logprobs(self, index: int, piece: Piece) -> dict[str, Any] | None:
         return None if self._probabilities is None else self._probabilities.chat(self._visible(piece), piece.logprobs)
 
 
@@ -143,15 +156,12 @@ class _CompletionShape(_Shape):
         self._offsets: dict[int, int] = {}
 
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
-        return {
-            "index": index, "text": piece.text, "logprobs": self._logprobs(index, piece),
-            "finish_reason": piece.finish_reason,
-        }  # fmt: skip
+        return {"index": index, "text": piece.text, "finish_reason": piece.finish_reason}
 
     def chunks(self, index: int, piece: Piece) -> list[dict[str, Any]]:
-        return [self.choice(index, piece)]
+        return [{**self.choice(index, piece), "logprobs": self.logprobs(index, piece)}]
 
-    def _logprobs(self, index: int, piece: Piece) -> dict[str, Any] | None:
+    def logprobs(self, index: int, piece: Piece) -> dict[str, Any] | None:
         if self._probabilities is None:
             return None
         offset = self._offsets.get(index, 0)
@@ -195,7 +205,7 @@ class Generation:
         answering = Answering(shape, job, prepared, self._bridge.forget)
         try:
             if not body.stream:
-                return JSONResponse(await _unless_gone(answering.whole(), http))
+                return Response(await _unless_gone(answering.whole(), http), media_type="application/json")
             events = answering.events(bool(body.stream_options and body.stream_options.include_usage))
             # errors before the first token still have a status of their own
             first = await _unless_gone(anext(events), http)

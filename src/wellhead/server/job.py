@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from wellhead.engine.request import FinishReason, Request
 from wellhead.server.errors import ApiError
+
+_ROWS = 256  # tokens whose log-probabilities are written at a time: some milliseconds
 
 
 @dataclass
@@ -27,6 +29,16 @@ class Piece:
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.finish_reason, self.at = later.finish_reason, later.at
+
+    def parts(self) -> Iterator[Piece]:
+        """Itself, or several in its place where there are many log-probabilities: the text with the first, the reason
+        with the last.
+        """
+        lows = range(0, max(1, len(self.logprobs)), _ROWS)
+        for low in lows:
+            ids = self.token_ids[low : low + _ROWS] if len(lows) > 1 else self.token_ids
+            reason = self.finish_reason if low == lows[-1] else None
+            yield Piece("" if low else self.text, ids, self.logprobs[low : low + _ROWS], reason, self.at)
 
 
 class Job:
@@ -79,9 +91,12 @@ class Job:
                 for index, piece in found.items():
                     if index not in self._open:  # stopped meanwhile
                         continue
-                    if piece.finish_reason is not None:
-                        self._open.discard(index)
-                    yield index, piece
+                    for part in piece.parts():
+                        if part.finish_reason is not None:
+                            self._open.discard(index)
+                        yield index, part
+                        if len(part.logprobs) == _ROWS:
+                            await asyncio.sleep(0)  # others take their turn
                 if self._error is not None:
                     raise self._error
                 if not self._open:

@@ -10,15 +10,14 @@ from wellhead.engine.adjust import Adjust, biased, in_turn, penalised
 from wellhead.engine.llm import LLM
 from wellhead.engine.request import Request, RequestError
 from wellhead.engine.sampling_params import SamplingParams
-from wellhead.server import protocol
-from wellhead.server.errors import ApiError, bad, shown
+from wellhead.server import prompt, protocol
+from wellhead.server.errors import bad, shown
 from wellhead.server.grammar import Grammars
-from wellhead.text.chat import encode_messages
 
 COLDEST = 1e-6  # temperatures below draw as 0 does
 MOST_PROMPT_COPIES = 1 << 22  # tokens that the prompts of one body's choices may have together
+MOST_LOGPROBS = 1 << 20  # entries in one answer, each 70 to 150 bytes of JSON beside 60 in the engine
 _SEEDS = 2**63
-_THINKING = {"minimal": None, "low": None, "medium": None, "high": "high", "xhigh": "max", "max": "max"}
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Preparer:
         self._llm, self._grammars, self._thinking = llm, grammars, thinking
 
     def chat(self, body: protocol.Chat) -> Prepared:
-        thinking, effort = self._mode(body)
-        ids = self._encode(self._messages(body), thinking, effort)
+        thinking, effort = prompt.mode(body, self._thinking)
+        ids = self._text(prompt.of_chat(body, thinking, effort), "messages")
         asked = body.max_completion_tokens or body.max_tokens
         named = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
         top = max(1, body.top_logprobs or 0) if body.logprobs else 0
@@ -53,7 +52,7 @@ class Preparer:
         return Prepared(requests, len(ids), thinking)
 
     def completion(self, body: protocol.Completion) -> Prepared:
-        each = [self._text(prompt, "prompt") if isinstance(prompt, str) else prompt for prompt in body.prompts]
+        each = [self._text(given, "prompt") if isinstance(given, str) else given for given in body.prompts]
         top = 0 if body.logprobs is None else max(1, body.logprobs)
         requests = self._requests(body, each, "prompt", body.max_tokens, "max_tokens", 16, top, lambda: None)
         return Prepared(requests, sum(map(len, each)))
@@ -62,9 +61,7 @@ class Preparer:
         """The ids that a prompt, or a chat, would be."""
         if body.prompt is not None:
             return self._text(body.prompt, "prompt", begin=body.add_special_tokens)
-        messages = [_message(message) for message in body.messages or []]
-        thinking = _asked(body.chat_template_kwargs, self._thinking)
-        return self._encode(_with(messages, _functions(body.tools), None), thinking, None)
+        return self._text(prompt.of_tokenize(body, self._thinking), "messages")
 
     def _requests(
         self, body: protocol.Sampling, prompts: Sequence[Sequence[int]], field: str, asked: int | None, named: str,
@@ -73,6 +70,7 @@ class Preparer:
         n = body.n or 1
         if (copies := n * sum(map(len, prompts))) > MOST_PROMPT_COPIES:
             raise bad("n", f"n: the choices' prompts have {copies} tokens together, at most {MOST_PROMPT_COPIES}")
+        usual = _few_logprobs(n * len(prompts), top_logprobs, asked, named, usual)
         found = []
         for place, ids in enumerate(prompts):
             own = field if len(prompts) == 1 else f"{field}.{place}"
@@ -86,21 +84,21 @@ class Preparer:
                     raise bad(own, f"{own}: {error}") from None
         return found
 
-    def _longest(self, prompt: int, field: str, asked: int | None, named: str, usual: int | None) -> int:
+    def _longest(self, length: int, field: str, asked: int | None, named: str, usual: int | None) -> int:
         """Tokens to generate at most."""
         engine = self._llm.engine
         most = min(engine.context_length, engine.pool_tokens + 1)
-        if prompt >= most:
+        if length >= most:
             raise bad(
-                field, f"{field} has {prompt} tokens, this server takes {most - 1} at most; shorten it",
+                field, f"{field} has {length} tokens, this server takes {most - 1} at most; shorten it",
                 "context_length_exceeded",
             )  # fmt: skip
-        if asked is not None and prompt + asked > most:
+        if asked is not None and length + asked > most:
             raise bad(
-                named, f"{named} is {asked} and {field} has {prompt} tokens, together this server takes {most} at "
-                f"most; {named} can be {most - prompt}", "context_length_exceeded",
+                named, f"{named} is {asked} and {field} has {length} tokens, together this server takes {most} at "
+                f"most; {named} can be {most - length}", "context_length_exceeded",
             )  # fmt: skip
-        return asked or min(usual or most, most - prompt)
+        return asked or min(usual or most, most - length)
 
     def _params(self, body: protocol.Sampling, longest: int, top_logprobs: int, place: int) -> SamplingParams:
         temperature = 1.0 if body.temperature is None else body.temperature
@@ -132,26 +130,6 @@ class Preparer:
             raise bad("logit_bias", f"logit_bias: {shown(key)} is no token id, expected '0' to '{vocab - 1}'")
         return int(key)
 
-    def _mode(self, body: protocol.Chat) -> tuple[bool, str | None]:
-        """Whether to think, and with what effort."""
-        thinking = _asked(body.chat_template_kwargs, self._thinking)
-        if body.thinking is not None:
-            thinking = body.thinking.type == "enabled"
-        if body.reasoning_effort is None:
-            return thinking, None
-        if body.thinking is not None and thinking == (body.reasoning_effort == "none"):
-            raise bad("reasoning_effort", "reasoning_effort contradicts thinking; give one of them")
-        return body.reasoning_effort != "none", _THINKING.get(body.reasoning_effort)
-
-    def _messages(self, body: protocol.Chat) -> list[dict[str, Any]]:
-        tools = body.tools or []
-        if body.tool_choice in (None, "auto", "none"):
-            tools = tools if body.tool_choice != "none" else []
-        elif not tools:
-            raise bad("tool_choice", "tool_choice asks for a call, but there are no tools; add them")
-        messages = [_message(message) for message in body.messages]
-        return _with(messages, _functions(tools), _schema(body.response_format)[0])
-
     def _held_to(self, body: protocol.Chat) -> Any:
         """The grammar that the answer is held to, None for none."""
         choice, format_ = body.tool_choice, body.response_format
@@ -164,8 +142,8 @@ class Preparer:
         if forced and not plain:
             raise bad("response_format", "response_format contradicts a tool_choice that asks for a call; give one")
         if not forced:
-            return self._grammars.json(*_schema(format_))
-        functions = _functions(body.tools)
+            return self._grammars.json(*prompt.schema(format_))
+        functions = prompt.functions(body.tools)
         if isinstance(choice, protocol.ToolChoice):
             name = choice.function.name
             functions = [function for function in functions if function["name"] == name]
@@ -175,17 +153,6 @@ class Preparer:
             functions, isinstance(choice, protocol.ToolChoice) or body.parallel_tool_calls is False
         )
 
-    def _encode(self, messages: list[dict[str, Any]], thinking: bool, effort: str | None) -> list[int]:
-        try:
-            text = encode_messages(
-                messages,
-                thinking_mode="thinking" if thinking else "chat",
-                reasoning_effort=effort if thinking else None,
-            )
-        except (ValueError, RecursionError) as error:
-            raise bad("messages", str(error)[:500]) from None
-        return self._text(text, "messages")
-
     def _text(self, text: str, field: str, begin: bool = True) -> list[int]:
         try:
             return self._llm.encode(text) if begin else self._llm.tokenizer.encode(text)
@@ -193,48 +160,14 @@ class Preparer:
             raise bad(field, f"{field}: {str(error)[:300]}") from None
 
 
-def _asked(arguments: protocol.TemplateArguments | None, default: bool) -> bool:
-    if arguments is None:
-        return default
-    for said in (arguments.thinking, arguments.enable_thinking):
-        if said is not None:
-            return said
-    return default
-
-
-def _schema(format_: protocol.TextFormat | protocol.ObjectFormat | protocol.SchemaFormat | None) -> tuple[Any, str]:
-    """(schema of the answer, None for any object; the field it is in)."""
-    if isinstance(format_, protocol.SchemaFormat):
-        return format_.json_schema.schema_, "response_format.json_schema.schema"
-    if isinstance(format_, protocol.ObjectFormat) and format_.value is not None:
-        return format_.value, "response_format.value"
-    return None, "response_format"
-
-
-def _functions(tools: Sequence[protocol.Tool] | None) -> list[dict[str, Any]]:
-    return [tool.function.model_dump(exclude_none=True) for tool in tools or ()]
-
-
-def _message(message: protocol.Message) -> dict[str, Any]:
-    """A message as the prompt format takes it. `developer` is OpenAI's name for `system`."""
-    found = message.model_dump(exclude_none=True, exclude={"name", "refusal", "annotations"})
-    if found["role"] == "developer":
-        found["role"] = "system"
-    if isinstance(message.content, list):
-        found["content"] = "".join(part.text for part in message.content)
-    if message.role in ("user", "tool") and message.content is None:
-        raise ApiError(400, f"content of a {message.role} message is missing", param="messages", code="invalid_value")
-    return found
-
-
-def _with(messages: list[dict[str, Any]], functions: Sequence[dict[str, Any]], schema: Any) -> list[dict[str, Any]]:
-    """Tools and the schema of the answer go into the first message if it is a system message, else into one before."""
-    if not functions and schema is None:
-        return messages
-    first, *rest = messages if messages[0]["role"] == "system" else [{"role": "system", "content": ""}, *messages]
-    extra: dict[str, Any] = {}
-    if functions:
-        extra["tools"] = [{"type": "function", "function": function} for function in functions]
-    if schema is not None:
-        extra["response_format"] = schema
-    return [{**first, **extra}, *rest]
+def _few_logprobs(choices: int, top: int, asked: int | None, named: str, usual: int | None) -> int | None:
+    """`usual`, or fewer tokens where the log-probabilities would be too many; a 400 where these were asked for."""
+    if not top:
+        return usual
+    most = MOST_LOGPROBS // (choices * (top + 1))  # the chosen token is one more
+    if asked is not None and asked > most:
+        raise bad(
+            named, f"{named} is {asked}: {choices} choices with {top + 1} log-probabilities a token, at most "
+            f"{MOST_LOGPROBS} fit an answer; {named} can be {most}, more with fewer choices or log-probabilities",
+        )  # fmt: skip
+    return most if usual is None else min(usual, most)
