@@ -7,19 +7,16 @@ from collections.abc import Sequence
 import torch
 
 from wellhead.engine.adjust import Adjust
-from wellhead.engine.memory import Memory
+from wellhead.engine.books import make_books
 from wellhead.engine.output import Delta, TextOutput
 from wellhead.engine.request import FinishReason, Request, RequestError
 from wellhead.engine.runner import MakeRunner, Runner
 from wellhead.engine.sampling_params import SamplingParams
-from wellhead.engine.scheduler import Counters, Scheduler
+from wellhead.engine.scheduler import Counters
 from wellhead.model.batch import Chunk
 from wellhead.model.load import ServedModel
-from wellhead.model.standing_memory import state_bytes
 from wellhead.model.state import PAGE_TOKENS, pages_for
 from wellhead.text.tokenizer import Tokenizer
-
-DEFAULT_CACHE_BYTES = 2 << 30
 
 
 class Engine:
@@ -42,22 +39,17 @@ class Engine:
         context_length: int | None = None,
         make_runner: MakeRunner = Runner,
     ):
-        if max_running < 1:
-            raise ValueError(f"max_running is {max_running}, expected at least 1")
-        config = model.config
         self.max_running = max_running
-        self.context_length = context_length or config.max_position_embeddings
-        if num_pages is None:
-            caches = state_bytes(config, model.numerics, with_mtp=speculative_tokens > 0)
-            affordable = DEFAULT_CACHE_BYTES // caches.page
-            num_pages = max(1, min(affordable, max_running * pages_for(self.context_length)))
+        self.context_length = context_length or model.config.max_position_embeddings
         self._model, self._tokenizer, self.eos_ids = model, tokenizer, eos_ids
         self._chunk_tokens = chunk_tokens
-        self._memory = Memory(
-            num_pages, max_running, window_pages, window=config.sliding_window, prefix_caching=prefix_caching
-        )
-        self._scheduler = Scheduler(self._memory, chunk_tokens, speculative_tokens)
-        self._runner = make_runner(model, num_pages, max_running, self._memory.window_pages.total)
+        self._scheduler = make_books(
+            model.config, model.numerics, max_running=max_running, chunk_tokens=chunk_tokens, num_pages=num_pages,
+            window_pages=window_pages, prefix_caching=prefix_caching, speculative_tokens=speculative_tokens,
+            context_length=self.context_length,
+        )  # fmt: skip
+        self._memory = self._scheduler.memory
+        self._runner = make_runner(model, self._memory.pages.total, max_running, self._memory.window_pages.total)
         self._texts: dict[Request, TextOutput] = {}
 
     @property
