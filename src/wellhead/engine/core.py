@@ -132,21 +132,22 @@ class Engine:
     def step(self) -> list[tuple[Request, Delta]]:
         """Run one step; what every request that got a token gained by it. A request that failed by itself ends with
         "error" and leaves its exception in `error`; the others have their step. A step that fails as a whole ends all
-        requests in it so, and raises.
+        requests in it so, and raises; who was not in it goes on with the next. One that ended nobody could not even be
+        scheduled, and nobody may go on.
 
         When nothing is left to run, the pools must be whole; else IntegrityError names what is lost.
         """
         work = self._scheduler.schedule()
         try:
             found = self._runner.run(work)
+            self._scheduler.advance(work, {request: len(tokens) - 1 for request, tokens in found.items()})
+            deltas = [(request, self._collect(request, tokens)) for request, tokens in found.items()]
+            deltas += [(item.request, self._fail(item.request)) for item in work if item.request.error is not None]
         except Exception as error:  # tails restored and numbers drawn are lost with it
             for item in work:
                 item.request.error = error
                 self._fail(item.request)
             raise
-        self._scheduler.advance(work, {request: len(tokens) - 1 for request, tokens in found.items()})
-        deltas = [(request, self._collect(request, tokens)) for request, tokens in found.items()]
-        deltas += [(item.request, self._fail(item.request)) for item in work if item.request.error is not None]
         if not (self.busy or self._memory.whole):
             self.check()
         return deltas
@@ -208,7 +209,7 @@ class Engine:
         return Delta(text, request.output[before:], reason)
 
     def _fail(self, request: Request) -> Delta:
-        del self._texts[request]
+        self._texts.pop(request, None)
         self._scheduler.finish(request, "error")
         return Delta("", [], "error")
 
