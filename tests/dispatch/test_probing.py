@@ -51,6 +51,15 @@ def test_who_dies_in_a_question_takes_no_other_with_it(stub: Path) -> None:
     assert answers.of("json").version is not None
 
 
+def test_who_dies_of_a_signal_without_a_name(stub: Path) -> None:
+    (stub / "timer.py").write_text("import os; os.kill(os.getpid(), 35); import time; time.sleep(9)", encoding="utf-8")
+    (stub / "killer.py").write_text("import os; os.kill(os.getpid(), 9)", encoding="utf-8")
+    answers = probing.ask(["timer", "killer", "json"])
+    assert answers.of("timer").problem == "broken: importing it killed the process (signal 35)"
+    assert answers.of("killer").problem == "broken: importing it killed the process (SIGKILL)"
+    assert answers.of("json").version is not None and answers.killed == {"timer", "killer"}
+
+
 def test_no_version_is_a_problem(stub: Path) -> None:
     (stub / "nameless.py").write_text("", encoding="utf-8")
     assert probing.ask(["nameless"]).of("nameless").problem == "does not say its version"

@@ -61,6 +61,45 @@ def test_who_answers_ctrl_c_himself_is_asked_behind_the_step(
     assert asked == ([True] if ignored else [True, False])
 
 
+def test_who_waits_is_not_in_a_failed_step(monkeypatch: pytest.MonkeyPatch, llm: LLM) -> None:
+    """Four run and a fifth waits."""
+
+    def fail() -> None:
+        raise ArithmeticError("the step failed")
+
+    (expected,) = llm.generate([[9, 8, 7]], SAMPLED)
+    engine = llm.engine
+    requests = [engine.make_request(prompt, SAMPLED) for prompt in [[5, 6, 7]] * 4 + [[9, 8, 7]]]
+    for request in requests:
+        engine.submit(request)
+    engine.step()
+    once_behind(monkeypatch, llm, fail)
+    with pytest.raises(ArithmeticError, match="the step failed"):
+        engine.step()
+    assert [request.finish_reason for request in requests] == ["error"] * 4 + [None]
+    while engine.busy:
+        engine.step()
+    assert requests[4].output == expected.token_ids and requests[4].logprobs == expected.logprobs
+
+
+def test_tokens_that_cannot_be_told_end_their_step(monkeypatch: pytest.MonkeyPatch, llm: LLM) -> None:
+    """Their caches are ahead of their output: whoever went on would skip a token."""
+    collect, left = llm.engine._collect, [1, 1]
+
+    def fail_second(*given):  # type: ignore[no-untyped-def]
+        if left and (left.pop(), left)[1] == []:
+            raise ArithmeticError("no text for it")
+        return collect(*given)
+
+    first, second = llm.stream([5, 6, 7], SAMPLED), llm.stream([9, 8, 7], SAMPLED)
+    next(second)
+    next(first)
+    monkeypatch.setattr(llm.engine, "_collect", fail_second)
+    for stream in (first, second):
+        with pytest.raises(ArithmeticError, match="no text for it"):
+            list(stream)
+
+
 def test_a_failed_step_ends_every_request_in_it(monkeypatch: pytest.MonkeyPatch, llm: LLM) -> None:
     """What it drew and restored before it failed is lost, so none of them may go on as if nothing had been."""
 

@@ -272,3 +272,21 @@ def test_every_op_is_described(llm: LLM) -> None:
     rows = llm.describe()
     assert {op for op, _, _ in rows} >= {"linear", "sparse_mla", "moe", "sampling"}
     assert all(implementation == "reference" and why for _, implementation, why in rows)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"max_running": 0}, "max_running is 0, expected at least 1"),
+        ({"chunk_tokens": 31}, "chunk_tokens is 31, expected at least 32: in a step"),
+        ({"num_pages": 0}, "number of pages is 0, expected at least 1"),
+        ({"window_pages": 1}, "window_pages is 1, expected at least 2"),
+        ({"mem_fraction": 0.5, "chunk_tokens": 31, "device": "cuda"}, "chunk_tokens is 31, expected at least 32"),
+    ],
+)
+def test_sizes_are_refused_before_any_weight_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, object], said: str
+) -> None:
+    monkeypatch.setattr("wellhead.engine.llm.load_with_runner", lambda *_, **__: pytest.fail("weights were read"))
+    with pytest.raises(ValueError, match=said):
+        LLM(folder, progress=False, **sizes)  # type: ignore[arg-type]

@@ -207,6 +207,13 @@ def test_a_failing_rank_is_named_with_its_error() -> None:
     assert "rank 1 failed with exit status 1: MemoryError: too little of it; all ranks are ended" in err
 
 
+def test_a_rank_killed_by_a_signal_without_a_name() -> None:
+    launch, _ = idle(second="import os; os.kill(os.getpid(), 35)")
+    _out, err = launch.communicate(timeout=GONE_SECONDS)
+    assert launch.returncode == EXIT_ERROR
+    assert "rank 1 was killed by signal 35: up; all ranks are ended" in err
+
+
 def test_orders_survive_the_way() -> None:
     chunks = [
         Chunk([5, 6, 7], 256, [3, 1], 2, "none", [-1, 4]),

@@ -226,6 +226,32 @@ def test_other_threads_may_compile(patched: pytest.MonkeyPatch) -> None:
     assert not failed and len(found) == 1
 
 
+def test_threads_inside_at_once_leave_each_other_alone(patched: pytest.MonkeyPatch) -> None:
+    """Two engines in one process: this thread enters first and leaves first."""
+    entered, left = threading.Event(), threading.Event()
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        with frozen():
+            entered.set()
+            left.wait(20)
+            try:
+                launch_norm(896)
+            except CompiledLate as error:
+                failed.append(error)
+
+    thread = threading.Thread(target=work)
+    with frozen():
+        thread.start()
+        assert entered.wait(20)
+    left.set()
+    thread.join()
+    assert len(failed) == 1  # the other one's step was still watched
+    with recorded() as found:
+        launch_norm(896)  # and nothing of it is left behind
+    assert len(found) == 1
+
+
 def test_a_step_of_the_runner_is_frozen(runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "_compiles", True)
     with pytest.raises(CompiledLate, match=r"would be compiled in the middle of a step"):

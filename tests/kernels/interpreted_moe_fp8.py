@@ -9,7 +9,7 @@ from wellhead.formats import ue8m0
 from wellhead.ops.linear.reference import round_input
 from wellhead.ops.moe import fp8_api, layout, reference
 from wellhead.ops.moe.fp8_spec import make
-from wellhead.ops.moe.grouped import PackedWeights
+from wellhead.ops.moe.packed import PackedWeights
 from wellhead.ops.moe.spec import SPEC, prepare_reference
 from wellhead.ops.routing.api import plan_lists
 from wellhead.testing.agreement import compare, results

@@ -105,6 +105,30 @@ def test_missing_shard(damaged: Path) -> None:
     assert f"{path.name}: no such file, expected with {count} tensors; download it" in message_of(damaged)
 
 
+def test_stacked_experts_are_named_once(damaged: Path) -> None:
+    """As transformers' save_pretrained writes them."""
+    tensors = {
+        transformers_name(name): tensor
+        for path in damaged.glob("*.safetensors") for name, tensor in load_file(path).items()
+    }  # fmt: skip
+    experts = [name for name in tensors if ".mlp.experts." in name and name.startswith("model.layers.")]
+    for name in experts:
+        del tensors[name]
+    for layer in range(3):
+        tensors[f"model.layers.{layer}.mlp.experts.gate_up_proj"] = torch.zeros(4, 256, 256, dtype=torch.bfloat16)
+        tensors[f"model.layers.{layer}.mlp.experts.down_proj"] = torch.zeros(4, 256, 128, dtype=torch.bfloat16)
+    for path in damaged.glob("*.safetensors*"):
+        path.unlink()
+    save_file(tensors, damaged / "model.safetensors")
+    message = message_of(damaged)
+    assert experts and "1 problem:" in message
+    assert re.search(
+        r"experts are stacked in 3 layers \(tensor model\.layers\.0\.mlp\.experts\.(gate_up|down)_proj is BF16 \[4, .*"
+        r"expected each expert's own, such as layers\.0\.ffn\.experts\.0\.w1\.weight I8 .*; use the official weights",
+        message,
+    )
+
+
 def test_tensor_missing_from_index(damaged: Path) -> None:
     edit_index(damaged, lambda weight_map: weight_map.pop(NAME))
     assert f"tensor {NAME} is in no file, expected F8_E4M3 [512, 256]" in message_of(damaged)

@@ -121,6 +121,8 @@ def test_unknown_quantization_is_named(quantization: dict[str, Any], message: st
         ({"vocab_size": True}, "vocab_size is True, expected an integer above 0"),
         ({"swiglu_limit": float("nan")}, "swiglu_limit is nan, expected a number above 0"),
         ({"rope_theta": float("inf")}, "rope_theta is inf, expected a number above 0"),
+        ({"vocab_size": 10**400}, "vocab_size is an integer of 1329 bits, expected an integer above 0 within"),
+        ({"rope_theta": -(10**5000)}, "rope_theta is an integer of 16610 bits, expected a number above 0 within"),
         ({"index_topk": 0}, "index_topk is 0, expected an integer above 0"),
         ({"rope_scaling": None}, "rope_scaling is None, expected type 'yarn'"),
         ({"rope_scaling": {"type": "yarn", "factor": 16}}, "rope_scaling.beta_fast is 'missing'"),

@@ -18,6 +18,7 @@ from tools.hostile_bodies import http
 
 from fakes.server import RunningServer
 from wellhead.engine.core import Engine
+from wellhead.engine.llm import LLM
 from wellhead.engine.request import Request
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.server import protocol
@@ -107,6 +108,27 @@ def test_a_step_that_fails_ends_its_requests_only(server: RunningServer, monkeyp
         thread.join()
     assert [answer.status_code for answer in found] == [500, 500]
     assert content(server.chat(**LONG)) == alone
+
+
+def test_who_waits_outlives_a_failed_step(own: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch) -> None:
+    running = own(lambda phase: LLM(progress=False, num_pages=24, max_running=1, phase=phase))
+    alone, engine = content(running.chat(**LONG)), running.llm.engine
+    real, fail = engine._runner.run, [True]
+
+    def run(work: Any) -> Any:
+        if fail and engine.counters.waiting == 2:
+            fail.clear()
+            raise MemoryError("no room in this step")
+        return real(work)
+
+    monkeypatch.setattr(engine._runner, "run", run)
+    threads, found = beside(3, lambda: running.chat(**LONG))
+    for thread in threads:
+        thread.join()
+    failed = [answer for answer in found if answer.status_code == 500]
+    assert len(failed) == 1 and "MemoryError: no room" in failed[0].json()["error"]["message"]
+    assert [content(answer) for answer in found if answer not in failed] == [alone] * 2
+    running.idle()
 
 
 def test_an_engine_that_keeps_failing_ends_the_server(

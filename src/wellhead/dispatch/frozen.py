@@ -38,20 +38,38 @@ def frozen() -> Iterator[None]:
     """CompiledLate, naming op, kernel and case, if one of our kernels is compiled inside, by this thread."""
     from triton import knobs
 
-    before, thread = knobs.runtime.jit_cache_hook, threading.get_ident()
-
-    def refuse(**about: Any) -> bool | None:
-        kernel = about["fn"]
-        if threading.get_ident() == thread and kernel.module.startswith(OPS):
-            op = kernel.module.removeprefix(OPS).split(".")[0]
-            raise CompiledLate(
-                f"op {op!r}: kernel {kernel.name} would be compiled in the middle of a step, for {case(about)}; "
-                "kernels are compiled before the engine is ready, so this is a case that engine.warm_up does not know"
-            )
-        return before(**about) if before is not None else None
-
-    knobs.runtime.jit_cache_hook = refuse
+    thread = threading.get_ident()
+    with _LOCK:
+        if not _depth:
+            _before.append(knobs.runtime.jit_cache_hook)
+            knobs.runtime.jit_cache_hook = _refuse
+        _depth[thread] = _depth.get(thread, 0) + 1
     try:
         yield
     finally:
-        knobs.runtime.jit_cache_hook = before
+        with _LOCK:
+            _depth[thread] -= 1
+            if not _depth[thread]:
+                del _depth[thread]
+            if not _depth:
+                knobs.runtime.jit_cache_hook = _before.pop()
+
+
+# One hook for all threads: if each put its own in place, one that leaves would take another's away or bring it back.
+_LOCK = threading.Lock()
+_depth: dict[int, int] = {}  # of the threads that are inside
+_before: list[Any] = []  # the hook that was there
+
+
+def _refuse(**about: Any) -> bool | None:
+    kernel = about["fn"]
+    if threading.get_ident() in _depth and kernel.module.startswith(OPS):
+        op = kernel.module.removeprefix(OPS).split(".")[0]
+        raise CompiledLate(
+            f"op {op!r}: kernel {kernel.name} would be compiled in the middle of a step, for {case(about)}; "
+            "kernels are compiled before the engine is ready, so this is a case that engine.warm_up does not know"
+        )
+    for before in _before:
+        if before is not None:
+            return bool(before(**about))
+    return None

@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -18,10 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wellhead.dispatch import capability, libraries
+from wellhead.dispatch import capability, libraries, signals
 from wellhead.dispatch.libraries import Library
 
-SECONDS = 120.0  # for all questions; importing torch from a cold disk takes tens
+SECONDS = 120.0  # for one process, so for all questions if none is killed; a cold disk takes tens for torch
 CARDS, INTERPRETER, DISK = "torch.cuda", "triton.interpreter", "huggingface_hub.cache"
 _CHILD = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -58,7 +57,9 @@ class Answers:
 
 
 def ask(names: Sequence[str], seconds: float = SECONDS) -> Answers:
-    """Import libraries and ask `CARDS`, `INTERPRETER` and `DISK`, each in its turn, none of it in this process."""
+    """Import libraries and ask `CARDS`, `INTERPRETER` and `DISK`, each in its turn, none of it in this process.
+    What ends a process or has not ended it after `seconds` is not asked again; the rest has as long in another one.
+    """
     answers, left = Answers(), list(names)
     while left:
         said, how = _run(left, seconds)
@@ -122,7 +123,7 @@ def _parsed(said: bytes) -> list[dict[str, Any]]:
 
 def _how(status: int) -> str:
     if status < 0:
-        return f"killed the process ({signal.Signals(-status).name})"
+        return f"killed the process ({signals.name(-status)})"
     return f"ended the process (exit status {status})"
 
 

@@ -7,19 +7,16 @@ from collections.abc import Sequence
 import torch
 
 from wellhead.engine.adjust import Adjust
-from wellhead.engine.memory import Memory
+from wellhead.engine.books import make_books
 from wellhead.engine.output import Delta, TextOutput
 from wellhead.engine.request import FinishReason, Request, RequestError
 from wellhead.engine.runner import MakeRunner, Runner
 from wellhead.engine.sampling_params import SamplingParams
-from wellhead.engine.scheduler import Counters, Scheduler
+from wellhead.engine.scheduler import Counters
 from wellhead.model.batch import Chunk
 from wellhead.model.load import ServedModel
-from wellhead.model.standing_memory import state_bytes
 from wellhead.model.state import PAGE_TOKENS, pages_for
 from wellhead.text.tokenizer import Tokenizer
-
-DEFAULT_CACHE_BYTES = 2 << 30
 
 
 class Engine:
@@ -42,22 +39,17 @@ class Engine:
         context_length: int | None = None,
         make_runner: MakeRunner = Runner,
     ):
-        if max_running < 1:
-            raise ValueError(f"max_running is {max_running}, expected at least 1")
-        config = model.config
         self.max_running = max_running
-        self.context_length = context_length or config.max_position_embeddings
-        if num_pages is None:
-            caches = state_bytes(config, model.numerics, with_mtp=speculative_tokens > 0)
-            affordable = DEFAULT_CACHE_BYTES // caches.page
-            num_pages = max(1, min(affordable, max_running * pages_for(self.context_length)))
+        self.context_length = context_length or model.config.max_position_embeddings
         self._model, self._tokenizer, self.eos_ids = model, tokenizer, eos_ids
         self._chunk_tokens = chunk_tokens
-        self._memory = Memory(
-            num_pages, max_running, window_pages, window=config.sliding_window, prefix_caching=prefix_caching
-        )
-        self._scheduler = Scheduler(self._memory, chunk_tokens, speculative_tokens)
-        self._runner = make_runner(model, num_pages, max_running, self._memory.window_pages.total)
+        self._scheduler = make_books(
+            model.config, model.numerics, max_running=max_running, chunk_tokens=chunk_tokens, num_pages=num_pages,
+            window_pages=window_pages, prefix_caching=prefix_caching, speculative_tokens=speculative_tokens,
+            context_length=self.context_length,
+        )  # fmt: skip
+        self._memory = self._scheduler.memory
+        self._runner = make_runner(model, self._memory.pages.total, max_running, self._memory.window_pages.total)
         self._texts: dict[Request, TextOutput] = {}
 
     @property
@@ -140,21 +132,22 @@ class Engine:
     def step(self) -> list[tuple[Request, Delta]]:
         """Run one step; what every request that got a token gained by it. A request that failed by itself ends with
         "error" and leaves its exception in `error`; the others have their step. A step that fails as a whole ends all
-        requests in it so, and raises.
+        requests in it so, and raises; who was not in it goes on with the next. One that ended nobody could not even be
+        scheduled, and nobody may go on.
 
         When nothing is left to run, the pools must be whole; else IntegrityError names what is lost.
         """
         work = self._scheduler.schedule()
         try:
             found = self._runner.run(work)
+            self._scheduler.advance(work, {request: len(tokens) - 1 for request, tokens in found.items()})
+            deltas = [(request, self._collect(request, tokens)) for request, tokens in found.items()]
+            deltas += [(item.request, self._fail(item.request)) for item in work if item.request.error is not None]
         except Exception as error:  # tails restored and numbers drawn are lost with it
             for item in work:
                 item.request.error = error
                 self._fail(item.request)
             raise
-        self._scheduler.advance(work, {request: len(tokens) - 1 for request, tokens in found.items()})
-        deltas = [(request, self._collect(request, tokens)) for request, tokens in found.items()]
-        deltas += [(item.request, self._fail(item.request)) for item in work if item.request.error is not None]
         if not (self.busy or self._memory.whole):
             self.check()
         return deltas
@@ -216,7 +209,7 @@ class Engine:
         return Delta(text, request.output[before:], reason)
 
     def _fail(self, request: Request) -> Delta:
-        del self._texts[request]
+        self._texts.pop(request, None)
         self._scheduler.finish(request, "error")
         return Delta("", [], "error")
 

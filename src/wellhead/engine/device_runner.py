@@ -18,6 +18,7 @@ from wellhead.model.device_graphs import DecodeSteps
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_step import StepInputs
 from wellhead.model.state import PAGE_TOKENS, pages_for
+from wellhead.model.working_memory import logit_rows
 
 
 class Parts:
@@ -60,7 +61,7 @@ class DeviceRunner(StepRunner):
             model.choices.check_captured()
         super().__init__(model, num_pages, num_slots, window_pages, phase=phase)
         context = min(context or model.config.max_position_embeddings, num_pages * PAGE_TOKENS)
-        self._model, self._width = model, pages_for(context)
+        self._model, self._width, self._logit_rows = model, pages_for(context), logit_rows(num_slots)
         self._prefill = model.workspace(chunk_tokens, context, chunked=True)
         if model.choices.of("sampling") != REFERENCE:
             self.sampler = DeviceSampler(num_slots, model.config.vocab_size, model.device)
@@ -130,15 +131,34 @@ class DeviceRunner(StepRunner):
         inputs = StepInputs.of(batch, model.device, chunked=True)
         streams = model.forward(inputs, self.state, self._prefill)
         if len(batch.logits_at):
-            logits, row = model.logits(streams[batch.logits_at.to(model.device)], self._prefill), 0
-            best = torch.zeros(len(logits), dtype=torch.int64, device=model.device)
-            model.best(logits, self._prefill, best)
-            wanted: dict[int, Sequence[int]] = {}
+            logits, best = self._logits(streams, batch.logits_at.to(model.device))
+            row, wanted = 0, dict[int, Sequence[int]]()
             for index in which:
                 count = {"none": 0, "last": 1, "all": len(chunks[index].token_ids)}[chunks[index].logits]
                 wanted[index] = range(row, row := row + count)
             parts.add(logits, best, wanted)
         return inputs
+
+    def _logits(self, streams: torch.Tensor, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [N, V] and best ids [N] of the rows `at`. Whole chunks' (scoring wants them) have no room on the
+        device: they are made in parts and collected on the host.
+        """
+        most = self._logit_rows
+        if len(at) <= most:
+            return self._part(streams[at])
+        logits, best = torch.empty(len(at), self.config.vocab_size), []
+        for low in range(0, len(at), most):
+            part, own = self._part(streams[at[low : low + most]])
+            logits[low : low + most] = part
+            best.append(own)
+            del part  # or the next one needs as much beside it
+        return logits, torch.cat(best)
+
+    def _part(self, streams: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self._model.logits(streams, self._prefill)
+        best = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        self._model.best(logits, self._prefill, best)
+        return logits, best
 
 
 def ladder(most: int, largest_graph: int | None = None) -> list[int]:

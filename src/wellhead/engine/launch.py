@@ -21,6 +21,8 @@ from functools import partial
 from types import FrameType
 from typing import IO
 
+from wellhead.dispatch import signals
+
 EXIT_ERROR, EXIT_LOST, EXIT_INTERRUPTED = 2, 3, 130
 POLL_SECONDS = 0.05
 SETTLE_SECONDS = 0.5  # between the first death and naming who died: the others may be dying of it
@@ -156,7 +158,7 @@ def _leave(ranks: Sequence[_Rank]) -> int:
 def _how(rank: _Rank, verbose: bool) -> str:
     """How a rank ended, in words."""
     status = rank.process.returncode
-    ended = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with exit status {status}"
+    ended = f"was killed by {signals.name(-status)}" if status < 0 else f"failed with exit status {status}"
     if rank.written is None:
         return ended
     rank.written.seek(0)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from wellhead.dispatch.choose import AUTO
+from wellhead.engine.books import make_books
 from wellhead.engine.core import Engine
 from wellhead.engine.interrupts import interrupts_wait
 from wellhead.engine.loading import load_with_runner, pages_within
@@ -104,6 +105,12 @@ class LLM:
                 raise ValueError(f"this is rank {group.rank}; requests are rank 0's, the others follow it")
             _check_speculative(speculative_tokens, checkpoint.config)
             _check_context(context_length, checkpoint.config)
+            books = partial(
+                make_books, checkpoint.config, precision, max_running=max_running, chunk_tokens=chunk_tokens,
+                prefix_caching=prefix_caching, speculative_tokens=speculative_tokens,
+                context_length=context_length or checkpoint.config.max_position_embeddings,
+            )  # fmt: skip
+            books(num_pages=num_pages, window_pages=window_pages)  # bad sizes are refused before memory is taken
             if mem_fraction is not None:
                 num_pages, planned_window = pages_within(
                     mem_fraction, checkpoint.config, precision, split, device, num_pages=num_pages, slots=max_running,
@@ -111,6 +118,7 @@ class LLM:
                     impl=impl, captured=captured, largest_graph=largest_graph,
                 )  # fmt: skip
                 window_pages = planned_window if window_pages is None else window_pages
+                books(num_pages=num_pages, window_pages=window_pages)
         loaded, make_runner = load_with_runner(
             checkpoint, precision, device, chunk_tokens=chunk_tokens, impl=impl, captured=captured,
             ablation=ablation, progress=progress, split=split, group=group, speculative_tokens=speculative_tokens,

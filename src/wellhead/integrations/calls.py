@@ -16,7 +16,8 @@ from wellhead.integrations.plans import functions, plan, up
 from wellhead.ops.hyper_connection.api import Site
 from wellhead.ops.indexer.api import Query
 from wellhead.ops.linear.large_configs import SMALL_TOKENS
-from wellhead.ops.moe.api import Mxfp4Experts, PackedWeights
+from wellhead.ops.moe.api import Mxfp4Experts
+from wellhead.ops.moe.packed import PackedWeights
 from wellhead.ops.sparse_mla.api import Pool
 
 NONE = 16  # columns of an empty list of slots

@@ -12,7 +12,7 @@ from sglang.srt.layers.moe.utils import get_moe_a2a_backend, get_moe_runner_back
 
 from wellhead.integrations import calls
 from wellhead.ops.moe import layout
-from wellhead.ops.moe.api import PackedWeights
+from wellhead.ops.moe.packed import PackedWeights
 
 NAME = "wellhead"
 LEFT_OPEN = ("auto", "flashinfer_mxfp4", NAME)  # what SGLang chooses by itself for these experts

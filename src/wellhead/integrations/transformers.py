@@ -16,7 +16,7 @@ from wellhead.formats import kv_record, mxfp4
 from wellhead.integrations import calls
 from wellhead.integrations.targets import Moved, Row, Target, check, installed, outside
 from wellhead.ops.moe import layout
-from wellhead.ops.moe.api import PackedWeights
+from wellhead.ops.moe.packed import PackedWeights
 
 NAME = "wellhead"
 FIRST, BELOW = "5.17.0", "5.24.0"  # the releases that the comparisons ran against

@@ -13,9 +13,9 @@ from pathlib import Path
 from wellhead.model.config import ConfigError, ModelConfig
 from wellhead.model.config_file import load_config, read_json
 from wellhead.model.locate import resolve_model
-from wellhead.model.names import official_name
+from wellhead.model.names import layer_of_stacked, official_name
 from wellhead.model.shard import INDEX_FILE, CheckpointError, StoredTensor, read_header
-from wellhead.model.tensors import expected_tensors
+from wellhead.model.tensors import TensorSpec, expected_tensors
 
 __all__ = ["Checkpoint", "CheckpointError", "StoredTensor", "open_checkpoint", "resolve_model"]
 
@@ -51,6 +51,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     expected = {spec.name: spec for spec in expected_tensors(config)}
     found = _by_official_name(expected, stored, problems)
     tensors = {}
+    unread |= _stacked_experts(expected, found, stored, problems)
     for spec in expected.values():
         tensor = found.get(spec.name)
         if tensor is None:
@@ -89,6 +90,26 @@ def _by_official_name(
         else:
             found[official] = tensor
     return found
+
+
+def _stacked_experts(
+    expected: Mapping[str, TensorSpec], found: Container[str], stored: Mapping[str, StoredTensor], problems: list[str]
+) -> set[str]:
+    """Official names that are in no file because their layer's experts lie in one tensor: reported once, not each."""
+    stacked = {layer: tensor for name, tensor in stored.items() if (layer := layer_of_stacked(name)) is not None}
+    missing = [
+        name for name in expected
+        if name not in found and ".ffn.experts." in name and name.partition(".ffn.")[0] in stacked
+    ]  # fmt: skip
+    if missing:
+        first, layers = expected[missing[0]], {name.partition(".ffn.")[0] for name in missing}
+        tensor = stacked[first.name.partition(".ffn.")[0]]
+        problems.append(
+            f"{tensor.file.name}: experts are stacked in {len(layers)} layers (tensor {tensor.name} is {tensor.dtype} "
+            f"{list(tensor.shape)}, as transformers' save_pretrained writes them), expected each expert's own, such as "
+            f"{first.name} {first.dtype} {list(first.shape)}; use the official weights of this config.json"
+        )
+    return set(missing)
 
 
 def _stored_tensors(folder: Path, problems: list[str]) -> tuple[dict[str, StoredTensor], set[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -130,13 +130,16 @@ def _number(raw: Mapping[str, Any], name: str, integer: bool, problems: list[str
     value = raw.get(name)
     may_be_zero = name.endswith("token_id") or name in ("num_hash_layers", "num_nextn_predict_layers")
     kind = (int,) if integer else (int, float)
-    if isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value):
+    # isfinite raises for an integer beyond every float, as repr does for one of thousands of digits
+    if isinstance(value, kind) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         if value > 0 or (value == 0 and may_be_zero):
             return value if integer else float(value)
     least = "0 or more" if may_be_zero else "above 0"
-    problems.append(
-        f"{name} is {raw.get(name, 'missing')!r}, expected {'an integer' if integer else 'a number'} {least}"
-    )
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        shown, least = f"an integer of {value.bit_length()} bits", f"{least} within the range of floats"
+    else:
+        shown = repr(raw.get(name, "missing"))
+    problems.append(f"{name} is {shown}, expected {'an integer' if integer else 'a number'} {least}")
     return None
 
 

@@ -26,7 +26,6 @@ from wellhead.ops.addends import Addends
 from wellhead.ops.addresses.reference import Entries
 from wellhead.ops.hyper_connection.api import Site
 from wellhead.ops.indexer.api import Query
-from wellhead.ops.moe.api import PackedWeights
 from wellhead.ops.output_projection.configs import FEW_TOKENS
 from wellhead.ops.sparse_mla.api import Pool
 
@@ -184,6 +183,5 @@ def experts(weights: MoeWeights, u: torch.Tensor, ws: Workspace, step: DeviceSte
     ws.shared_w2.run(hidden, hidden_scale, weights.shared_w2.weight, weights.shared_w2.scale, shared)
     ws.routing.join()
     ws.weighing.join()
-    packed = PackedWeights(weights.experts.w13, weights.experts.s13, weights.experts.w2, weights.experts.s2)
-    addends: Addends = ws.experts.run(*ws.expert_rows(u), ids, chosen_weights, ws.lists, packed, shared)
+    addends: Addends = ws.experts.run(*ws.expert_rows(u), ids, chosen_weights, ws.lists, weights.experts, shared)
     return addends

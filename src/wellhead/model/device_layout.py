@@ -16,7 +16,6 @@ from wellhead.model.config import ModelConfig
 from wellhead.model.device_weights import (
     AttentionWeights,
     CompressorWeights,
-    ExpertWeights,
     Fp8Weight,
     HeadWeights,
     HyperWeights,
@@ -28,6 +27,7 @@ from wellhead.model.device_weights import (
 )
 from wellhead.model.split import Split
 from wellhead.ops.compressor.reference import overlap
+from wellhead.ops.moe.packed import PackedWeights
 
 Part = torch.Tensor | LayerWeights | HeadWeights | MtpWeights
 
@@ -138,7 +138,7 @@ class DeviceLayout:
             first_expert=experts.start,
         )
 
-    def _experts(self, count: int) -> ExpertWeights:
+    def _experts(self, count: int) -> PackedWeights:
         width = self.split.expert_width(self.config)
         d, m = self.config.hidden_size, width.stop - width.start
         if self.config.expert_dtype == "fp4":
@@ -155,7 +155,7 @@ class DeviceLayout:
                 self._fp32(count, 2 * (m // BLOCK), d // BLOCK),
                 self._fp32(count, d // BLOCK, m // BLOCK),
             ]
-        return ExpertWeights(codes[0], scales[0], codes[1], scales[1])
+        return PackedWeights(codes[0], scales[0], codes[1], scales[1])
 
     def _head_hyper(self) -> HyperWeights:
         return self._hyper(self.config.hc_mult, 1)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from wellhead.model.split import Split
+from wellhead.ops.moe.packed import PackedWeights
 
 # a field that covers other fields' memory
 JOINED = {"joined": True}
@@ -84,30 +85,17 @@ class AttentionWeights:
 
 
 @dataclass(frozen=True)
-class ExpertWeights:
-    """Routed experts of this rank, gate and up rows in turn (`ops.moe.layout.interleave`), codes and scales alike.
-
-    The fields of `ops.moe.grouped.PackedWeights`, whose docstring has the shapes; scales of FP8 are fp32 as stored.
-    """
-
-    w13: torch.Tensor
-    s13: torch.Tensor
-    w2: torch.Tensor
-    s2: torch.Tensor
-
-
-@dataclass(frozen=True)
 class MoeWeights:
     """gate bf16 [all experts, d], whole on every rank; bias fp32 [all experts] of a routed layer or table i32
     [whole vocabulary, K] of a hash layer, the other None. shared_w13 [2m, d]: rows of w1, then of w3 (not in turn);
     shared_w2 [d, m]: the shared expert is split by width in every case, its product is a partial sum.
-    Experts of this rank are first_expert .. first_expert + E - 1.
+    Experts of this rank are first_expert .. first_expert + E - 1; scales of FP8 ones are fp32, as stored.
     """
 
     gate: torch.Tensor
     bias: torch.Tensor | None
     table: torch.Tensor | None
-    experts: ExpertWeights
+    experts: PackedWeights
     shared_w13: Fp8Weight
     shared_w2: Fp8Weight
     first_expert: int

@@ -48,6 +48,7 @@ _TOP_BACK = {transformers: official for official, transformers in TOP.items()}
 _LAYER_BACK = {transformers: official for official, transformers in LAYER.items()}
 _IN_LAYER = re.compile(r"(layers|mtp)\.(\d+)\.(.+)")
 _LEAF = re.compile(r"\.(weight|scale|weight_scale_inv)$")
+_STACKED = re.compile(r"((?:layers|mtp)\.\d+)\.(?:mlp|ffn)\.experts\.(?:gate_up_proj|down_proj|w13|w2)\b.*")
 _EXPERT_NUMBER = re.compile(r"(?<=\bexperts\.)\d+(?=\.)")
 
 
@@ -73,6 +74,12 @@ def official_name(name: str) -> str | None:
     if number is not None:
         translated = translated.replace("#", number.group())
     return f"{stack}.{layer}.{translated}"
+
+
+def layer_of_stacked(name: str) -> str | None:
+    """The layer, such as "layers.3", whose experts this tensor holds side by side; None if it does not."""
+    match = _STACKED.fullmatch(name.removeprefix("model."))
+    return match.group(1) if match is not None else None
 
 
 def _official_module(module: str) -> str | None:

@@ -41,6 +41,13 @@ class Steps:
         return max(self.sizes, default=0) * (1 + self.drafts)
 
 
+def logit_rows(slots: int) -> int:
+    """Rows of logits that one computation of a prompt makes at most, beside `slots` requests: one each, or those of the
+    warm-up.
+    """
+    return max(slots, WARM_LOGITS)
+
+
 def workspace_bytes(
     config: ModelConfig, numerics: Numerics, split: Split, choices: Choices, tokens: int, context: int, *, chunked: bool
 ) -> int:
@@ -61,7 +68,7 @@ def prompt_bytes(
     if not tokens:
         return 0
     kept = workspace_bytes(config, numerics, split, choices, tokens, steps.context, chunked=True)
-    rows = min(tokens, max(slots, WARM_LOGITS))
+    rows = min(tokens, logit_rows(slots))
     return kept + 2 * tokens * config.hidden_size + _logits(config, split, rows) + _drafting(config, steps, tokens)
 
 

@@ -218,13 +218,14 @@ class Bridge:
             self._loop.call_soon_threadsafe(self._deliver, told)
 
     def _recover(self, llm: LLM, error: Exception, failures: int) -> None:
-        """A step failed as a whole: end the requests in it and go on, where that is safe."""
-        _LOG.error("a step failed; its %d requests end", len(self._known), exc_info=error)
+        """A step failed as a whole: tell the requests that it ended, and go on with the others where that is safe."""
+        ended = [request for request in self._known if request.finish_reason is not None]
+        ended = ended or list(self._known)  # it failed before it was known who is in it
+        _LOG.error("a step failed; %d of %d requests end", len(ended), len(self._known), exc_info=error)
         told: list[_Gain] = []
-        for request, (job, index) in list(self._known.items()):
+        for request in ended:
             llm.engine.abort(request)
-            told.append((job, index, Piece("", [], [], "error", time.perf_counter()), error))
-        self._known.clear()
+            told.append((*self._known.pop(request), Piece("", [], [], "error", time.perf_counter()), error))
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._deliver, told)
         # a card, or other ranks, may be in the middle of the step

@@ -11,7 +11,7 @@ from wellhead.formats import block_fp8
 from wellhead.ops.addends import Addends
 from wellhead.ops.linear.reference import round_input
 from wellhead.ops.moe import reference as moe
-from wellhead.ops.moe.api import PackedWeights
+from wellhead.ops.moe.packed import PackedWeights
 from wellhead.ops.moe.prefill_api import W4A16, Product
 from wellhead.ops.routing import reference as routing
 from wellhead.ops.routing.api import ExpertLists

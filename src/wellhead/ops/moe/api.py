@@ -11,7 +11,8 @@ from wellhead.ops.addends import Addends
 from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
 from wellhead.ops.moe.configs import Config, choose_config
-from wellhead.ops.moe.grouped import Grouped, PackedWeights, check_mxfp4, supports
+from wellhead.ops.moe.grouped import Grouped, check_mxfp4, supports
+from wellhead.ops.moe.packed import PackedWeights
 from wellhead.ops.norm_quant import api as norm_quant
 from wellhead.ops.norm_quant.api import NormQuant
 from wellhead.ops.routing.api import ExpertLists

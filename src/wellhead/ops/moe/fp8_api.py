@@ -8,8 +8,9 @@ import torch
 
 from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
-from wellhead.ops.moe.grouped import Grouped, PackedWeights, Tiles, refusal, workspaces
+from wellhead.ops.moe.grouped import Grouped, Tiles, refusal, workspaces
 from wellhead.ops.moe.grouped_configs import choose_fp8
+from wellhead.ops.moe.packed import PackedWeights
 from wellhead.ops.norm_quant.api import as_bytes
 from wellhead.ops.routing.api import ExpertLists
 

@@ -75,7 +75,7 @@ def make(tokens: int, d: int, m: int, experts: int, top_k: int, generator: Any, 
 def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     """The kernels over E4M3 experts."""
     from wellhead.ops.moe.fp8_api import plan
-    from wellhead.ops.moe.grouped import PackedWeights
+    from wellhead.ops.moe.packed import PackedWeights
 
     (tokens, d), top_k, experts = inputs["x"].shape, inputs["ids"].shape[1], inputs["w2"].shape[0]
     layer = plan(tokens, d, inputs["w13"].shape[1] // 2, experts, top_k, LIMIT, device=inputs["x"].device)

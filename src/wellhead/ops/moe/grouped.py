@@ -9,21 +9,8 @@ import torch
 from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
 from wellhead.ops.moe.configs import LEAST, UNIT, Config
+from wellhead.ops.moe.packed import PackedWeights
 from wellhead.ops.routing.api import ExpertLists
-
-
-@dataclass(frozen=True)
-class PackedWeights:
-    """Experts of this rank, w13 and s13 interleaved (`layout`: rows of weights, rows of scales).
-
-    MXFP4: w13 u8 [E, 2m, d/2], s13 u8 [E, 2m, d/32], w2 u8 [E, d, m/2], s2 u8 [E, d, m/32]. FP8: w13 E4M3 [E, 2m, d],
-    s13 [E, 2m/128, d/128], w2 E4M3 [E, d, m], s2 [E, d/128, m/128]; scales u8 UE8M0, or fp32.
-    """
-
-    w13: torch.Tensor
-    s13: torch.Tensor
-    w2: torch.Tensor
-    s2: torch.Tensor
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
 from wellhead.ops.moe import api
 from wellhead.ops.moe.configs import FEW_TOKENS
-from wellhead.ops.moe.grouped import Grouped, PackedWeights, Tiles, check_mxfp4, refusal, workspaces
+from wellhead.ops.moe.grouped import Grouped, Tiles, check_mxfp4, refusal, workspaces
 from wellhead.ops.moe.grouped_configs import choose_prefill
+from wellhead.ops.moe.packed import PackedWeights
 from wellhead.ops.routing.api import ExpertLists
 
 

@@ -82,7 +82,7 @@ def supports_many(sizes: Sizes) -> str | None:
 
 def prepare(name: str, inputs: Mapping[str, Any]) -> Callable[[], Any]:
     """The kernels for many tokens."""
-    from wellhead.ops.moe.api import PackedWeights
+    from wellhead.ops.moe.packed import PackedWeights
     from wellhead.ops.moe.prefill_api import PRODUCTS, plan_prefill
 
     product = PRODUCTS[name]

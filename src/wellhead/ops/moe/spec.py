@@ -104,7 +104,8 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
 
 def prepare_few(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     """The kernels for few tokens."""
-    from wellhead.ops.moe.api import PackedWeights, plan
+    from wellhead.ops.moe.api import plan
+    from wellhead.ops.moe.packed import PackedWeights
 
     (tokens, d), top_k, experts = inputs["x"].shape, inputs["ids"].shape[1], inputs["w2"].shape[0]
     layer = plan(tokens, d, inputs["w13"].shape[1] // 2, experts, top_k, LIMIT, device=inputs["x"].device)
