@@ -18,6 +18,15 @@ pytest.importorskip("triton")
 from wellhead.ops import registry
 from wellhead.testing.compile_column import Row, column, last_line, objections
 
+# What kernels read before they wait for the kernel in front: weights, a step's inputs, lists that older ones wrote
+EARLY = {
+    "bf16_gemv_kernel": {"w"}, "contract_kernel": {"base_ptr", "norm_ptr", "scale_ptr"},
+    "down_kernel": {"group_expert", "group_slots"}, "finish_kernel": {"base_ptr", "norm_ptr", "scale_ptr"},
+    "fp8_gemv_kernel": {"w", "w_scale"}, "grouped_gemv_kernel": {"w", "w_scale"},
+    "kv_store_kernel": {"freqs", "positions"}, "merge_kernel": {"freqs", "positions", "sink"},
+    "mixing_kernel": {"base_ptr", "scale_ptr"}, "norm_quant_kernel": {"weight"}, "project_kernel": {"fn_ptr"},
+    "rope_kernel": {"freqs", "positions"}, "round_query_kernel": {"freqs", "positions"}, "route": {"gate_ptr"},
+}  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 OPS = ROOT / "src" / "wellhead" / "ops"
 
@@ -55,6 +64,11 @@ def test_column(version: str, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(f"[compile tier: Triton {version}, {len(rows)} rows]", end=" ")
     assert not objections(rows), "\n".join(objections(rows))
+    early: dict[str, set[str]] = {}
+    for row in rows:
+        if row.early:
+            early.setdefault(row.kernel.split(":")[1], set()).update(row.early)
+    assert early == EARLY
 
 
 def jit_functions(folder: Path) -> Iterator[tuple[str, set[str]]]:
