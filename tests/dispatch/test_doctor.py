@@ -61,6 +61,8 @@ def test_features_that_a_process_is_told_to_do_without(
     monkeypatch.setenv("WELLHEAD_WITHOUT", "pld")
     with pytest.raises(ValueError, match=r"WELLHEAD_WITHOUT=pld: there is no 'pld', expected some of fp8_mma, .*, pdl"):
         capability.here()
+    (problem,) = doctor.examine().problems
+    assert problem.about == "environment" and "there is no 'pld'" in problem.what
 
 
 def test_fp8_on_both_numbers_by_triton_version() -> None:

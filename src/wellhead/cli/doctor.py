@@ -79,11 +79,14 @@ def examine(simulate: str | None = None, impls: Sequence[str] = (), model: str |
     """Look at this machine, or at a simulated card with this machine's libraries. ValueError for a bad `impls`."""
     answers = probing.ask(ASKED)
     report = Report([libraries.python(), *answers.libraries.values()], driver.query(), answers, simulate)
+    without: tuple[str, ...] = ()
     try:
-        environment.check()
+        without = environment.without(capability.ABILITIES)
     except ValueError as error:
         report.problems.append(Problem("environment", str(error), "rename or unset the variable"))
     doctor_machine.examine(report)
+    if simulate is None:
+        report.features = report.features.without(without, capability.TOLD)
     broken = [name for name, library in answers.libraries.items() if library.version is None]
     with _without(broken):
         uses: Mapping[str, Sequence[Sizes]] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from wellhead import environment
 from wellhead.cli.doctor_report import Problem, Report
 from wellhead.dispatch import capability, probing
 from wellhead.dispatch.capability import Card
@@ -28,8 +27,6 @@ def examine(report: Report) -> None:
         card, report.answers.of("triton").version,
         bool(report.answers.values.get(probing.INTERPRETER)) and report.simulate is None,
     )  # fmt: skip
-    if report.simulate is None:
-        report.features = report.features.without(environment.without(capability.ABILITIES), capability.TOLD)
     _architectures(report, facts, card)
     _links(report)
 
