@@ -43,7 +43,7 @@ def test_unasked_it_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("WELLHEAD_OPS", "mla,experts", r"no group 'experts'; there are mla, indexer, moe, mhc, linear, or all"),
+        ("WELLHEAD_OPS", "mla,experts", r"there is no 'experts', expected some of mla, indexer, moe, mhc, linear, all"),
         ("WELLHEAD_OP", "mla", "nearest is WELLHEAD_OPS"),
         ("WELLHEAD_ON_MISMATCH", "ignore", "expected stop or go-on"),
     ],
