@@ -85,6 +85,7 @@ def test_a_load_or_a_store_that_moved_up_is_noticed(monkeypatch: pytest.MonkeyPa
         assert complaints(compiled) == [said]
     monkeypatch.setattr(launch_order, "disassemble", lambda cubin: MACHINE.replace("LDG.E.64", "LDC.64"))
     assert complaints(compiled) == []
+    monkeypatch.setattr(launch_order, "disassemble", lambda cubin: MACHINE.replace("LDG.E", "LDC"))
     moved = PTX.replace("ld.global.b32 {%r1}, [%rd1];", "st.global.b32 [%rd1], {%r1};")
     (said,) = complaints(dataclasses.replace(compiled, ptx=moved))
     assert said == "the PTX's st.global.b32 [%rd1], {%r1} comes before it waits"

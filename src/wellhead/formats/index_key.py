@@ -33,7 +33,8 @@ def allocate_pages(
 def quantize_fp8(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """keys [..., 128] -> (float8_e4m3fn [..., 128], fp32 scale [...]); the key is divided by its scale."""
     wide = keys.float()
-    scale = wide.abs().amax(-1).clamp_min(AMAX_FLOOR) / e4m3.E4M3_MAX
+    amax = wide.abs().amax(-1).clamp_min(AMAX_FLOOR)
+    scale = amax / amax.new_full((), e4m3.E4M3_MAX)  # by a number, a card would multiply with its reciprocal
     return e4m3.cast(wide / scale.unsqueeze(-1)), scale
 
 
