@@ -38,7 +38,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         run()
         return 2.0
 
-    def profile(run: Any) -> list[list[Launch]]:
+    def profile(run: Any, prepare: Any) -> list[list[Launch]]:
+        prepare(0)
         names.clear()
         run()
         return [[Launch(name, 10.0 * at, 10.0 * at + 10) for at, name in enumerate(names)]]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from wellhead.model.config_file import load_config
 from wellhead.model.device_layout import DeviceLayout
@@ -31,6 +35,37 @@ def test_every_kernel_belongs_to_one_op() -> None:
     assert step_profile.op_of("peer_sum_kernel") == SUMS
     assert step_profile.op_of("void at::native::vectorized_elementwise_kernel") == OTHERS
     assert set(step_profile._kernels().values()) == {spec.name for spec in registry.specs()}
+
+
+def test_runs_are_prepared_and_copies_from_the_host_are_not_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run's inputs are loaded in front of it, inside what the profiler sees."""
+    card, host = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    seen: list[SimpleNamespace] = []
+
+    def event(name: str, device: object) -> None:
+        seen.append(SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(start=len(seen), end=99)))
+
+    @contextmanager
+    def profiler(**_: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(events=lambda: seen)
+
+    def prepare(number: int) -> None:
+        event("Memcpy HtoD (Pageable -> Device)", card)
+        event(f"aten::copy_ {number}", host)
+        prepared.append(number)
+
+    def run() -> None:
+        event(f"run {prepared[-1]}", card)
+        event("Memcpy DtoD (Device -> Device)", card)
+
+    prepared: list[int] = []
+    monkeypatch.setattr(torch.profiler, "profile", profiler)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    found = step_profile.profile(run, prepare)
+    assert prepared == [0, 1, 2, 3]
+    assert [[launch.name for launch in one] for one in found] == [
+        [f"run {number}", "Memcpy DtoD (Device -> Device)"] for number in prepared
+    ]
 
 
 def test_parts_add_up_and_what_hides_behind_another_has_none() -> None:

@@ -107,7 +107,8 @@ class StepBench:
                 drafting.append(_took(step.draft))
         _check(step.logits[: batch * each])
         distinct = fmean(chosen[WARM_UPS:])
-        measured = self._measured(times[WARM_UPS:], roof, mode, run, batch * each, batch, distinct)
+        prepare = functools.partial(self._load, step, batch)
+        measured = self._measured(times[WARM_UPS:], roof, mode, run, prepare, batch * each, batch, distinct)
         drafted = {"draft_ms": round(fmean(drafting[WARM_UPS:]), 4)} if drafting else {}
         record = measured.record | {"drafts": self.drafts} | drafted | self.memory() | self.sums
         return replace(measured, record=record, whole=self._whole(batch, batch * each, distinct))
@@ -152,11 +153,12 @@ class StepBench:
 
         times = [_took(run) for _ in range(WARM_UPS + PREFILLS)]
         _check(logits[0])
-        return self._measured(times[WARM_UPS:], roof, "prefill", run, tokens, 1, _distinct(ws.ids[:tokens]))
+        distinct = _distinct(ws.ids[:tokens])
+        return self._measured(times[WARM_UPS:], roof, "prefill", run, lambda _: None, tokens, 1, distinct)
 
     def _measured(
-        self, times: Sequence[float], roof: Roof, mode: str, run: Callable[[], None], tokens: int, requests: int,
-        distinct: float,
+        self, times: Sequence[float], roof: Roof, mode: str, run: Callable[[], None],
+        prepare: Callable[[int], object], tokens: int, requests: int, distinct: float,
     ) -> Measured:  # fmt: skip
         moved = step_bytes(
             self.model.weights, self.config, self.numerics, tokens=tokens, requests=requests, context=self.context,
@@ -171,7 +173,7 @@ class StepBench:
             "distinct_experts": round(distinct, 1), "tok_s": round(1e3 * tokens / took, 2),
             **origin(),
         }  # fmt: skip
-        return Measured(record, moved, run)
+        return Measured(record, moved, run, prepare)
 
     def _load(self, step: DecodeStep | SpeculativeStep, batch: int, number: int) -> list[Chunk]:
         """The inputs at one of the POSITIONS, the same whenever they are asked for."""

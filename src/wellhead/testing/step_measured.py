@@ -27,6 +27,7 @@ class Measured:
     record: dict[str, Any]
     bytes: Mapping[str, int]  # least bytes by op
     run: Callable[[], None]
+    prepare: Callable[[int], object]  # the inputs of one of several runs
     whole: Whole | None = None
 
     def profiled(self, *, launches: Sequence[Kind] = ()) -> dict[str, Any]:
@@ -34,7 +35,7 @@ class Measured:
         what all layers of the published model take and stream. With the kinds of the layers, also `timeline`, each
         kind's launches one behind the other.
         """
-        runs = profile(self.run)
+        runs = profile(self.run, self.prepare)
         ops = by_op(runs)
         parts = {
             op: {

@@ -12,6 +12,7 @@ import torch
 from wellhead.ops import peer_sum, registry
 
 SUMS, OTHERS = "sums over ranks", "torch"
+RUNS = 4  # of a step at consecutive positions: one of them ends a block of four, as in the mean of many
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,17 @@ class OpTime:
     us: float
 
 
-def profile(run: Callable[[], None], runs: int = 3) -> list[list[Launch]]:
-    """The launches of each of `runs` runs, in the order in which they began. A card is slower once it was profiled, for
-    the rest of the process: measure before.
+def profile(run: Callable[[], None], prepare: Callable[[int], object], runs: int = RUNS) -> list[list[Launch]]:
+    """The launches of each of `runs` runs, in the order in which they began, without the copies from the host that
+    `prepare` makes in front of each. A card is slower once it was profiled, for the rest of the process: measure first.
     """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profiler:
-        for _ in range(runs):
+        for number in range(runs):
+            prepare(number)
             run()
             torch.cuda.synchronize()
-    events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    on_card = (event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA)
+    events = [event for event in on_card if "HtoD" not in event.name]
     launches = sorted(
         (Launch(event.name, event.time_range.start, event.time_range.end) for event in events),
         key=lambda launch: launch.begin,
