@@ -37,35 +37,38 @@ def test_every_kernel_belongs_to_one_op() -> None:
     assert set(step_profile._kernels().values()) == {spec.name for spec in registry.specs()}
 
 
-def test_runs_are_prepared_and_copies_from_the_host_are_not_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each run's inputs are loaded in front of it, inside what the profiler sees."""
+def test_each_run_is_prepared_outside_of_what_is_profiled(monkeypatch: pytest.MonkeyPatch) -> None:
     card, host = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
     seen: list[SimpleNamespace] = []
+    prepared: list[int] = []
+    lost: list[int] = []
 
-    def event(name: str, device: object) -> None:
-        seen.append(SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(start=len(seen), end=99)))
+    def event(name: str, start: float, device: object = card) -> None:
+        seen.append(SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(start=start, end=9.0)))
 
     @contextmanager
     def profiler(**_: object) -> Iterator[SimpleNamespace]:
+        seen.clear()
         yield SimpleNamespace(events=lambda: seen)
 
     def prepare(number: int) -> None:
-        event("Memcpy HtoD (Pageable -> Device)", card)
-        event(f"aten::copy_ {number}", host)
+        event("copy", 0.0)
         prepared.append(number)
 
     def run() -> None:
-        event(f"run {prepared[-1]}", card)
-        event("Memcpy DtoD (Device -> Device)", card)
+        event("second", 2.0)
+        event("graph launch", 0.0, host)
+        if prepared[-1] not in lost:
+            event(f"first {prepared[-1]}", 1.0)
 
-    prepared: list[int] = []
     monkeypatch.setattr(torch.profiler, "profile", profiler)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     found = step_profile.profile(run, prepare)
     assert prepared == [0, 1, 2, 3]
-    assert [[launch.name for launch in one] for one in found] == [
-        [f"run {number}", "Memcpy DtoD (Device -> Device)"] for number in prepared
-    ]
+    assert [[launch.name for launch in one] for one in found] == [[f"first {n}", "second"] for n in prepared]
+    lost.append(2)
+    with pytest.raises(ValueError, match="2, 2, 1, 2 launches in 4 runs of one step; the profiler lost some"):
+        step_profile.profile(run, prepare)
 
 
 def test_parts_add_up_and_what_hides_behind_another_has_none() -> None:

@@ -1,4 +1,4 @@
-"""Weights of the launches to come, asked for while the present ones wait for each other instead of memory."""
+"""Weights of the launches to come, read while the present ones wait for each other instead of memory."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from wellhead.dispatch.capability import l2_bytes
 from wellhead.model.device_aside import Aside
 
 MOST_TOKENS = 4  # larger steps leave memory little to do: eight requests gained nothing (docs/log.md)
+MOST_BYTES = 12 << 20  # what comes before the first product waits for it; more would delay those in between
 
 
 class Ahead:
-    """`ahead(first, second, ..)`: L2 is asked for weights, in the order in which they will be read, beside what is
-    launched from here on. As many bytes as half of L2 holds, so that they are still there when they are read.
+    """`ahead(first, second, ..)`: weights come to L2, in the order in which they will be read, beside what is launched
+    from here on. No more than a quarter of L2, so that they are still there when they are read.
 
     Nothing on the CPU and for steps of more than MOST_TOKENS.
     """
 
     def __init__(self, device: torch.device, tokens: int):
         on = device.type == "cuda" and tokens <= MOST_TOKENS
-        self._budget = l2_bytes(device) // 2 if on else 0
+        self._budget = min(MOST_BYTES, l2_bytes(device) // 4) if on else 0
         self._aside = Aside(device)
 
     def __call__(self, *weights: torch.Tensor) -> None:

@@ -33,24 +33,23 @@ class OpTime:
 
 
 def profile(run: Callable[[], None], prepare: Callable[[int], object], runs: int = RUNS) -> list[list[Launch]]:
-    """The launches of each of `runs` runs, in the order in which they began, without the copies from the host that
-    `prepare` makes in front of each. A card is slower once it was profiled, for the rest of the process: measure first.
+    """The launches of each of `runs` runs, in the order in which they began; `prepare` comes in front of each. A card
+    is slower once it was profiled, for the rest of the process: measure before.
     """
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profiler:
-        for number in range(runs):
-            prepare(number)
+    found = []
+    for number in range(runs):
+        prepare(number)
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profiler:
             run()
             torch.cuda.synchronize()
-    on_card = (event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA)
-    events = [event for event in on_card if "HtoD" not in event.name]
-    launches = sorted(
-        (Launch(event.name, event.time_range.start, event.time_range.end) for event in events),
-        key=lambda launch: launch.begin,
-    )
-    each, left = divmod(len(launches), runs)
-    if left or not each:
-        raise ValueError(f"{len(launches)} launches in {runs} runs of one step; the profiler lost some")
-    return [launches[first : first + each] for first in range(0, len(launches), each)]
+        events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        launches = [Launch(event.name, event.time_range.start, event.time_range.end) for event in events]
+        found.append(sorted(launches, key=lambda launch: launch.begin))
+    if not found[0] or len({len(launches) for launches in found}) > 1:
+        counted = ", ".join(str(len(launches)) for launches in found)
+        raise ValueError(f"{counted} launches in {runs} runs of one step; the profiler lost some")
+    return found
 
 
 def moved(run: Sequence[Launch]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Weights asked for ahead: lines of L2 that a product finds there, fetched while nothing else reads memory."""
+"""Weights read ahead: a product finds them in L2, where they came while nothing else read memory."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-LINE, LINES = 256, 1024  # bytes that a request brings (on an H100 128 and 512 are no better); requests a program
+SECTOR = 32  # bytes that a load brings
+AT_ONCE, TURNS = 512, 8  # loads of a program: longer ones come too late, more of them hold up what the step waits for
 MOST = 3  # weights of one launch
 
 
 def prefetch(weights: Sequence[torch.Tensor], budget: int) -> None:
-    """Ask L2 for the first `budget` bytes of one to three contiguous weights, in their order."""
+    """Have the first `budget` bytes of one to three contiguous weights in L2, in their order."""
     from wellhead.ops.linear.prefetch_kernels import prefetch_kernel
 
     starts, sizes = [], []
@@ -21,4 +22,5 @@ def prefetch(weights: Sequence[torch.Tensor], budget: int) -> None:
         budget -= sizes[-1]
     starts += starts[:1] * (MOST - len(starts))
     sizes += [0] * (MOST - len(sizes))
-    prefetch_kernel[(-(-max(sizes) // (LINE * LINES)),)](*starts, *sizes, LINE=LINE, LINES=LINES, num_warps=4)
+    programs = -(-max(sizes) // (SECTOR * AT_ONCE * TURNS))
+    prefetch_kernel[(programs,)](*starts, *sizes, SECTOR=SECTOR, AT_ONCE=AT_ONCE, TURNS=TURNS, num_warps=4)

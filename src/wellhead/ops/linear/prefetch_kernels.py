@@ -1,23 +1,25 @@
-"""Weights asked for ahead: a launch that reads nothing."""
+"""Weights read ahead: a launch that keeps nothing of what it reads."""
 
 import triton
 import triton.language as tl
 
-from wellhead.ops.dependent_launch import ask
-
 
 @triton.jit
-def _ask(start, size, LINE: tl.constexpr, LINES: tl.constexpr):
-    """A request for each of this program's lines among `size` bytes; nothing is read, nothing waits."""
-    line = tl.program_id(0).to(tl.int64) * LINES
-    if line * LINE < size:
-        at = tl.minimum((line + tl.arange(0, LINES)) * LINE, size - 1)
-        ask(start + at)
+def _read(start, size, SECTOR: tl.constexpr, AT_ONCE: tl.constexpr, TURNS: tl.constexpr):
+    """A byte of each of this program's sectors among `size` bytes. Volatile: nobody uses it. Prefetch instructions
+    would gain half as much (docs/log.md).
+    """
+    for turn in tl.static_range(TURNS):
+        first = (tl.program_id(0).to(tl.int64) * TURNS + turn) * (AT_ONCE * SECTOR)
+        if first < size:
+            tl.load(start + tl.minimum(first + tl.arange(0, AT_ONCE) * SECTOR, size - 1), volatile=True)
 
 
 @triton.jit(do_not_specialize=["size0", "size1", "size2"])
-def prefetch_kernel(start0, start1, start2, size0, size1, size2, LINE: tl.constexpr, LINES: tl.constexpr):
-    """Every line of three ranges of bytes. Grid: programs enough for the longest."""
-    _ask(start0, size0, LINE, LINES)
-    _ask(start1, size1, LINE, LINES)
-    _ask(start2, size2, LINE, LINES)
+def prefetch_kernel(
+    start0, start1, start2, size0, size1, size2, SECTOR: tl.constexpr, AT_ONCE: tl.constexpr, TURNS: tl.constexpr
+):  # fmt: skip
+    """Every sector of three ranges of bytes. Grid: programs enough for the longest."""
+    _read(start0, size0, SECTOR, AT_ONCE, TURNS)
+    _read(start1, size1, SECTOR, AT_ONCE, TURNS)
+    _read(start2, size2, SECTOR, AT_ONCE, TURNS)

@@ -44,11 +44,11 @@ def builds() -> tuple[KernelBuild, ...]:
 
 
 def prefetch_build() -> KernelBuild:
-    """What asks L2 for a later product's weights."""
-    from wellhead.ops.linear.prefetch import LINE, LINES, MOST
+    """What brings a later product's weights to L2."""
+    from wellhead.ops.linear.prefetch import AT_ONCE, MOST, SECTOR, TURNS
     from wellhead.ops.linear.prefetch_kernels import prefetch_kernel
 
-    given = {"LINE": LINE, "LINES": LINES}
+    given = {"SECTOR": SECTOR, "AT_ONCE": AT_ONCE, "TURNS": TURNS}
     signature = {f"start{n}": "*u8" for n in range(MOST)} | {f"size{n}": "i32" for n in range(MOST)}
     return KernelBuild("prefetch", prefetch_kernel, {**signature, **dict.fromkeys(given, "constexpr")}, given)
 
