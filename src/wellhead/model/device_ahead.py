@@ -7,7 +7,6 @@ import torch
 from wellhead.dispatch.capability import l2_bytes
 from wellhead.model.device_aside import Aside
 
-MOST_TOKENS = 4  # larger steps leave memory little to do: eight requests gained nothing (docs/log.md)
 MOST_BYTES = 12 << 20  # what comes before the first product waits for it; more would delay those in between
 
 
@@ -15,11 +14,11 @@ class Ahead:
     """`ahead(first, second, ..)`: weights come to L2, in the order in which they will be read, beside what is launched
     from here on. No more than a quarter of L2, so that they are still there when they are read.
 
-    Nothing on the CPU and for steps of more than MOST_TOKENS.
+    Nothing on the CPU, and for steps of several tokens: those keep memory busy themselves, two lost 1 % (docs/log.md).
     """
 
     def __init__(self, device: torch.device, tokens: int):
-        on = device.type == "cuda" and tokens <= MOST_TOKENS
+        on = device.type == "cuda" and tokens == 1
         self._budget = min(MOST_BYTES, l2_bytes(device) // 4) if on else 0
         self._aside = Aside(device)
 
