@@ -12,7 +12,7 @@ from math import log2
 ROOF = 3161.8 / 3350
 """Share of the advertised bandwidth that a streaming read reaches (roof_gb_s of step.jsonl)."""
 
-DECODE = {(1, 4096): 0.603, (8, 4096): 0.6756, (64, 4096): 0.7586, (1, 131072): 0.5622}
+DECODE = {(1, 4096): 0.6104, (8, 4096): 0.6782, (64, 4096): 0.7629, (1, 131072): 0.5665}
 """(requests, context) -> share of the bandwidth bound that a captured decode step of all 43 layers of V4-Flash reached
 (`bench step`, whole_share of step.jsonl)."""
 
