@@ -17,7 +17,7 @@ import triton
 from wellhead.ops.addends import Addends
 from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
-from wellhead.ops.hyper_connection import configs, kernels
+from wellhead.ops.hyper_connection import configs, finish_kernels, kernels
 from wellhead.ops.hyper_connection.configs import CHANNELS, PRE_ROWS, STREAMS, TILE
 from wellhead.ops.norm_quant.api import Rounded, as_bytes
 
@@ -197,14 +197,14 @@ def _finish(
     eps = (plan.norm_eps, plan.hc_eps)
     if post_out is not None:
         if beside is None:
-            kernels.finish_kernel[(tokens, 2)](*contracted, post_out, comb_out, *eps, plan.iterations, **options)
+            finish_kernels.finish_kernel[(tokens, 2)](*contracted, post_out, comb_out, *eps, plan.iterations, **options)
             return
         with beside():
-            kernels.mixing_kernel[(tokens,)](
+            finish_kernels.mixing_kernel[(tokens,)](
                 plan.partial, site.base, site.scale, post_out, comb_out, *eps, plan.iterations,
                 **configs.mixing_constants(plan.d, m), num_warps=1, num_stages=2, **launch(),
             )  # fmt: skip
-    kernels.contract_kernel[(tokens,)](*contracted, *eps, **options)
+    finish_kernels.contract_kernel[(tokens,)](*contracted, *eps, **options)
 
 
 def _tokens(plan: Plan, streams: torch.Tensor) -> int:

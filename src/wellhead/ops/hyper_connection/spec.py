@@ -22,7 +22,7 @@ def builds() -> tuple[KernelBuild, ...]:
 
 
 def _builds(d: int) -> Iterator[KernelBuild]:
-    from wellhead.ops.hyper_connection import kernels
+    from wellhead.ops.hyper_connection import finish_kernels, kernels
 
     mma = dict.fromkeys(("sm80", "sm89", "sm90", "sm120", "sm121"), BF16_MMA)
     for name, m, mixes, places in (
@@ -53,14 +53,15 @@ def _builds(d: int) -> Iterator[KernelBuild]:
                 kinds[pointer] = kind
             else:
                 constants = {**constants, pointer: None}
-        yield _build(f"{name}[d={d}]", kernels.contract_kernel, kinds, constants, configs.contract_warps(d), 2, {})
+        warps = configs.contract_warps(d)
+        yield _build(f"{name}[d={d}]", finish_kernels.contract_kernel, kinds, constants, warps, 2, {})
         if m == PRE_ROWS:
             both = kinds | {"post_ptr": "*fp32", "comb_ptr": "*fp32", "iterations": "i32"}
             title = f"{name.replace('contract', 'finish')}[d={d}]"
-            yield _build(title, kernels.finish_kernel, both, constants, configs.contract_warps(d), 2, {})
+            yield _build(title, finish_kernels.finish_kernel, both, constants, warps, 2, {})
     kinds = dict.fromkeys(("partial_ptr", "base_ptr", "scale_ptr", "post_ptr", "comb_ptr"), "*fp32")
     kinds |= {"norm_eps": "fp32", "hc_eps": "fp32", "iterations": "i32"}
-    yield _build(f"mixing[d={d}]", kernels.mixing_kernel, kinds, configs.mixing_constants(d, PRE_ROWS), 1, 2, {})
+    yield _build(f"mixing[d={d}]", finish_kernels.mixing_kernel, kinds, configs.mixing_constants(d, PRE_ROWS), 1, 2, {})
     kinds = dict.fromkeys(("y_ptr", "streams_ptr", "out_ptr"), "*bf16")
     kinds |= {"post_ptr": "*fp32", "comb_ptr": "*fp32", "tokens": "i32"}
     yield _build(f"post[d={d}]", kernels.post_kernel, kinds, dict(configs.post_constants(d)), 4, 2, {})

@@ -131,7 +131,7 @@ class ExpertLists:
     block_expert: torch.Tensor
 
     def run(self, ids: torch.Tensor) -> None:
-        from wellhead.ops.routing.kernels import list_tokens
+        from wellhead.ops.routing.list_kernels import list_tokens
 
         expect("ids", ids, tuple(ids.shape), torch.int32)
         if ids.numel() > self.numel:

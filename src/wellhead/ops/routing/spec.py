@@ -16,7 +16,8 @@ _MMA = {arch: "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" for arch in 
 def builds() -> tuple[KernelBuild, ...]:
     from wellhead.ops.routing.api import CHOOSE_T, CHUNK, power_of_two
     from wellhead.ops.routing.configs import choose_config, wide_step
-    from wellhead.ops.routing.kernels import list_tokens, route, route_by_token
+    from wellhead.ops.routing.kernels import route, route_by_token
+    from wellhead.ops.routing.list_kernels import list_tokens
 
     out = {"ids_ptr": "*i32", "weights_ptr": "*fp32"}
     written = {"slots_ptr": "*i32", "block_expert_ptr": "*i32", "first_expert": "i32", "experts": "i32"}
