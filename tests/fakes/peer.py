@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from wellhead.ops.addends import Addends
 from wellhead.ops.peer_sum import PROGRAMS, PeerSum, place_words
 
+TOKENS = (1, 5)  # whose experts are added up on the way
 SIZES = (4096, 2, 514, 33_000, 4096)  # elements of one call after another: part of a tile, more than PROGRAMS tiles
 
 
@@ -28,6 +30,24 @@ def expected(call: int, world: int, size: int) -> torch.Tensor:
     return total.bfloat16()
 
 
+def addends(rank: int, tokens: int) -> Addends:
+    """A rank's experts of four, of ids that are everybody's, nobody's and nowhere."""
+    places, width = 6, 130
+    generator = torch.Generator().manual_seed(tokens)
+    ids = torch.randint(-1, 20, (tokens, places), generator=generator, dtype=torch.int32)
+    generator.manual_seed(77 + rank)
+    rows, last = (torch.randn(n, width, generator=generator).bfloat16() for n in (tokens * places, tokens))
+    return Addends(rows, ids, 4 * rank, 4, last)
+
+
+def expected_of_addends(world: int, tokens: int) -> torch.Tensor:
+    """Every rank's own sum, rounded, then as `expected`."""
+    total = addends(0, tokens).total().float()
+    for rank in range(1, world):
+        total = total + addends(rank, tokens).total().float()
+    return total.bfloat16()
+
+
 def main(rank: int, world: int, folder: Path) -> None:
     from wellhead.testing.interpreter import repair
 
@@ -41,7 +61,11 @@ def main(rank: int, world: int, folder: Path) -> None:
         found = part(call, rank, size)
         peer_sum.run(found)
         assert torch.equal(found.view(torch.int16), expected(call, world, size).view(torch.int16)), (call, size)
-    assert peer_sum.calls.tolist() == [len(SIZES)] * PROGRAMS
+    for tokens in TOKENS:
+        found = torch.full((tokens, 130), torch.nan, dtype=torch.bfloat16)
+        peer_sum.run(found, addends(rank, tokens))
+        assert torch.equal(found.view(torch.int16), expected_of_addends(world, tokens).view(torch.int16)), tokens
+    assert peer_sum.calls.tolist() == [len(SIZES) + len(TOKENS)] * PROGRAMS
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import Group
 from wellhead.model.split import Split
 from wellhead.model.stream import load_device_weights
+from wellhead.ops.addends import Addends
 from wellhead.ops.norm_quant import api as norm_quant
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,7 +32,7 @@ class Unsummed(Group):
     def __init__(self) -> None:
         self.rank, self.world = 1, 2
 
-    def reduce(self, partial: torch.Tensor) -> None:
+    def reduce(self, partial: torch.Tensor, addends: Addends | None = None) -> None:
         pass
 
     def gather(self, part: torch.Tensor) -> torch.Tensor:

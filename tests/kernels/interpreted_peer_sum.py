@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from fakes import peer
+from wellhead.model.device_reference.experts import Sums
 from wellhead.ops.peer_sum import PROGRAMS, WORLDS, PeerSum, limit, place_words
 
 ON_CARD = torch.cuda.is_available()
@@ -64,17 +66,28 @@ def streams_of_one_card(world: int) -> None:
         torch.cuda.synchronize()
         for rank, part, stream in zip(ranks, parts, streams, strict=True):
             with torch.cuda.stream(stream):
-                rank.run(part, PATIENCE)
+                rank.run(part, patience=PATIENCE)
         torch.cuda.synchronize()
         expected = peer.expected(call, world, size).view(torch.int16)
         for rank, part in enumerate(parts):
             assert torch.equal(part.cpu().view(torch.int16), expected), (call, size, rank)
+    for tokens in peer.TOKENS:
+        found = [torch.full((tokens, 130), torch.nan, dtype=torch.bfloat16, device=DEVICE) for _ in range(world)]
+        own = [peer.addends(rank, tokens) for rank in range(world)]
+        own = [replace(a, rows=a.rows.to(DEVICE), ids=a.ids.to(DEVICE), last=a.last.to(DEVICE)) for a in own]
+        for rank, part, of_it, stream in zip(ranks, found, own, streams, strict=True):
+            with torch.cuda.stream(stream):
+                rank.run(part, of_it, patience=PATIENCE)
+        torch.cuda.synchronize()
+        expected = peer.expected_of_addends(world, tokens).view(torch.int16)
+        for rank, part in enumerate(found):
+            assert torch.equal(part.cpu().view(torch.int16), expected), (tokens, rank)
 
 
 def test_a_rank_that_does_not_come_is_not_waited_for_with_patience() -> None:
     ranks = ranks_of_one_place(2)
     found = peer.part(0, 0, 4096).to(DEVICE)
-    ranks[0].run(found, 10)
+    ranks[0].run(found, patience=10)
     assert not torch.equal(found.cpu(), peer.expected(0, 2, 4096))
     assert ranks[0].calls.tolist() == [1] * PROGRAMS
 
@@ -87,3 +100,10 @@ def test_what_is_not_added_here() -> None:
         assert not alone.takes(other)
     with pytest.raises(ValueError, match=r"float32 \(4,\): expected contiguous bf16"):
         alone.run(fitting[:4].float())
+    later = peer.addends(0, 1)
+    total = torch.empty_like(later.last)
+    assert alone.takes(total, later) and not alone.takes(total, Sums(*vars(later).values()))  # torch adds these up
+    with pytest.raises(ValueError, match="addends in rows of bf16 too"):
+        alone.run(total, replace(later, rows=later.rows.float()))
+    with pytest.raises(ValueError, match="partial"):
+        alone.run(torch.empty(4, 130, dtype=torch.bfloat16), later)

@@ -121,15 +121,29 @@ def test_ranks_offer_memory_and_learn_where_the_others_is(monkeypatch: pytest.Mo
     assert connection.sum.calls.tolist() == [0] * PROGRAMS and not buffers[0].any()
 
 
+class Added:
+    """Addends that were added up into these."""
+
+    def __init__(self) -> None:
+        self.into: list[torch.Tensor] = []
+
+    def add_up(self, out: torch.Tensor) -> None:
+        self.into.append(out)
+
+
+LATER = Added()  # what the peers do not take
+
+
 class Counting:
     def __init__(self) -> None:
-        self.ran = 0
+        self.ran, self.addends = 0, None
 
-    def takes(self, partial: torch.Tensor) -> bool:
-        return partial.numel() <= 4
+    def takes(self, partial: torch.Tensor, addends: Any = None) -> bool:
+        return partial.numel() <= 4 and addends is not LATER
 
-    def run(self, partial: torch.Tensor) -> None:
+    def run(self, partial: torch.Tensor, addends: Any = None) -> None:
         self.ran += 1
+        self.addends = addends
 
 
 def test_small_tensors_go_one_way_and_others_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,10 +154,25 @@ def test_small_tensors_go_one_way_and_others_the_other(monkeypatch: pytest.Monke
     group.reduce(small)
     group.reduce(large)
     assert peers.ran == 1 and len(reduced) == 1 and reduced[0] is large
-    group.reduce(small, "nccl")
+    group.reduce(small, way="nccl")
     assert peers.ran == 1 and reduced[1] is small and group.ways == ("nccl", "one-shot")
     ALONE.reduce(large)
     assert len(reduced) == 2 and ALONE.sums == ("none", "one rank")
+
+
+def test_addends_are_added_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the peers on the way, in a launch of their own in front of NCCL, and without a sum by one rank."""
+    peers, reduced, addends = Counting(), [], Added()
+    monkeypatch.setattr(torch.distributed, "all_reduce", reduced.append)
+    group = Group(0, 2, "words", peers=peers, sums=("one-shot", "why"))  # type: ignore[arg-type]
+    small, large = torch.zeros(4), torch.zeros(5)
+    group.reduce(small, addends)  # type: ignore[arg-type]
+    assert peers.addends is addends and not addends.into and not reduced
+    group.reduce(large, addends)  # type: ignore[arg-type]
+    group.reduce(small, LATER)  # type: ignore[arg-type]
+    ALONE.reduce(small, addends)  # type: ignore[arg-type]
+    assert peers.ran == 1 and [into is large for into in addends.into] == [True, False] and LATER.into[0] is small
+    assert [total is large for total in reduced] == [True, False]
 
 
 @pytest.mark.parametrize(

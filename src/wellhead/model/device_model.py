@@ -105,8 +105,7 @@ class DeviceModel:
             if not last:
                 ws.ahead(*device_layers.first_of_attention(layers[index + 1].attention))
             if last or not alone:  # otherwise the hyper-connection adds up what it reads
-                found.add_up(y)
-                self._reduce(y)
+                self._reduce(y, found)
             if last:
                 hyper_connection.post(*mixing, streams)
             else:

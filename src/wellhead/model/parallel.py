@@ -7,10 +7,10 @@ long as nobody asks anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from wellhead.model import sums as ways
 from wellhead.model.split import Split
 
 if TYPE_CHECKING:
+    from wellhead.ops.addends import Addends
     from wellhead.ops.peer_sum import PeerSum
 
 IDLE = timedelta(days=365)
@@ -82,13 +83,16 @@ class Group:
         """The ways of adding that `reduce` can be told to take: those that are connected."""
         return ("nccl", "one-shot") if self._peers is not None else (self.sums[0],)
 
-    def reduce(self, partial: torch.Tensor, way: str | None = None) -> None:
-        """Add up contiguous tensors of one shape over the ranks, in place; every rank gets the same bits. way: that one
-        of `ways`, to measure it.
+    def reduce(self, partial: torch.Tensor, addends: Addends | None = None, *, way: str | None = None) -> None:
+        """Add up contiguous tensors of one shape over the ranks, in place; every rank gets the same bits. With addends
+        their sum, rounded, is this rank's part, also of one rank alone. way: that one of `ways`, to measure it.
         """
-        if self._peers is not None and way != "nccl" and (way is not None or self._peers.takes(partial)):
-            self._peers.run(partial)
-        elif self.world > 1:
+        if self._peers is not None and way != "nccl" and (way is not None or self._peers.takes(partial, addends)):
+            self._peers.run(partial, addends)
+            return
+        if addends is not None:
+            addends.add_up(partial)
+        if self.world > 1:
             with _naming(self._lost):
                 dist.all_reduce(partial)
 
@@ -149,4 +153,9 @@ def _naming(what: str) -> Iterator[None]:
 
 ALONE = Group()
 WHOLE = Split()
-Reduce = Callable[[torch.Tensor], None]
+
+
+class Reduce(Protocol):
+    """`Group.reduce` as models call it."""
+
+    def __call__(self, partial: torch.Tensor, addends: Addends | None = None) -> None: ...

@@ -89,7 +89,7 @@ class Connection:
         for part in parts[1:]:
             total = total + part.float()
         found = parts[self.rank].to(self.device)
-        self.sum.run(found, PATIENCE)
+        self.sum.run(found, patience=PATIENCE)
         wrong = int((found.cpu() != total.bfloat16()).sum())
         return f"a trial sum came out wrong in {wrong} of {TRIAL} numbers" if wrong else None
 

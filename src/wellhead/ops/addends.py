@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -24,6 +25,7 @@ class Addends:
     first: int
     count: int
     last: torch.Tensor
+    by_kernel: ClassVar[bool] = True
 
     def check(self) -> None:
         """ValueError unless the shapes fit each other."""

@@ -1,7 +1,8 @@
 """The kernel of sums over ranks through memory that all their cards can write.
 
 Every rank pushes its part, with the number of the call beside each four bytes, into its place on every card, waits
-until all parts of the call have come, and adds them in the order of the ranks in fp32. Eight bytes are stored at once,
+until all parts of the call have come, and adds them in the order of the ranks in fp32. A part may be a sum itself
+(`ops.addends`), taken here and rounded before it is pushed. Eight bytes are stored at once,
 so a number that came says that its data came: no fence, no remote atomic (PCIe has none), nothing to reset. Places are
 used in turn: who begins call c + 2 has all parts of c + 1, whose senders had ended call c.
 """
@@ -33,13 +34,36 @@ def _pair(low, high):
     return (low.to(tl.uint32) | (high.to(tl.uint32) << 16)).to(tl.int32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["rank", "words", "patience"])
+@triton.jit
+def _halves(pair):
+    """The two bf16 of an int32 in fp32."""
+    pair = pair.to(tl.uint32, bitcast=True)
+    return (pair << 16).to(tl.float32, bitcast=True), (pair & 0xFFFF0000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _added_up(rows, ids, last, at, inside, EXPERT, COUNT, WIDTH: tl.constexpr, ADDENDS: tl.constexpr):
+    """int32 words `at` of the sum of `addends.Addends`; rows and last are int32 too, WIDTH of them a row."""
+    token, word = at // WIDTH, at % WIDTH
+    low, high = tl.zeros(at.shape, tl.float32), tl.zeros(at.shape, tl.float32)
+    for each in tl.static_range(ADDENDS):
+        one = tl.load(ids + token * ADDENDS + each, mask=inside, other=-1)
+        mine = inside & (one >= EXPERT) & (one < EXPERT + COUNT)
+        even, odd = _halves(tl.load(rows + (token * ADDENDS + each) * WIDTH + word, mask=mine, other=0))
+        low, high = low + even, high + odd
+    even, odd = _halves(tl.load(last + at, mask=inside, other=0))
+    return _pair(low + even, high + odd)
+
+
+@triton.jit(do_not_specialize=["expert", "count", "rank", "words", "patience"])
 def peer_sum_kernel(
-    partial, places, calls, rank, words, patience,
-    SLOT: tl.constexpr, WORLD: tl.constexpr, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr, PDL: tl.constexpr,
+    partial, rows, ids, last, expert, count, places, calls, rank, words, patience,
+    SLOT: tl.constexpr, WORLD: tl.constexpr, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr, WIDTH: tl.constexpr,
+    ADDENDS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """partial: int32 [words], two bf16 each, in place. places int64 [WORLD]: every card's int64 [2, WORLD, SLOT] as
-    this process addresses it. calls int32 [PROGRAMS]: the calls so far. patience: looks at what has not come, -1 all.
+    """partial: int32 [words], two bf16 each, in place; with ADDENDS the part is that of `_added_up`, and partial is
+    written only. places int64 [WORLD]: every card's int64 [2, WORLD, SLOT] as this process addresses it. calls int32
+    [PROGRAMS]: the calls so far. patience: looks at what has not come, -1 all.
     """
     after_producers(PDL)
     program, programs = tl.program_id(0), tl.num_programs(0)
@@ -48,8 +72,11 @@ def peer_sum_kernel(
     column, sender = tl.arange(0, BLOCK), tl.arange(0, WORLD)[:, None]
     for first in range(program * BLOCK, words, programs * BLOCK):
         at, inside = first + column, first + column < words
-        own = tl.load(partial + at, mask=inside, other=0).to(tl.uint32, bitcast=True).to(tl.int64)
-        word = own | (call.to(tl.int64) << 32)
+        if ADDENDS > 0:
+            own = _added_up(rows, ids, last, at, inside, expert, count, WIDTH, ADDENDS)
+        else:
+            own = tl.load(partial + at, mask=inside, other=0)
+        word = own.to(tl.uint32, bitcast=True).to(tl.int64) | (call.to(tl.int64) << 32)
         for peer in tl.static_range(WORLD):
             place = tl.load(places + peer).to(tl.pointer_type(tl.int64))
             _push(place + turn + rank * SLOT + at, word, inside)
@@ -64,9 +91,7 @@ def peer_sum_kernel(
             left -= (patience > 0).to(tl.int32)
         low, high = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
         for peer in tl.static_range(WORLD):
-            part = tl.load(came + peer * SLOT + at, mask=inside, other=0, volatile=True).to(tl.uint32)
-            even = (part << 16).to(tl.float32, bitcast=True)
-            odd = (part & 0xFFFF0000).to(tl.float32, bitcast=True)
+            even, odd = _halves(tl.load(came + peer * SLOT + at, mask=inside, other=0, volatile=True).to(tl.int32))
             if peer == 0:
                 low, high = even, odd
             else:

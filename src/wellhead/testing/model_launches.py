@@ -31,6 +31,7 @@ from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
 from wellhead.model.state import pages_for
 from wellhead.ops import card as asked
+from wellhead.ops.addends import Addends
 from wellhead.testing.compile_column import Row, compile_row
 
 DRAFTS = 3
@@ -103,7 +104,11 @@ def meta_model(config: ModelConfig, split: Split, *, with_mtp: bool = False) -> 
     def gather(part: torch.Tensor) -> torch.Tensor:
         return part.new_empty(part.shape[0], config.vocab_size)
 
-    return DeviceModel(weights, config, Numerics.named("checkpoint"), reduce=lambda _: None, gather=gather)
+    def reduce(partial: torch.Tensor, addends: Addends | None = None) -> None:
+        if addends is not None:
+            addends.add_up(partial)
+
+    return DeviceModel(weights, config, Numerics.named("checkpoint"), reduce=reduce, gather=gather)
 
 
 def launches(

@@ -23,6 +23,6 @@ def sum_times(group: Group, device: torch.device) -> dict[str, Any]:
         found[key] = {}
         for way in group.ways:
             group.barrier()
-            runs = [functools.partial(group.reduce, part, way) for part in parts]
+            runs = [functools.partial(group.reduce, part, way=way) for part in parts]
             found[key][way] = round(timing.times(runs).median, 2)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import ClassVar
 
 import torch
 
@@ -86,6 +87,8 @@ class Routings:
 @dataclass(frozen=True)
 class Sums(Addends):
     """Addends that are added up in torch."""
+
+    by_kernel: ClassVar[bool] = False
 
     def add_up(self, out: torch.Tensor) -> None:
         out.copy_(self.total())
