@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from wellhead.model import sums
 from wellhead.ops.addends import Addends
 from wellhead.ops.peer_sum import PROGRAMS, PeerSum, place_words
 
@@ -66,6 +67,9 @@ def main(rank: int, world: int, folder: Path) -> None:
         peer_sum.run(found, addends(rank, tokens))
         assert torch.equal(found.view(torch.int16), expected_of_addends(world, tokens).view(torch.int16)), tokens
     assert peer_sum.calls.tolist() == [len(SIZES) + len(TOKENS)] * PROGRAMS
+    connection = sums.Connection(rank, world, torch.device("cpu"), lambda word: [word])
+    connection.sum = peer_sum
+    assert connection.trial() is None
 
 
 if __name__ == "__main__":

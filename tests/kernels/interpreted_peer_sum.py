@@ -6,6 +6,7 @@ tests/kernels/test_sums_on_cards.py has a card for each rank.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from fakes import peer
+from wellhead.model import sums
 from wellhead.model.device_reference.experts import Sums
 from wellhead.ops.peer_sum import PROGRAMS, WORLDS, PeerSum, limit, place_words
 
@@ -90,6 +92,19 @@ def test_a_rank_that_does_not_come_is_not_waited_for_with_patience() -> None:
     ranks[0].run(found, patience=10)
     assert not torch.equal(found.cpu(), peer.expected(0, 2, 4096))
     assert ranks[0].calls.tolist() == [1] * PROGRAMS
+
+
+def test_a_trial_tells_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a rank whose parts do not come."""
+    monkeypatch.setattr(sums, "PATIENCE", 10)
+    connection = sums.Connection(0, 2, torch.device(DEVICE), lambda word: [word])
+    connection.sum = ranks_of_one_place(2)[0]
+    if not ON_CARD:
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    connection.compile()
+    assert connection.sum.calls.tolist() == [2] * PROGRAMS
+    said = connection.trial()
+    assert said is not None and re.fullmatch(r"trial sums came out wrong in \d{4} of 8192 numbers", said)
 
 
 def test_what_is_not_added_here() -> None:

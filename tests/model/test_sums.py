@@ -73,7 +73,7 @@ def test_auto_takes_one_shot_where_it_has_answered_and_every_rank_can() -> None:
         ("connect", RuntimeError("CUDA driver error: bad\nmore"), "rank 0: RuntimeError: CUDA driver error: bad"),
         ("offer", ImportError("no symmetric memory"), "rank 0: ImportError: no symmetric memory"),
         ("compile", CompilerError("no sm_90a\nmore"), "rank 0: CompilerError: no sm_90a"),
-        ("trial", "a trial sum came out wrong in 3 of 4096 numbers", "rank 0: a trial sum came out wrong in 3"),
+        ("trial", "trial sums came out wrong in 3 of 8192 numbers", "rank 0: trial sums came out wrong in 3"),
     ],
 )
 def test_what_stops_one_rank_is_the_reason(step: str, how: object, why: str) -> None:

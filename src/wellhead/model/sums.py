@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
+
+from wellhead.ops.addends import Addends
 
 if TYPE_CHECKING:
     from wellhead.ops.peer_sum import PeerSum
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 Asked = Literal["auto", "nccl", "one-shot"]
 ASKED: tuple[Asked, ...] = ("auto", "nccl", "one-shot")
 PATIENCE = 20_000_000  # looks at a part that does not come, some seconds: the trial alone gives up
-TRIAL = 4096  # numbers added
+TRIAL = (32, 6, 128)  # tokens, addends of each, channels
 PROVEN = 2  # ranks with which an engine has answered over one-shot sums (docs/log.md)
 
 Everyone = Callable[[object], Sequence[object]]
@@ -75,23 +78,46 @@ class Connection:
         self.sum = PeerSum(self.rank, places, calls, (self._own, handle, every))
 
     def compile(self) -> None:
-        """A call that adds nothing, so that the trial's patience is not spent on compiling."""
+        """Calls that add nothing, so that the trial's patience is not spent on compiling."""
         assert self.sum is not None
-        self.sum.run(torch.empty(0, dtype=torch.bfloat16, device=self.device))
+        nothing = replace_rows(trial_parts(1)[0], lambda x: x[:0].to(self.device))
+        self.sum.run(torch.empty_like(nothing.last))
+        self.sum.run(torch.empty_like(nothing.last), nothing)
         torch.cuda.synchronize(self.device)
 
     def trial(self) -> str | None:
-        """A sum whose result is known; memory that a bridge or IOMMU loses shows here."""
+        """Sums whose result is known, of parts as they are and added up on the way; memory that a bridge or IOMMU loses
+        shows here.
+        """
         assert self.sum is not None
-        generator = torch.Generator().manual_seed(0)
-        parts = torch.randn(self.world, TRIAL, generator=generator).bfloat16()
-        total = parts[0].float()
-        for part in parts[1:]:
-            total = total + part.float()
-        found = parts[self.rank].to(self.device)
+        parts = trial_parts(self.world)
+        totals = [part.total() for part in parts]
+        expected = totals[0].float()
+        for total in totals[1:]:
+            expected = expected + total.float()
+        own = replace_rows(parts[self.rank], lambda x: x.to(self.device))
+        found, added = totals[self.rank].to(self.device), torch.empty_like(own.last)
         self.sum.run(found, patience=PATIENCE)
-        wrong = int((found.cpu() != total.bfloat16()).sum())
-        return f"a trial sum came out wrong in {wrong} of {TRIAL} numbers" if wrong else None
+        self.sum.run(added, own, patience=PATIENCE)
+        wrong = int(sum((each.cpu() != expected.bfloat16()).sum() for each in (found, added)))
+        return f"trial sums came out wrong in {wrong} of {2 * found.numel()} numbers" if wrong else None
+
+
+def trial_parts(world: int) -> list[Addends]:
+    """Every rank's part of the trial, the same drawn by all: experts that are its own, another's and nobody's."""
+    tokens, places, width = TRIAL
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(-1, 4 * world, (tokens, places), generator=generator, dtype=torch.int32)
+
+    def drawn(rows: int) -> torch.Tensor:
+        return torch.randn(rows, width, generator=generator).bfloat16()
+
+    return [Addends(drawn(tokens * places), ids, 4 * rank, 4, drawn(tokens)) for rank in range(world)]
+
+
+def replace_rows(part: Addends, to: Callable[[torch.Tensor], torch.Tensor]) -> Addends:
+    """The same part of other tensors."""
+    return replace(part, rows=to(part.rows), ids=to(part.ids), last=to(part.last))
 
 
 def check(asked: str, world: int, device_type: str) -> None:
