@@ -11,7 +11,9 @@ import sys
 import torch
 import torch.distributed as dist
 
+from fakes import peer
 from wellhead.model.parallel import Group
+from wellhead.model.sums import replace_rows
 from wellhead.ops.peer_sum import limit
 
 SIZES = (8 << 10, 14 << 10, 64 << 10, 256 << 10, 1 << 20)  # bytes; 14 KB are a row of V4-Pro
@@ -69,6 +71,24 @@ def check(group: Group, size: int, device: torch.device) -> int:
     return int(wrong) + (not same_bits(work, group.world))
 
 
+def added_on_the_way(group: Group, device: torch.device) -> int:
+    """Wrong numbers of sums whose parts are sums themselves, launched and replayed."""
+    wrong = torch.zeros((), dtype=torch.int64, device=device)
+    for tokens in peer.TOKENS:
+        own = replace_rows(peer.addends(group.rank, tokens), lambda x: x.to(device))
+        expected = peer.expected_of_addends(group.world, tokens).to(device).view(torch.int16)
+        found, graph = torch.empty_like(own.last), torch.cuda.CUDAGraph()
+        group.reduce(found, own)
+        wrong += (found.view(torch.int16) != expected).sum()
+        with torch.cuda.graph(graph):
+            group.reduce(found, own)
+        for _ in range(INPUTS):
+            found.zero_()
+            graph.replay()
+            wrong += (found.view(torch.int16) != expected).sum()
+    return int(wrong)
+
+
 def main(rank: int, world: int, rendezvous: str) -> None:
     device = torch.device("cuda", rank)
     group = Group.join(rendezvous, rank, world, device, "one-shot")
@@ -78,6 +98,7 @@ def main(rank: int, world: int, rendezvous: str) -> None:
     group.reduce(beyond)
     assert same_bits(beyond, world), "over NCCL"
     assert not any(found.values()), f"rank {rank}: wrong numbers by bytes: {found}"
+    assert not (wrong := added_on_the_way(group, device)), f"rank {rank}: {wrong} wrong numbers of experts' sums"
     group.close()
 
 
