@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
+from wellhead.cli import options
+
 
 @dataclass
 class FakeCompletion:
@@ -76,3 +80,15 @@ class FakeLLM:
 
     def describe(self) -> list[tuple[str, str]]:
         return self.paths
+
+
+def use(monkeypatch: pytest.MonkeyPatch, llm: FakeLLM, models: list[str | None] | None = None) -> FakeLLM:
+    """Commands load this one; `models` takes the names that they asked for."""
+
+    def load(model: str | None, args: object = None, **more: object) -> FakeLLM:
+        if models is not None:
+            models.append(model)
+        return llm
+
+    monkeypatch.setattr(options, "load", load)
+    return llm

@@ -6,6 +6,7 @@ python peer.py RANK WORLD FOLDER
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -23,12 +24,17 @@ def part(call: int, rank: int, size: int) -> torch.Tensor:
     return torch.randn(size, generator=generator).bfloat16() * 2.0**rank
 
 
-def expected(call: int, world: int, size: int) -> torch.Tensor:
-    """fp32 in the order of the ranks, rounded once."""
-    total = part(call, 0, size).float()
-    for rank in range(1, world):
-        total = total + part(call, rank, size).float()
+def in_order(ranks: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Their sum: fp32 in the order of the ranks, rounded once."""
+    first, *others = ranks
+    total = first.float()
+    for other in others:
+        total = total + other.float()
     return total.bfloat16()
+
+
+def expected(call: int, world: int, size: int) -> torch.Tensor:
+    return in_order(part(call, rank, size) for rank in range(world))
 
 
 def addends(rank: int, tokens: int) -> Addends:
@@ -42,11 +48,8 @@ def addends(rank: int, tokens: int) -> Addends:
 
 
 def expected_of_addends(world: int, tokens: int) -> torch.Tensor:
-    """Every rank's own sum, rounded, then as `expected`."""
-    total = addends(0, tokens).total().float()
-    for rank in range(1, world):
-        total = total + addends(rank, tokens).total().float()
-    return total.bfloat16()
+    """Of every rank's own sum, rounded."""
+    return in_order(addends(rank, tokens).total() for rank in range(world))
 
 
 def main(rank: int, world: int, folder: Path) -> None:

@@ -13,7 +13,6 @@ import torch.distributed as dist
 
 from fakes import peer
 from wellhead.model.parallel import Group
-from wellhead.model.sums import replace_rows
 from wellhead.ops.peer_sum import limit
 
 SIZES = (8 << 10, 14 << 10, 64 << 10, 256 << 10, 1 << 20)  # bytes; 14 KB are a row of V4-Pro
@@ -27,13 +26,6 @@ def parts(size: int, world: int, number: int, device: torch.device) -> torch.Ten
     return (torch.randn(world, size // 2, generator=generator, device=device) * scale).bfloat16()
 
 
-def added(ranks: torch.Tensor) -> torch.Tensor:
-    total = ranks[0].float()
-    for part in ranks[1:]:
-        total = total + part.float()
-    return total.bfloat16()
-
-
 def same_bits(tensor: torch.Tensor, world: int) -> bool:
     """Whether every rank holds these bits."""
     others = [torch.empty_like(tensor) for _ in range(world)]
@@ -44,7 +36,7 @@ def same_bits(tensor: torch.Tensor, world: int) -> bool:
 def check(group: Group, size: int, device: torch.device) -> int:
     """Wrong numbers of all replays of one size; every graph has three sums, so that places change their turn."""
     inputs = [parts(size, group.world, number, device) for number in range(INPUTS)]
-    expected = [added(ranks) for ranks in inputs]
+    expected = [peer.in_order(ranks) for ranks in inputs]
     work, small = torch.empty_like(expected[0]), torch.zeros(64, dtype=torch.bfloat16, device=device)
     wrong = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -75,7 +67,7 @@ def added_on_the_way(group: Group, device: torch.device) -> int:
     """Wrong numbers of sums whose parts are sums themselves, launched and replayed."""
     wrong = torch.zeros((), dtype=torch.int64, device=device)
     for tokens in peer.TOKENS:
-        own = replace_rows(peer.addends(group.rank, tokens), lambda x: x.to(device))
+        own = peer.addends(group.rank, tokens).to(device)
         expected = peer.expected_of_addends(group.world, tokens).to(device).view(torch.int16)
         found, graph = torch.empty_like(own.last), torch.cuda.CUDAGraph()
         group.reduce(found, own)

@@ -75,8 +75,7 @@ def streams_of_one_card(world: int) -> None:
             assert torch.equal(part.cpu().view(torch.int16), expected), (call, size, rank)
     for tokens in peer.TOKENS:
         found = [torch.full((tokens, 130), torch.nan, dtype=torch.bfloat16, device=DEVICE) for _ in range(world)]
-        own = [peer.addends(rank, tokens) for rank in range(world)]
-        own = [replace(a, rows=a.rows.to(DEVICE), ids=a.ids.to(DEVICE), last=a.last.to(DEVICE)) for a in own]
+        own = [peer.addends(rank, tokens).to(DEVICE) for rank in range(world)]
         for rank, part, of_it, stream in zip(ranks, found, own, streams, strict=True):
             with torch.cuda.stream(stream):
                 rank.run(part, of_it, patience=PATIENCE)
@@ -115,10 +114,10 @@ def test_what_is_not_added_here() -> None:
         assert not alone.takes(other)
     with pytest.raises(ValueError, match=r"float32 \(4,\): expected contiguous bf16"):
         alone.run(fitting[:4].float())
-    later = peer.addends(0, 1)
+    later = peer.addends(0, 1).to(DEVICE)
     total = torch.empty_like(later.last)
     assert alone.takes(total, later) and not alone.takes(total, Sums(*vars(later).values()))  # torch adds these up
     with pytest.raises(ValueError, match="addends in rows of bf16 too"):
         alone.run(total, replace(later, rows=later.rows.float()))
     with pytest.raises(ValueError, match="partial"):
-        alone.run(torch.empty(4, 130, dtype=torch.bfloat16), later)
+        alone.run(total.new_empty(4, 130), later)

@@ -7,7 +7,7 @@ import torch
 from wellhead.dispatch.capability import l2_bytes
 from wellhead.model.device_aside import Aside
 
-MOST_BYTES = 12 << 20  # what comes before the first product waits for it; more would delay those in between
+MOST_BYTES = 12 << 20  # what memory brings while a hyper-connection runs; more would hold that up (docs/log.md)
 
 
 class Ahead:

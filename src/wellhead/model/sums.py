@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 Asked = Literal["auto", "nccl", "one-shot"]
 ASKED: tuple[Asked, ...] = ("auto", "nccl", "one-shot")
 PATIENCE = 20_000_000  # looks at a part that does not come, some seconds: the trial alone gives up
-TRIAL = (32, 6, 128)  # tokens, addends of each, channels
 PROVEN = 2  # ranks with which an engine has answered over one-shot sums (docs/log.md)
 
 Everyone = Callable[[object], Sequence[object]]
@@ -80,7 +78,7 @@ class Connection:
     def compile(self) -> None:
         """Calls that add nothing, so that the trial's patience is not spent on compiling."""
         assert self.sum is not None
-        nothing = replace_rows(trial_parts(1)[0], lambda x: x[:0].to(self.device))
+        nothing = _trial_parts(1, tokens=0)[0].to(self.device)
         self.sum.run(torch.empty_like(nothing.last))
         self.sum.run(torch.empty_like(nothing.last), nothing)
         torch.cuda.synchronize(self.device)
@@ -90,12 +88,12 @@ class Connection:
         shows here.
         """
         assert self.sum is not None
-        parts = trial_parts(self.world)
+        parts = _trial_parts(self.world)
         totals = [part.total() for part in parts]
         expected = totals[0].float()
         for total in totals[1:]:
             expected = expected + total.float()
-        own = replace_rows(parts[self.rank], lambda x: x.to(self.device))
+        own = parts[self.rank].to(self.device)
         found, added = totals[self.rank].to(self.device), torch.empty_like(own.last)
         self.sum.run(found, patience=PATIENCE)
         self.sum.run(added, own, patience=PATIENCE)
@@ -103,9 +101,9 @@ class Connection:
         return f"trial sums came out wrong in {wrong} of {2 * found.numel()} numbers" if wrong else None
 
 
-def trial_parts(world: int) -> list[Addends]:
+def _trial_parts(world: int, tokens: int = 32) -> list[Addends]:
     """Every rank's part of the trial, the same drawn by all: experts that are its own, another's and nobody's."""
-    tokens, places, width = TRIAL
+    places, width = 6, 128
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(-1, 4 * world, (tokens, places), generator=generator, dtype=torch.int32)
 
@@ -113,11 +111,6 @@ def trial_parts(world: int) -> list[Addends]:
         return torch.randn(rows, width, generator=generator).bfloat16()
 
     return [Addends(drawn(tokens * places), ids, 4 * rank, 4, drawn(tokens)) for rank in range(world)]
-
-
-def replace_rows(part: Addends, to: Callable[[torch.Tensor], torch.Tensor]) -> Addends:
-    """The same part of other tensors."""
-    return replace(part, rows=to(part.rows), ids=to(part.ids), last=to(part.last))
 
 
 def check(asked: str, world: int, device_type: str) -> None:

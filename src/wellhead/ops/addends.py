@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -18,6 +18,7 @@ class Addends:
     """y[t] = bf16(sum over k of rows[t K + k] where first <= ids[t, k] < first + count, + last[t]), in order in fp32.
 
     rows bf16 or fp32 [T K, d], ids i32 [T, K], last bf16 [T, d]. A row whose id is outside, -1 included, is not read.
+    `by_kernel`: another launch may add them up on its way, instead of `add_up`.
     """
 
     rows: torch.Tensor
@@ -33,6 +34,10 @@ class Addends:
         expect("ids", self.ids, (tokens, self.ids.shape[-1]), torch.int32)
         expect("rows", self.rows, (self.ids.numel(), d), torch.bfloat16, torch.float32)
         expect("last", self.last, (tokens, d), torch.bfloat16)
+
+    def to(self, device: torch.device | str) -> Addends:
+        """The same on a device."""
+        return replace(self, rows=self.rows.to(device), ids=self.ids.to(device), last=self.last.to(device))
 
     def total(self) -> torch.Tensor:
         """y, in torch."""

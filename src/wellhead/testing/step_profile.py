@@ -32,12 +32,12 @@ class OpTime:
     us: float
 
 
-def profile(run: Callable[[], None], prepare: Callable[[int], object], runs: int = RUNS) -> list[list[Launch]]:
-    """The launches of each of `runs` runs, in the order in which they began; `prepare` comes in front of each. A card
-    is slower once it was profiled, for the rest of the process: measure before.
+def profile(run: Callable[[], None], prepare: Callable[[int], object]) -> list[list[Launch]]:
+    """The launches of each of RUNS runs, in the order in which they began; `prepare` comes in front of each. A card is
+    slower once it was profiled, for the rest of the process: measure before.
     """
     found = []
-    for number in range(runs):
+    for number in range(RUNS):
         prepare(number)
         torch.cuda.synchronize()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profiler:
@@ -48,7 +48,7 @@ def profile(run: Callable[[], None], prepare: Callable[[int], object], runs: int
         found.append(sorted(launches, key=lambda launch: launch.begin))
     if not found[0] or len({len(launches) for launches in found}) > 1:
         counted = ", ".join(str(len(launches)) for launches in found)
-        raise ValueError(f"{counted} launches in {runs} runs of one step; the profiler lost some")
+        raise ValueError(f"{counted} launches in {RUNS} runs of one step; the profiler lost some")
     return found
 
 
