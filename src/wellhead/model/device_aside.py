@@ -7,35 +7,30 @@ from contextlib import contextmanager
 
 import torch
 
+URGENT, PATIENT = -1, 0  # a stream's priority: whose blocks come first where a multiprocessor is free
+
 
 class Aside:
     """`with aside():` launches behind everything that the current stream was given so far, but beside what follows;
     `join` makes the current stream wait for it.
 
     What runs there hides behind the main launches where both wait for memory less than for each other's ends. Several
-    parts entered before a join run one behind the other, and before the main launches where both want a multiprocessor:
-    they are small and waited for. One aside may be entered, or joined, within another. On the CPU everything runs in
-    order.
+    parts entered before a join run one behind the other. A PATIENT one leaves the multiprocessors to what is URGENT, as
+    a captured step's own launches are. One aside may be entered, or joined, within another. On the CPU everything runs
+    in order.
     """
 
-    def __init__(self, device: torch.device):
-        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+    def __init__(self, device: torch.device, priority: int = URGENT):
+        self._stream = torch.cuda.Stream(device, priority=priority) if device.type == "cuda" else None
         self._forked = False  # a stream that a capture has not seen must not be waited for
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream())
-            self._forked = True
-        with self.again():
-            yield
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """Behind what was launched aside before, whatever the current stream was given since."""
         if self._stream is None:
             yield
             return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        self._forked = True
         with torch.cuda.stream(self._stream):
             yield
 

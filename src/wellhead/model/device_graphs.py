@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from wellhead.model.batch import Batch
+from wellhead.model.device_aside import URGENT
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_step import StepInputs
 from wellhead.model.device_workspace import Workspace
@@ -93,7 +94,7 @@ def fitting(steps: Mapping[int, Step], requests: int) -> Step:
 
 def capture(parts: Sequence[Callable[[], None]], pool: Any) -> list[Callable[[], None]]:
     """The replay of a graph of each part; they run one after the other WARM_UPS times before."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream(priority=URGENT)
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UPS):
@@ -102,7 +103,7 @@ def capture(parts: Sequence[Callable[[], None]], pool: Any) -> list[Callable[[],
     torch.cuda.current_stream().wait_stream(side)
     graphs = [torch.cuda.CUDAGraph() for _ in parts]
     for graph, part in zip(graphs, parts, strict=True):
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, stream=side):
             part()
     return [graph.replay for graph in graphs]
 

@@ -49,16 +49,16 @@ def attention(
             _compress(weights, ratio, u, ws, step, state)
     ws.wq_a_kv.run(codes, scale, weights.wq_a_kv.weight, weights.wq_a_kv.scale, latent_kv)
     ws.norm_q.run(latent_kv[:, :q_rank], weights.q_norm, latent, latent_scale)
+    # an indexer's launches wait for each other longer than the queries stream, so those are the branch then
+    with ws.queries() if weights.indexer is not None else nullcontext():
+        ws.wq_b.run(latent, latent_scale, weights.wq_b.weight, weights.wq_b.scale, q.view(t, -1))
+        kv = latent_kv[:, q_rank:]
+        ws.store.run(q, kv, weights.kv_norm, state.window, step.write_slots, positions, freqs, q_out=q)
     if weights.indexer is not None:
-        with ws.queries():
-            _index_query(weights.indexer, latent, latent_scale, ws, step)
+        _index_query(weights.indexer, latent, latent_scale, ws, step)
     if weights.compressor is not None:
-        with ws.keys.again():
-            selected = _selected(weights, ratio, ws, step, state)
-    ws.wq_b.run(latent, latent_scale, weights.wq_b.weight, weights.wq_b.scale, q.view(t, -1))
-    kv = latent_kv[:, q_rank:]
-    ws.store.run(q, kv, weights.kv_norm, state.window, step.write_slots, positions, freqs, q_out=q)
-    for branch in (ws.keys, ws.records, ws.weighing):
+        selected = _selected(weights, ratio, ws, step, state)
+    for branch in (ws.queries, ws.keys, ws.records, ws.weighing):
         branch.join()
 
     o, z, z_codes, z_scale = ws.o[:t], ws.z[:t], ws.z_codes[:t], ws.z_scale[:t]
@@ -98,6 +98,7 @@ def _compress(
     t = step.tokens
     ws.project_side(u, ratio, weights.side)
     ws.keys.mark()
+    ws.weighing.join()  # here, where nobody waits yet: a join holds up the launch behind it
     projected, out = ws.projected[ratio][:t], state.compressed
     with ws.records() if weights.indexer is not None else nullcontext():
         _advance(ws.compress[ratio], projected, weights.compressor, step, ratio, state.compressor, out)
@@ -150,7 +151,7 @@ def _select(ws: Workspace, step: DeviceStep, places: Entries, state: LayerState)
     codes, tail, scaled = ws.index_codes[:t], ws.index_tail[:t], ws.index_scaled[:t]
     folded = ws.layout.name.startswith("FP8")
     selected, rows = ws.selected[:t], min(INDEX_ROWS, ws.tokens)
-    ws.queries.join()
+    ws.keys.join()
     for low in range(0, t, rows):
         part = slice(low, min(t, low + rows))
         logits = ws.logits_of_index[: part.stop - part.start]

@@ -11,7 +11,7 @@ from wellhead.formats import index_key
 from wellhead.model.choices import INDEX_ROWS, Choices
 from wellhead.model.config import ModelConfig
 from wellhead.model.device_ahead import Ahead
-from wellhead.model.device_aside import Aside
+from wellhead.model.device_aside import PATIENT, Aside
 from wellhead.model.device_kernels import functions_of
 from wellhead.model.device_layout import side_parts
 from wellhead.model.numerics import Numerics
@@ -38,10 +38,9 @@ class Workspace:
         sparse_mla, output_projection, routing, moe = map(use, ("sparse_mla", "output_projection", "routing", "moe"))
         hyper_connection, addresses = use("hyper_connection"), use("addresses")
         self.config, self.tokens = config, tokens
-        # branches of a step: the compressor's rows (and index keys), records, index queries; routing; mixing weights
-        self.keys, self.records, self.queries, self.routing, self.weighing = (
-            Aside(torch.device(device)) for _ in range(5)
-        )
+        # branches of a step: the compressor's rows (and index keys), records; routing; mixing weights; queries
+        self.keys, self.records, self.routing, self.weighing = (Aside(torch.device(device)) for _ in range(4))
+        self.queries = Aside(torch.device(device), PATIENT)
         self.ahead = Ahead(torch.device(device), tokens)
         self.mixing, self.indexing = hyper_connection, indexer
         world, eps, d, limit = split.world, config.rms_norm_eps, config.hidden_size, config.swiglu_limit

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 SECTOR = 32  # bytes that a load brings
-AT_ONCE, TURNS = 512, 8  # loads of a program: longer ones come too late, more of them hold up what the step waits for
+AT_ONCE, TURNS = 1024, 4  # loads of a program: longer ones come too late, more of them hold up what the step waits for
 MOST = 3  # weights of one launch
 
 
