@@ -30,7 +30,7 @@ def test_measured_steps_are_predicted(point: tuple[int, int]) -> None:
     """Also: every share that is believed stands in the record of measurements."""
     (record,) = [
         r for r in lines("step.jsonl")
-        if (r["batch"], r["context"], r["tp"], r.get("drafts"), r["commit"]) == (*point, 1, 0, "6380849b6940")
+        if (r["batch"], r["context"], r["tp"], r.get("drafts"), r["commit"]) == (*point, 1, 0, "76e21d2e8e4a")
     ]  # fmt: skip
     assert record["whole_share"] == measured.DECODE[point]
     rate = decode_rate(cards.find("h100"), FLASH, CHECKPOINT, WHOLE, *point)

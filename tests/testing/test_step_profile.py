@@ -143,13 +143,19 @@ def test_a_layers_launches_are_those_of_its_kind_in_their_usual_order() -> None:
 
 
 def record(**own: object) -> dict[str, object]:
-    ops = {"moe": {"us": 600.0}, "linear": {"us": 395.0}, "rope": {"us": 5.0}}
+    ops = {
+        "rope": {"us": 5.0, "bytes": 10**6}, "linear": {"us": 395.0, "bytes": 9 * 10**8},
+        "moe": {"us": 600.0, "bytes": 15 * 10**8}, "kv_store": {"us": 3.0, "bytes": 0},
+    }  # fmt: skip
     base = {"model": "v4-flash", "layers": 4, "tp": 1, "batch": 1, "tokens": 1, "context": 4096, "mode": "captured"}
-    return base | {"gpu": "NVIDIA H100 80GB HBM3", "ms_mean": 1.0, "share": 0.5, "ops": ops} | own
+    return base | {"gpu": "NVIDIA H100 80GB HBM3", "ms_mean": 1.0, "share": 0.5, "roof_gb_s": 3000.0, "ops": ops} | own
 
 
-def test_the_picture_shows_shares_of_the_step(tmp_path: Path) -> None:
-    assert _parts(record()) == {"moe": 60.0, "linear": 39.5, REST: pytest.approx(0.5)}
+def test_the_picture_shows_each_op_beside_its_floor(tmp_path: Path) -> None:
+    parts = _parts(record())
+    assert list(parts) == ["moe", "linear", REST]
+    assert parts["moe"] == (600.0, pytest.approx(500.0)) and parts["linear"] == (395.0, pytest.approx(300.0))
+    assert parts[REST] == (8.0, pytest.approx(1 / 3))
     path = tmp_path / "deep" / "step.png"
     draw(path, [record(), record(mode="prefill", tokens=512), {"model": "an older line"}])
     assert path.stat().st_size > 5000

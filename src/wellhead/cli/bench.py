@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{spec.name:<18} {case.name:<32} {case.bytes / 1e6:10.2f} MB {case.flops / 1e9:10.3f} GFLOP")
         return 0
     from wellhead.testing.bench import measure, needed_card, selected
-    from wellhead.testing.record import append
+    from wellhead.testing.record import append, command
 
     chosen = [(spec, case) for spec in specs for case in selected(spec, args.case, needed=len(specs) == 1)]
     needed_card()
@@ -110,5 +110,5 @@ def run(args: argparse.Namespace) -> int:
             f"{record['share']:6.1%} of the roof  error {record['error']:.1e}",
             flush=True,
         )
-        append(args.jsonl, record)
+        append(args.jsonl, record | {"command": command(args.words)})
     return 1 if wrong else 0

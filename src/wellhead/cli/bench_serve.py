@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
-import shlex
 import sys
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from wellhead.testing import load_report
     from wellhead.testing.load import Load
     from wellhead.testing.load import run as run_load
-    from wellhead.testing.record import append, host, origin
+    from wellhead.testing.record import append, command, host, origin
 
     load = Load(
         requests=args.requests, rate=args.rate, concurrency=args.concurrency, prompt_words=args.prompt_words,
@@ -64,16 +63,10 @@ def run(args: argparse.Namespace) -> int:
     errors = [one.error for one in answered if one.error is not None]
     for error in errors[:3]:
         print(f"failed: {error}", file=sys.stderr)
-    command = shlex.join(["wellhead", *(_without_key(word, args.api_key) for word in args.words)])
-    told = {"url": args.url, "note": args.note, **began_on, **origin(), "command": command}
+    told = {"url": args.url, "note": args.note, **began_on, **origin(), "command": command(args.words, args.api_key)}
     append(args.jsonl, {**found, **told})
     for line in load_report.lines(answered):
         append(args.each, line)
     if args.picture is not None:
         load_report.draw(args.picture, found, answered, f"{args.url}: {load.requests} requests, {load.rate:g} a second")
     return 1 if found["failed"] else 0
-
-
-def _without_key(word: str, key: str | None) -> str:
-    """A word of the command line as a record may show it: `--api-key=KEY` is one word, `--api-key KEY` are two."""
-    return word.removesuffix(key) + "KEY" if key and (word == key or word.endswith(f"={key}")) else word

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from wellhead.dispatch.capability import here
     from wellhead.model.parallel import ALONE, WHOLE
     from wellhead.model.split import Split
-    from wellhead.testing.record import append
+    from wellhead.testing.record import append, command
     from wellhead.testing.step_fit import fitting_layers
     from wellhead.testing.step_whole import kinds
     from wellhead.testing.timing import roof
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for record in records:
         tell(record)
-        append(args.jsonl, record)
+        append(args.jsonl, record | {"command": command(args.words)})
     if args.picture:
         from wellhead.testing.step_picture import draw
 

@@ -12,12 +12,12 @@ from math import log2
 ROOF = 3161.8 / 3350
 """Share of the advertised bandwidth that a streaming read reaches (roof_gb_s of step.jsonl)."""
 
-DECODE = {(1, 4096): 0.6104, (8, 4096): 0.6782, (64, 4096): 0.7629, (1, 131072): 0.5665}
+DECODE = {(1, 4096): 0.6192, (8, 4096): 0.6853, (64, 4096): 0.7601, (1, 131072): 0.5737}
 """(requests, context) -> share of the bandwidth bound that a captured decode step of all 43 layers of V4-Flash reached
 (`bench step`, whole_share of step.jsonl)."""
 
-WAITING_LAUNCHES_A_LAYER = 18.1
-"""28.7 of a captured step (step.jsonl) less 10.6 on branches of the graph."""
+WAITING_LAUNCHES_A_LAYER = 20.6
+"""28.7 of a captured step of 16 layers (step.jsonl) less 8.1 on branches of the graph."""
 
 LAUNCH_SECONDS = 2.3e-6
 """A launch of almost nothing inside a graph."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shlex
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,21 @@ def origin() -> dict[str, str]:
     """Versions of torch and Triton, the commit and today's date: the last keys of a record."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return {"torch": _version("torch"), "triton": _version("triton"), "commit": commit(), "date": today}
+
+
+def command(words: Sequence[str], secret: str | None = None) -> str:
+    """The command line of a `wellhead` that was given these words, without the files it writes; KEY for a secret."""
+    kept, told = ["wellhead"], iter(words)
+    for word in told:
+        option, _, value = word.partition("=")
+        if option in ("--jsonl", "--each", "--picture"):
+            if not value:
+                next(told, None)
+            continue
+        if secret and secret in (word, value):  # `--api-key=KEY` is one word, `--api-key KEY` are two
+            word = word.removesuffix(secret) + "KEY"
+        kept.append(word)
+    return shlex.join(kept)
 
 
 def host() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Steps as stacked bars: each op's part of the time, beside the bound."""
+"""Steps as bars: each op's time beside its floor, the bytes that it must stream at the roof."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-FEWEST = 0.015  # of a bar; smaller parts are drawn together
+FEWEST = 0.015  # of a step; smaller ops are drawn together
 REST = "others"
+ABREAST = 3  # steps in a row
+TIME, FLOOR = "#9ecae1", "#08519c"
 
 
 def draw(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Records of benchmarks/results/step.jsonl that have `ops`, one bar each; a line says where the bound lies.
-    ValueError where there is none.
-    """
+    """Records of benchmarks/results/step.jsonl that have `ops`, a panel each. ValueError where there is none."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -22,34 +22,43 @@ def draw(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     drawn = [record for record in records if record.get("ops")]
     if not drawn:
         raise ValueError(f"{path}: none of {len(records)} records has its ops; run bench step again")
-    parts = [_parts(record) for record in drawn]
-    names = sorted({name for part in parts for name in part}, key=lambda n: -sum(part.get(n, 0.0) for part in parts))
-    colours = pyplot.get_cmap("tab20")
-    figure, axes = pyplot.subplots(figsize=(2.5 + 1.4 * len(drawn), 5.5), layout="constrained")
-    below = [0.0] * len(drawn)
-    for number, name in enumerate(names):
-        heights = [part.get(name, 0.0) for part in parts]
-        axes.bar(range(len(drawn)), heights, 0.7, below, label=name, color=colours(number % 20))
-        below = [low + height for low, height in zip(below, heights, strict=True)]
-    for place, record in enumerate(drawn):
-        label = "bandwidth bound" if place == 0 else None
-        axes.plot([place - 0.4, place + 0.4], [100 * record["share"]] * 2, color="black", linewidth=2, label=label)
-    axes.set_xticks(range(len(drawn)), [_title(record) for record in drawn], fontsize=8)
-    axes.set(ylabel="% of the step", ylim=(0, 100))
-    axes.legend(
-        *(reversed(side) for side in axes.get_legend_handles_labels()), loc="center left", bbox_to_anchor=(1, 0.5)
+    across, down = min(ABREAST, len(drawn)), -(-len(drawn) // ABREAST)
+    figure, panels = pyplot.subplots(
+        down, across, squeeze=False, figsize=(1 + 4.2 * across, 0.6 + 4.0 * down), layout="constrained"
     )
+    for panel, record in zip(panels.flat, drawn, strict=False):
+        _panel(panel, record)
+    for panel in panels.flat[len(drawn) :]:
+        panel.set_visible(False)
+    handles = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
-def _parts(record: Mapping[str, Any]) -> dict[str, float]:
-    """Per cent of the step by op."""
-    times = {op: of["us"] for op, of in record["ops"].items()}
-    total = sum(times.values())
-    found = {op: 100 * us / total for op, us in times.items() if us >= FEWEST * total}
-    return found | {REST: 100 - sum(found.values())}
+def _panel(panel: Any, record: Mapping[str, Any]) -> None:
+    """One step: the op that takes longest on top."""
+    parts = _parts(record)
+    names, most = list(parts), max(us for us, _ in parts.values())
+    panel.barh(names, [us for us, _ in parts.values()], 0.75, color=TIME, label="moves the step's end by")
+    panel.barh(names, [floor for _, floor in parts.values()], 0.3, color=FLOOR, label="its bytes at the roof")
+    for place, (us, floor) in enumerate(parts.values()):
+        said = f"{us:,.0f} us" + (f", floor {floor / us:.0%}" if us and floor >= 0.01 * us else "")
+        panel.annotate(said, (max(us, floor), place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    panel.invert_yaxis()
+    panel.set(xlim=(0, 1.6 * most), xlabel="microseconds")
+    panel.set_title(_title(record), fontsize=9)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _parts(record: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """op -> (microseconds, those of its bytes at the roof), the longest first, small ones together at the end."""
+    each = {op: (of["us"], of["bytes"] / record["roof_gb_s"] / 1e3) for op, of in record["ops"].items()}
+    total = sum(us for us, _ in each.values())
+    found = dict(sorted(((op, of) for op, of in each.items() if of[0] >= FEWEST * total), key=lambda item: -item[1][0]))
+    small = [of for op, of in each.items() if op not in found]
+    return found | {REST: (sum(us for us, _ in small), sum(floor for _, floor in small))}
 
 
 def _title(record: Mapping[str, Any]) -> str:
@@ -57,6 +66,6 @@ def _title(record: Mapping[str, Any]) -> str:
     what += f", {record['drafts']} drafts" if record.get("drafts") else ""
     card = record["gpu"].replace("NVIDIA ", "").split(" ")[0]
     return (
-        f"{record['model']}\n{record['layers']} layers\n{record['tp']} x {card}\n{what}\nat {record['context']:,}\n"
-        f"{record['mode']}\n{record['ms_mean']:.2f} ms"
+        f"{record['model']}, {record['layers']} layers, {record['tp']} x {card}, {record['mode']}\n"
+        f"{what} at {record['context']:,}: {record['ms_mean']:.2f} ms, {record['share']:.1%} of the bound"
     )
