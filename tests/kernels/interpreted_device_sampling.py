@@ -58,5 +58,6 @@ def test_what_is_left_to_the_host() -> None:
     drafting = request(KINDS[0])
     drafting.drafts = [Draft(3)]
     assert not sampler.takes(drafting) and sampler.takes(request(KINDS[0]))
-    for params in (SamplingParams(), SamplingParams(temperature=1e-9), SamplingParams(temperature=1.0, logprobs=1)):
+    assert sampler.takes(request(SamplingParams(temperature=1.0, logprobs=1)))
+    for params in (SamplingParams(), SamplingParams(temperature=1e-9)):
         assert not sampler.takes(request(params))

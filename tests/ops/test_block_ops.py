@@ -191,7 +191,9 @@ def test_a_draw_takes_one_number_whatever_the_restriction() -> None:
 
 
 def test_logprobs_hold_the_chosen_one() -> None:
-    logits = torch.tensor([0.0, 3.0, 1.0])
-    found = sampling.logprobs(logits, 0, 1)
-    assert set(found) == {0, 1}
-    assert found[0] == pytest.approx(-math.log(1 + math.exp(3) + math.e))
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 0.0, 0.0], [0.0, 3.0, 1.0]])
+    first, second, third = sampling.logprobs(logits, [0, 0, 2], [1, 1, 9])
+    assert list(first) == [0, 1] and list(second) == [0] and list(third) == [2, 1, 0]
+    total = math.log(1 + math.exp(3) + math.e)
+    assert first[0] == pytest.approx(-total) and third == pytest.approx({2: 1 - total, 1: 3 - total, 0: -total})
+    assert second[0] == pytest.approx(-math.log(1 + 2 * math.exp(-5)))

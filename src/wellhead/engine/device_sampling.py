@@ -39,10 +39,8 @@ class DeviceSampler:
             plan.run(torch.zeros(1, self._vocab_size, device=out.device), torch.zeros_like(out), out)
 
     def takes(self, request: Request) -> bool:
-        """Whether a request's tokens can be drawn here: nothing but its token is asked for, and no draft is checked."""
-        params = request.params
-        own = request.adjust is not None or params.logprobs or request.drafts
-        return params.temperature >= COOLEST and not own
+        """Whether a request's tokens can be drawn here: its logits are the model's own, and no draft is checked."""
+        return request.params.temperature >= COOLEST and request.adjust is None and not request.drafts
 
     def draw(self, scores: Scores, at: Mapping[Request, int]) -> torch.Tensor:
         """`scores.best`, with draws in place of the best ids of some requests' tokens, tokens `at` of `scores`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,16 +41,28 @@ class Scores:
 
     def read(self, tokens: Sequence[int]) -> torch.Tensor:
         """fp32 [len(tokens), vocab] on the host."""
-        rows, found, low = [self.at[token] for token in tokens], [], 0
+        out = torch.empty(len(tokens), self.parts[0].shape[1] if tokens else 0)
+        for mine, logits in self._rows(tokens):
+            out[mine] = logits.cpu()
+        return out
+
+    def logprobs(self, tokens: Sequence[int], chosen: Sequence[int], top: Sequence[int]) -> list[dict[int, float]]:
+        """`sampling.logprobs` of some tokens, computed where the logits are."""
+        found: list[dict[int, float]] = [{}] * len(tokens)
+        for mine, logits in self._rows(tokens):
+            told = sampling.logprobs(logits, [chosen[place] for place in mine], [top[place] for place in mine])
+            for place, one in zip(mine, told, strict=True):
+                found[place] = one
+        return found
+
+    def _rows(self, tokens: Sequence[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """(places in `tokens`, their logits) by part."""
+        rows, low = [self.at[token] for token in tokens], 0
         for part in self.parts:
             mine = [place for place, row in enumerate(rows) if low <= row < low + len(part)]
             if mine:
-                found.append((mine, part[[rows[place] - low for place in mine]].cpu()))
+                yield mine, part[[rows[place] - low for place in mine]]
             low += len(part)
-        out = torch.empty(len(rows), found[0][1].shape[1] if found else 0)
-        for mine, logits in found:
-            out[mine] = logits
-        return out
 
 
 class StepRunner(ABC):
@@ -137,8 +149,8 @@ def choose(
 ) -> dict[Request, list[int]]:
     """The next tokens of the requests, whose drafts are used up; their tokens' scores follow each other.
 
-    Logits are read from the device only for requests that report them, and for those that sample where `sampler` does
-    not draw for them, or adjust theirs. A request that fails here has its `error` set and no tokens.
+    Logits are read from the device only for requests that sample where `sampler` does not draw for them, or adjust
+    theirs. A request that fails here has its `error` set and no tokens.
     """
     spans: dict[Request, range] = {}
     low = 0
@@ -148,10 +160,10 @@ def choose(
     chosen = sampler.draw(scores, drawn) if sampler is not None and drawn else scores.best
     ids = chosen.tolist()  # where the host waits for the device
     best = [ids[row] for row in scores.at]
-    read = [r for r in spans if r.params.logprobs or not (r.greedy or r in drawn)]
+    read = [r for r in spans if not (r.greedy or r in drawn)]
     wanted = [row for request in read for row in spans[request]]
     rows = dict(zip(wanted, scores.read(wanted), strict=True)) if wanted else {}
-    found = {}
+    found, told = {}, []
     for item in sampled:
         request, span = item.request, spans[item.request]
         try:
@@ -159,14 +171,18 @@ def choose(
                 tokens = speculative.accept_best([best[row] for row in span], request.drafts[: item.drafts])
             else:
                 tokens = _accept(item, torch.stack([rows[row] for row in span]))
-            if request.params.logprobs:
-                for row, token in zip(span, tokens, strict=False):
-                    request.logprobs.append(sampling.logprobs(rows[row], token, request.params.logprobs))
         except Exception as error:  # its own failure, the step went well for the others
             request.error = error
             continue
         request.drafts = []
         found[request] = tokens
+        if request.params.logprobs:
+            told += [(request, row, token) for row, token in zip(span, tokens, strict=False)]
+    if told:
+        reporting, at, newest = zip(*told, strict=True)
+        each = scores.logprobs(at, newest, [request.params.logprobs for request in reporting])
+        for request, one in zip(reporting, each, strict=True):
+            request.logprobs.append(one)
     return found
 
 

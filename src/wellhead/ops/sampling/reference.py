@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+
+LOGPROB_ROWS = 2  # in fp64 at a time, a megabyte each of V4's vocabulary
 
 
 def sample(
@@ -38,8 +42,18 @@ def nucleus(
     return order.indices[: probability.shape[0]], probability
 
 
-def logprobs(logits: torch.Tensor, chosen: int, top: int) -> dict[int, float]:
-    """Natural-log probabilities of the `top` likeliest tokens and of the chosen one, temperature 1."""
-    scores = torch.log_softmax(logits.double(), -1)
-    ids = torch.topk(scores, min(top, scores.shape[0])).indices.tolist()
-    return {i: float(scores[i]) for i in dict.fromkeys([chosen, *ids])}
+def logprobs(logits: torch.Tensor, chosen: Sequence[int], top: Sequence[int]) -> list[dict[int, float]]:
+    """Of each row of logits [N, V] the natural-log probabilities, temperature 1, of the chosen token and of the `top`
+    likeliest ones, in this order; computed in fp64 where the logits are, read by the host once.
+    """
+    most, parts = min(max(top), logits.shape[1]), []
+    for low in range(0, len(logits), LOGPROB_ROWS):
+        scores = torch.log_softmax(logits[low : low + LOGPROB_ROWS].double(), -1)
+        own = torch.tensor(chosen[low : low + LOGPROB_ROWS], device=logits.device).unsqueeze(1)
+        best = torch.topk(scores, most)
+        parts.append((torch.cat((own, best.indices), 1), torch.cat((scores.gather(1, own), best.values), 1)))
+    ids, values = (torch.cat(column).tolist() for column in zip(*parts, strict=True))
+    return [
+        dict(zip(own[: 1 + count], value[: 1 + count], strict=True))
+        for own, value, count in zip(ids, values, top, strict=True)
+    ]
