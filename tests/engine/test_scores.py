@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wellhead.engine.runner import Scores
+from wellhead.engine.scores import Scores
 
 
 def test_rows_and_log_probabilities_come_in_the_order_of_the_tokens() -> None:

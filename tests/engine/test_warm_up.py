@@ -19,8 +19,8 @@ from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.device_speculative_runner import DeviceSpeculativeRunner
 from wellhead.engine.orders import DraftOrders, Orders
 from wellhead.engine.request import Request
-from wellhead.engine.runner import Scores
 from wellhead.engine.sampling_params import SamplingParams
+from wellhead.engine.scores import Scores
 from wellhead.engine.story import Story
 from wellhead.engine.warm_up import prefill_sizes, warm_prefill
 from wellhead.model import device_graphs, device_model, device_speculative

@@ -6,8 +6,8 @@ import torch
 
 from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.request import Request
-from wellhead.engine.runner import Scores
 from wellhead.engine.sampling_params import SamplingParams
+from wellhead.engine.scores import Scores
 from wellhead.engine.speculative import Draft, restricted
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,7 +11,8 @@ from wellhead.dispatch.frozen import frozen
 from wellhead.dispatch.spec import REFERENCE
 from wellhead.engine import warm_up
 from wellhead.engine.device_sampling import DeviceSampler
-from wellhead.engine.runner import Scores, StepRunner
+from wellhead.engine.runner import StepRunner
+from wellhead.engine.scores import Scores
 from wellhead.engine.story import Phase, span, untold
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.device_graphs import DecodeSteps

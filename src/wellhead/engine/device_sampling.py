@@ -14,7 +14,7 @@ from wellhead.ops.sampling import api as sampling
 
 if TYPE_CHECKING:
     from wellhead.engine.request import Request
-    from wellhead.engine.runner import Scores
+    from wellhead.engine.scores import Scores
 
 COOLEST = 1e-6  # lower temperatures are the host's
 

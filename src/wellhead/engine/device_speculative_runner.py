@@ -12,7 +12,7 @@ from wellhead.engine import warm_up
 from wellhead.engine.device_runner import DeviceRunner, Parts
 from wellhead.engine.drafting import BestDrafts
 from wellhead.engine.orders import DraftOrders, Orders
-from wellhead.engine.runner import Scores
+from wellhead.engine.scores import Scores
 from wellhead.engine.story import Phase, untold
 from wellhead.model.batch import Chunk
 from wellhead.model.device_model import DeviceModel

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from wellhead.engine.orders import DraftOrders, Orders
-from wellhead.engine.runner import MakeRunner, Scores, StepRunner
+from wellhead.engine.runner import MakeRunner, StepRunner
+from wellhead.engine.scores import Scores
 from wellhead.model.batch import Chunk
 from wellhead.model.load import ServedModel
 from wellhead.model.parallel import Group

@@ -8,7 +8,8 @@ import torch
 
 from wellhead.engine.drafting import DrawnDrafts
 from wellhead.engine.orders import DraftOrders
-from wellhead.engine.runner import Runner, Scores
+from wellhead.engine.runner import Runner
+from wellhead.engine.scores import Scores
 from wellhead.engine.story import Phase, untold
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.load import DraftingModel
