@@ -72,6 +72,16 @@ def test_accepted_tokens_have_the_models_distribution(params: SamplingParams, dr
         assert float(second.sum()) / runs == pytest.approx(float(torch.minimum(p, q).sum()), abs=0.03)
 
 
+def test_drafts_that_nobody_drew_leave_the_draws_as_they_are() -> None:
+    params, rows = SamplingParams(temperature=1.0), torch.randn(3, 9, generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(7)
+    alone = [sampling.sample(row, 1.0, 0, 1.0, generator) for row in rows]
+    for right in range(3):
+        drafts = [Draft(token) for token in [*alone[:right], (alone[right] + 1) % 9, 5][:2]]
+        found = speculative.accept(rows, drafts, params, torch.Generator().manual_seed(7))
+        assert found == alone[: right + 1]
+
+
 def test_greedy_accepts_the_longest_prefix_that_agrees() -> None:
     rows = torch.eye(5)[[2, 4, 1]]
     for drafts, expected in (([2, 4], [2, 4, 1]), ([2, 3], [2, 4]), ([0, 4], [2]), ([2], [2, 4]), ([], [2])):

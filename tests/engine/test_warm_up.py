@@ -148,7 +148,7 @@ def test_no_draw_wants_a_variant_that_the_warm_up_has_not_met(patched: pytest.Mo
     scores = Scores(parts, torch.zeros(9, dtype=torch.int64), list(range(9)))
     for top_k, top_p in ((0, 1.0), (7, 1.0), (0, 0.5), (7, 0.5)):
         params = SamplingParams(temperature=0.7, top_k=top_k, top_p=top_p, seed=3)
-        requests = {Request([1], params, 9, torch.Generator()): row for row in (0, 3, 4, 8)}
+        requests = {Request([1], params, 9, torch.Generator()): [row] for row in (0, 3, 4, 8)}
         with recorded() as found:
             sampler.draw(scores, requests)
         assert found and found <= known, (top_k, top_p)

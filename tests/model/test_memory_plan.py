@@ -29,7 +29,7 @@ from wellhead.model.split import Split
 from wellhead.model.standing_memory import state_bytes, weight_bytes
 from wellhead.model.state import ModelState, pages_for
 from wellhead.model.stream import load_device_weights
-from wellhead.model.working_memory import Steps, workspace_bytes
+from wellhead.model.working_memory import Steps, sampler_bytes, workspace_bytes
 
 pytest.importorskip("triton")
 
@@ -150,8 +150,10 @@ def test_every_decode_size_has_buffers_and_drafts_have_places() -> None:
     assert graphs[0] < graphs[1] < graphs[2]
     assert graphs[2] > 2 * 4 * 129280 * 32 * 4
     assert plans[2].weights.total > plans[0].weights.total and plans[2].state.page > plans[0].state.page
-    mtp_alone = plans[1].workspace - plans[0].workspace
-    assert mtp_alone == plans[2].workspace - plans[0].workspace == 3 * 512 * 5 * 4096
+    draws = [sampler_bytes(config, choices(config), 32 * places) for places in (1, 2, 4)]
+    own = [plan.workspace - drawing for plan, drawing in zip(plans, draws, strict=True)]
+    assert draws[0] < draws[1] < draws[2] < 4_000_000
+    assert own[1] - own[0] == own[2] - own[0] == 3 * 512 * 5 * 4096  # of the drafting layer
     none = plan_memory(*given, Steps(0, sizes, 131072), choices(config), slots=32, estimates=NOTHING)
     assert none.graphs == graphs[0] and none.workspace < 1_000_000  # what draws tokens alone
 

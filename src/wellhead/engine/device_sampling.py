@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import product
 from typing import TYPE_CHECKING
@@ -21,7 +21,8 @@ COOLEST = 1e-6  # lower temperatures are the host's
 
 class DeviceSampler:
     """Draws for up to `rows` tokens of a computation. A request's draws depend on its seed and on how many tokens it
-    has, so that neither its neighbours nor preemption change them; they are not the ones the host would make.
+    has, so that neither its neighbours, nor preemption, nor drafts change them; they are not the ones the host would
+    make.
     """
 
     def __init__(self, rows: int, vocab_size: int, device: torch.device):
@@ -39,15 +40,18 @@ class DeviceSampler:
             plan.run(torch.zeros(1, self._vocab_size, device=out.device), torch.zeros_like(out), out)
 
     def takes(self, request: Request) -> bool:
-        """Whether a request's tokens can be drawn here: its logits are the model's own, and no draft is checked."""
-        return request.params.temperature >= COOLEST and request.adjust is None and not request.drafts
+        """Whether a request's tokens can be drawn here: its logits are the model's own, its drafts nobody's draw."""
+        drawn = any(draft.drawn_from is not None for draft in request.drafts)
+        return request.params.temperature >= COOLEST and request.adjust is None and not drawn
 
-    def draw(self, scores: Scores, at: Mapping[Request, int]) -> torch.Tensor:
-        """`scores.best`, with draws in place of the best ids of some requests' tokens, tokens `at` of `scores`."""
+    def draw(self, scores: Scores, spans: Mapping[Request, Sequence[int]]) -> torch.Tensor:
+        """`scores.best`, with draws in place of the best ids of some requests' tokens in `scores`: a request's next one
+        and those behind its drafts.
+        """
         chosen, low = scores.best.clone(), 0
-        rows = {scores.at[token]: request for request, token in at.items()}
+        rows = {scores.at[t]: (request, ahead) for request, span in spans.items() for ahead, t in enumerate(span)}
         for part in scores.parts:
-            mine = {row - low: request for row, request in rows.items() if low <= row < low + len(part)}
+            mine = {row - low: one for row, one in rows.items() if low <= row < low + len(part)}
             if mine:
                 own = chosen[low : low + len(part)].clone()  # begins where the kernels were compiled for
                 with frozen() if own.device.type == "cuda" else nullcontext():
@@ -56,16 +60,16 @@ class DeviceSampler:
             low += len(part)
         return chosen
 
-    def _draw(self, logits: torch.Tensor, chosen: torch.Tensor, requests: Mapping[int, Request]) -> None:
-        """chosen [M] int64, of whose rows those of `requests` are replaced."""
-        rows = max(requests) + 1
+    def _draw(self, logits: torch.Tensor, chosen: torch.Tensor, wanted: Mapping[int, tuple[Request, int]]) -> None:
+        """chosen [M] int64, of which the rows of `wanted` (whose, how many tokens ahead) are replaced."""
+        rows = max(wanted) + 1
         temperature, top_k, top_p, seeds, position = [0.0] * rows, [0] * rows, [1.0] * rows, [0] * rows, [0] * rows
-        for row, request in requests.items():
+        for row, (request, ahead) in wanted.items():
             params = request.params
             temperature[row], top_p[row] = params.temperature, params.top_p
             top_k[row] = params.top_k if params.top_k < self._vocab_size else 0
             seeds[row] = (request.generator.initial_seed() + 2**63) % 2**64 - 2**63
-            position[row] = len(request.output)
+            position[row] = len(request.output) + ahead
         plan = self._plans[any(top_k), any(p < 1 for p in top_p)]
         plan.set(temperature, top_k, top_p, seeds)
         at = torch.tensor(position, device=logits.device)

@@ -39,7 +39,7 @@ class DeviceSpeculativeRunner(DeviceRunner):
     `speculative_tokens` guesses, all the best ones, for sampled requests too.
 
     When all requests of a step are greedy, acceptance and drafting are launched behind the step without waiting; else
-    the host chooses first. Either way one read brings back the choice, one the guesses.
+    the host accepts first. Either way one read brings back the choice, one the guesses.
     """
 
     def __init__(
@@ -47,13 +47,12 @@ class DeviceSpeculativeRunner(DeviceRunner):
         chunk_tokens: int, speculative_tokens: int, context: int | None = None, captured: bool = True,
         largest_graph: int | None = None, phase: Phase = untold,
     ):  # fmt: skip
-        self._mtp, self._guesses = DeviceMtp(model), speculative_tokens
+        self._mtp, self._guesses, self.places = DeviceMtp(model), speculative_tokens, 1 + speculative_tokens
         super().__init__(
             model, num_pages, num_slots, window_pages, chunk_tokens=chunk_tokens, context=context, captured=captured,
             largest_graph=largest_graph, phase=phase,
         )  # fmt: skip
         self.proposer = BestDrafts(speculative_tokens)
-        self.sampler = None  # a draw with drafts is the host's
         self._computed = _Computed((), (), None, None)
 
     def _make_steps(self, context: int, sizes: Sequence[int], captured: bool) -> None:

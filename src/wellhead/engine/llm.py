@@ -62,8 +62,8 @@ class LLM:
     in torch. impl names the implementation of all ops, or of some as {op: name}; the others take the first that fits.
     captured False launches a device's decode steps one by one, largest_graph only those of more requests than that.
     speculative_tokens 1 to 3: the model's MTP layer guesses that many tokens ahead and one step checks them; greedy
-    answers stay what they are, sampled ones keep their distribution (not their draws); a seed's draws on a device are
-    not those on the CPU either. In a group of several ranks this is rank 0, and the others run
+    answers stay what they are, sampled ones keep their distribution, on a device also their draws, which are not those
+    of the same seed on the CPU. In a group of several ranks this is rank 0, and the others run
     `engine.parallel.follow` over the same model. A folder without tokenizer.json takes prompts as ids only, gives empty
     text and refuses stop strings. context_length bounds a request's tokens below the model's own limit; from
     mem_fraction, the part of a card's memory to take, follow num_pages and window_pages. `phase` is told what is being

@@ -111,7 +111,7 @@ def choose(
     low = 0
     for item in sampled:
         spans[item.request] = range(low, low := low + 1 + item.drafts)
-    drawn = {r: span[0] for r, span in spans.items() if sampler is not None and sampler.takes(r)}
+    drawn = {r: span for r, span in spans.items() if sampler is not None and sampler.takes(r)}
     chosen = sampler.draw(scores, drawn) if sampler is not None and drawn else scores.best
     ids = chosen.tolist()  # where the host waits for the device
     best = [ids[row] for row in scores.at]

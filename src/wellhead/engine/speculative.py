@@ -3,7 +3,8 @@ distribution-preserving for sampled ones, however good or bad the drafts are.
 
 A draft x drawn from q is kept with probability min(1, p(x) / q(x)), where p is what the model itself would draw from:
 softmax(logits / temperature) restricted by top-k and top-p. Refused, its place is drawn from max(0, p - q), scaled to
-one, and the drafts behind it are dropped. When all are kept, one more token comes from the model's last row.
+one, and the drafts behind it are dropped. When all are kept, one more token comes from the model's last row. Of a
+draft that nobody drew, q is one at x: then the model's own draw decides, and the tokens are those drawn without drafts.
 """
 
 from __future__ import annotations
@@ -91,12 +92,9 @@ def draft_count(request: Request, known: int, most: int) -> int:
 
 def _token(logits: torch.Tensor, draft: Draft, params: SamplingParams, generator: torch.Generator) -> int:
     """The draft's token if it is accepted, else another; temperature above 0."""
-    p = restricted(logits, params)
     if draft.drawn_from is None:
-        q = torch.zeros_like(p)
-        q[draft.token] = 1
-    else:
-        q = draft.drawn_from
+        return sampling.sample(logits, params.temperature, params.top_k, params.top_p, generator)
+    p, q = restricted(logits, params), draft.drawn_from
     uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
     if uniform * float(q[draft.token]) < float(p[draft.token]):
         return draft.token

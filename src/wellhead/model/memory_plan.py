@@ -125,7 +125,8 @@ def plan_memory(
     with_mtp = steps.drafts > 0
     weights = weight_bytes(config, split, with_mtp=with_mtp)
     state = state_bytes(config, numerics, with_mtp=with_mtp)
-    workspace = prompt_bytes(config, numerics, split, choices, steps, slots) + sampler_bytes(config, choices, slots)
+    workspace = prompt_bytes(config, numerics, split, choices, steps, slots)
+    workspace += sampler_bytes(config, choices, slots * (1 + steps.drafts))
     graphs = decode_bytes(config, numerics, split, choices, steps)
     if steps.captured:
         nodes = estimates.nodes_a_layer * (config.num_hidden_layers + steps.drafts)

@@ -87,14 +87,14 @@ def decode_bytes(config: ModelConfig, numerics: Numerics, split: Split, choices:
     return total + _logits(config, split, most) + _drafting(config, steps, most)
 
 
-def sampler_bytes(config: ModelConfig, choices: Choices, slots: int) -> int:
-    """Of the four plans that draw sampled requests' tokens on the card."""
+def sampler_bytes(config: ModelConfig, choices: Choices, rows: int) -> int:
+    """Of the four plans that draw sampled requests' tokens on the card, up to so many a step."""
     if choices.of("sampling") == REFERENCE:
         return 0
     from wellhead.ops.sampling import api as sampling
 
     plans = [
-        sampling.plan(slots, config.vocab_size, sampled=True, top_k=k, top_p=p, device="meta")
+        sampling.plan(rows, config.vocab_size, sampled=True, top_k=k, top_p=p, device="meta")
         for k in (False, True) for p in (False, True)
     ]  # fmt: skip
     return sum(tensor.nbytes for plan in plans for tensor in _tensors(plan, {}))
