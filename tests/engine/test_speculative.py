@@ -160,9 +160,12 @@ def test_rings_without_room_for_drafts_change_an_answer(
     monkeypatch: pytest.MonkeyPatch, ratio: int, rows: int
 ) -> None:
     monkeypatch.setitem(RINGS, ratio, rows)
-    scenario = Traffic(22, 3, **SMALL)
-    scenario.run(6 if ratio == 4 else 40, aborts=0)
-    assert scenario.wrong()
+    for seed in range(22, 42):  # which traffic meets it is chance; with 128 rows few does
+        scenario = Traffic(seed, 3, **SMALL)
+        scenario.run(6 if ratio == 4 else 40, aborts=0)
+        if scenario.wrong():
+            return
+    pytest.fail("nothing was wrong")
 
 
 def test_a_step_stays_in_the_budget() -> None:

@@ -190,6 +190,23 @@ def test_a_draw_takes_one_number_whatever_the_restriction() -> None:
     assert torch.equal(states[0], states[1]) and torch.equal(states[0], states[2])
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.3), (0, 0.9999), (7, 1.0), (6000, 0.95), (20000, 0.5)])
+@pytest.mark.parametrize("scale", [0.01, 4.0], ids=["flat", "peaked"])
+def test_a_nucleus_is_that_of_a_sorted_row(top_k: int, top_p: float, scale: float) -> None:
+    """Rows with many equal logits, some of them impossible: what is found above a threshold is what a sort finds."""
+    logits = (randn(9000) * 8 * scale).round() / 8
+    logits[::3] = -torch.inf
+    ids, probability = sampling.nucleus(logits, 0.8, top_k, top_p)
+    order = torch.sort(logits.double(), descending=True, stable=True)
+    wanted = torch.softmax(order.values[: top_k or None] / 0.8, -1)
+    wanted = wanted[(wanted > 0) & ((wanted.cumsum(-1) - wanted < top_p) | (top_p == 1))]
+    restricted = top_k > 0 or top_p < 1
+    found = probability if restricted else probability.sort(descending=True, stable=True).values
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    assert not restricted or torch.equal(ids, order.indices[: len(wanted)])
+    assert torch.equal(ids.sort().values, order.indices[: len(wanted)].sort().values)
+
+
 def test_logprobs_hold_the_chosen_one() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 0.0, 0.0], [0.0, 3.0, 1.0]])
     first, second, third = sampling.logprobs(logits, [0, 0, 2], [1, 1, 9])
