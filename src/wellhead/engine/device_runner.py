@@ -118,7 +118,7 @@ class DeviceRunner(StepRunner):
         parts = Parts()
         if single:
             step = self._decode.of(len(single))
-            step.load(Batch.build([chunks[i] for i in single], pad_to=step.size, table_width=self._width))
+            step.load(Batch.build([chunks[i] for i in single], pad_to=step.size))
             step.run()
             self._count(step.captured)
             wanted = {i: [row] for row, i in enumerate(single) if chunks[i].logits != "none"}

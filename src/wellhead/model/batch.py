@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -131,7 +132,13 @@ def _check(chunk: Chunk) -> None:
 
 
 def _table(rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
-    return _ints([[*row, *[-1] * (width - len(row))] for row in rows]).reshape(len(rows), width)
+    flat = array("q")  # by way of torch.tensor a long request's table takes longer than its step
+    for row in rows:
+        flat.extend(row)
+        flat.extend(array("q", [-1]) * (width - len(row)))
+    if not flat:  # no buffer to look at
+        return torch.empty(len(rows), width, dtype=torch.int64)
+    return torch.frombuffer(flat, dtype=torch.int64).reshape(len(rows), width)
 
 
 def _ints(values: Sequence[int] | Sequence[Sequence[int]]) -> torch.Tensor:

@@ -37,11 +37,15 @@ class DecodeStep:
     captured: bool = False
 
     def load(self, batch: Batch) -> None:
-        """Copy a batch in; it was built with `pad_to` this size and the table's width."""
+        """Copy a batch in; it was built with `pad_to` this size. Of its tables the columns that it has: nobody looks
+        beyond a request's pages, and a table of a million tokens takes longer to copy than a step.
+        """
         for field in fields(StepInputs):
             target = getattr(self.inputs, field.name)
             if target is not None:
                 source = getattr(batch, field.name)
+                if field.name.endswith("_table"):
+                    target = target[:, : source.shape[1]]
                 if source.shape != target.shape:
                     raise ValueError(
                         f"{field.name} is {tuple(source.shape)}; a decode of {self.size} takes {tuple(target.shape)}"

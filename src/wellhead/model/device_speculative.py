@@ -70,7 +70,7 @@ class SpeculativeStep:
         counts = [len(chunk.token_ids) for chunk in chunks]
         if len(chunks) > self.size or max(counts, default=0) > self.each:
             raise ValueError(f"chunks of {counts} tokens; this step takes {self.size} of at most {self.each}")
-        batch, inputs = Batch.build(chunks, table_width=self._width), self._inputs
+        batch, inputs = Batch.build(chunks), self._inputs
         places = self._places(counts)
         at = torch.tensor([place for own in places for place in own])
         for target, values, fill in (
@@ -79,7 +79,8 @@ class SpeculativeStep:
         ):  # fmt: skip
             target.copy_(torch.full(target.shape, fill).index_copy_(0, at, values), non_blocking=True)
         for target, table in ((inputs.page_table, batch.page_table), (inputs.window_table, batch.window_table)):
-            target[: len(chunks)].copy_(table, non_blocking=True)  # padding looks at no page
+            # padding looks at no page, and nobody beyond its own
+            target[: len(chunks), : table.shape[1]].copy_(table, non_blocking=True)
         return places
 
     def choose(self, chunks: Sequence[Chunk], following: Sequence[Sequence[int]]) -> None:

@@ -185,7 +185,7 @@ class StepBench:
         if isinstance(step, SpeculativeStep):
             step.load(chunks)
         else:
-            step.load(Batch.build(chunks, pad_to=step.size, table_width=width))
+            step.load(Batch.build(chunks, pad_to=step.size))
         return chunks
 
 
