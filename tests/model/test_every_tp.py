@@ -78,7 +78,7 @@ def test_weights_of_a_rank(name: str, world: int) -> None:
 )
 def test_layers_that_fit_an_h200(name: str, world: int, whole: bool) -> None:
     layers = published_config(name)["num_hidden_layers"]
-    found = fitting_layers(name, Split(0, world), H200, (1, 8, 64), 4096, 0, on("sm90"))
+    found = fitting_layers(name, Split(0, world), H200, (1, 8, 64), 4096, 4096, 0, on("sm90"))
     assert (found == layers) is whole and found > layers // 3
     if not whole:
         assert weight_bytes(load_config(first_layers(published_config(name), found)), Split(0, world)).total < H200

@@ -99,6 +99,18 @@ def test_drafts_stay_in_the_context(monkeypatch: pytest.MonkeyPatch, launched: l
         StepBench("v4-flash", LAYERS, [1], 134, drafts=3, device="meta")
 
 
+def test_steps_may_be_planned_for_more_tokens_than_requests_have(launched: list[str]) -> None:
+    """The same bytes; index logits of a million tokens are chosen from in more launches."""
+    short = bench(0, 2)[1].profiled()
+    made = StepBench("v4-flash", LAYERS, [2], CONTEXT, limit=1 << 20, device="meta")
+    long = made.decode(made.steps(captured=False), 2, ROOF, "eager").profiled()
+    assert (short["limit"], long["limit"]) == (CONTEXT, 1 << 20) and long["context"] == short["context"] == CONTEXT
+    assert long["bytes"] == short["bytes"] and long["planned_gb"] > short["planned_gb"]
+    assert long["ops"]["topk"]["launches"] > short["ops"]["topk"]["launches"]
+    with pytest.raises(ValueError, match="limit is 256, expected the context's 512 to 1048576 tokens"):
+        StepBench("v4-flash", LAYERS, [2], CONTEXT, limit=256, device="meta")
+
+
 def test_people_are_told_of_drafts(launched: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     cli.tell(bench(3, 2)[1].profiled())
     first, second = capsys.readouterr().out.splitlines()[:2]

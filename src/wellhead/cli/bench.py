@@ -20,6 +20,7 @@ _EXAMPLES = """examples:
   wellhead bench step --layers 16 --batch 1 8 64 --context 4096 --jsonl benchmarks/results/step.jsonl
   wellhead bench step --layers 43 --tp 2 --batch 1 8 64 --eager
   wellhead bench step --layers 16 --batch 1 --drafts 3
+  wellhead bench step --layers 16 --batch 1 --limit 1048576
   wellhead bench step --layers 8 --alone 2 --launches
   wellhead bench step --layers 12 --batch 1 64 --prefill 512 4096 --picture step.png
 """

@@ -26,6 +26,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--context", type=int, default=4096, help="position of every request (4096)")
     group.add_argument(
+        "--limit", type=int, metavar="N", help="tokens that steps are planned for, as --context-length (the context)"
+    )
+    group.add_argument(
         "--alone", type=int, metavar="N", help="one rank of N on one card, which sums and gathers nothing"
     )
     group.add_argument(
@@ -69,10 +72,12 @@ def run(args: argparse.Namespace) -> int:
     layers = args.layers
     if layers is None:
         total = torch.cuda.mem_get_info(args.device)[1]
-        layers = fitting_layers(args.config, split, total, args.batch, args.context, args.drafts, here())
+        limit = args.limit or args.context
+        layers = fitting_layers(args.config, split, total, args.batch, args.context, limit, args.drafts, here())
     bench = StepBench(
-        args.config, layers, args.batch, args.context, drafts=args.drafts, split=split, group=group, device=args.device
-    )
+        args.config, layers, args.batch, args.context, limit=args.limit, drafts=args.drafts, split=split, group=group,
+        device=args.device,
+    )  # fmt: skip
     ladders = {mode: bench.steps(captured=mode == "captured") for mode in ("captured", *["eager"] * args.eager)}
     found = [bench.decode(steps, batch, measured, mode) for mode, steps in ladders.items() for batch in args.batch]
     found += [bench.prefill(tokens, measured) for tokens in args.prefill]

@@ -52,18 +52,22 @@ class OneRank(Group):
 class StepBench:
     """One rank's first `layers` layers of a published model, random weights in the official formats, caches of nonzero
     bytes for the largest of `batches` at `context` tokens. With `drafts`, 1 to 3, decodes verify as many tokens behind
-    each request's newest one. Every rank makes the same calls.
+    each request's newest one. Steps are planned for requests of up to `limit` tokens (the context), as a server's are.
+    Every rank makes the same calls.
     """
 
     def __init__(
-        self, name: str, layers: int, batches: Sequence[int], context: int, *, drafts: int = 0, split: Split = WHOLE,
-        group: Group = ALONE, device: str = "cuda",
+        self, name: str, layers: int, batches: Sequence[int], context: int, *, limit: int | None = None,
+        drafts: int = 0, split: Split = WHOLE, group: Group = ALONE, device: str = "cuda",
     ):  # fmt: skip
         self.name, self.context, self.drafts, self.split, self.card = name, context, drafts, split, needed_card()
         self.config = load_config(first_layers(published_config(name), layers))
         fewest, most = POSITIONS + 2 * drafts + 1, self.config.max_position_embeddings
         if not fewest <= context <= most:
             raise ValueError(f"context is {context}, expected {fewest} to {most} tokens")
+        self.limit = context if limit is None else limit
+        if not context <= self.limit <= most:
+            raise ValueError(f"limit is {limit}, expected the context's {context} to {most} tokens")
         self.numerics, self._width = Numerics.named("checkpoint"), pages_for(context)
         self._group = group
         self.plan(dummy_weights(self.config, split, device, with_mtp=drafts > 0))
@@ -79,7 +83,7 @@ class StepBench:
 
     def steps(self, *, captured: bool) -> DecodeSteps | SpeculativeSteps:
         """The whole ladder up to the largest batch."""
-        made = (self.model, self.state, self.context, self._sizes)
+        made = (self.model, self.state, self.limit, self._sizes)
         if self.drafts:
             return SpeculativeSteps(DeviceMtp(self.model), *made, self.drafts, captured=captured)
         return DecodeSteps(*made, captured=captured)
@@ -88,7 +92,8 @@ class StepBench:
         """GB of this rank's card in use now, by whomever, and what the planner says of it."""
         torch.cuda.synchronize()
         free, total = torch.cuda.mem_get_info(self.model.device)
-        planned = needed_bytes(self.config, self.split, self.model.choices, self._sizes, self.context, self.drafts)
+        of_steps = (self._sizes, self.context, self.limit, self.drafts)
+        planned = needed_bytes(self.config, self.split, self.model.choices, *of_steps)
         return {"memory_gb": round((total - free) / 1e9, 2), "planned_gb": round(planned / 1e9, 2)}
 
     def decode(self, steps: DecodeSteps | SpeculativeSteps, batch: int, roof: Roof, mode: str) -> Measured:
@@ -144,8 +149,9 @@ class StepBench:
         """The last `tokens` tokens of one request's context, computed together, launch by launch as an engine does."""
         ids = torch.randint(self.config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(tokens)).tolist()
         chunk = Chunk(ids, self.context - tokens, range(self._width), 0, logits="last")
-        inputs = StepInputs.of(Batch.build([chunk], table_width=self._width), self.model.device, chunked=True)
-        ws = self.model.workspace(tokens, self.context, chunked=True)
+        batch = Batch.build([chunk], table_width=pages_for(self.limit))
+        inputs = StepInputs.of(batch, self.model.device, chunked=True)
+        ws = self.model.workspace(tokens, self.limit, chunked=True)
         logits: list[torch.Tensor] = []
 
         def run() -> None:
@@ -167,7 +173,7 @@ class StepBench:
         took, bound = fmean(times), moved.total() / roof.best / 1e6
         record = {
             "model": self.name, "layers": self.config.num_hidden_layers, "tp": self.split.world, "batch": requests,
-            "tokens": tokens, "context": self.context, "mode": mode, "gpu": self.card.name,
+            "tokens": tokens, "context": self.context, "limit": self.limit, "mode": mode, "gpu": self.card.name,
             "ms_median": round(median(times), 4), "ms_mean": round(took, 4), "bytes": moved.total(),
             "roof_gb_s": round(roof.best, 1), "bound_ms": round(bound, 4), "share": round(bound / took, 4),
             "distinct_experts": round(distinct, 1), "tok_s": round(1e3 * tokens / took, 2),

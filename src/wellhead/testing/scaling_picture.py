@@ -29,12 +29,14 @@ class Point:
 
 def lines_of(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], list[Point]]:
     """(model, batch) -> its points by ranks, of equal ones the one with most layers, then the last. Steps with drafts,
-    of one rank alone, and of fewer layers that do not say what all would take, have none.
+    of one rank alone, planned for more than their context, and of fewer layers that do not say what all would take,
+    have none.
     """
     found: dict[tuple[str, int, int], Mapping[str, Any]] = {}
     for record in records:
         whole = record["layers"] == published_config(record["model"])["num_hidden_layers"] or "whole_ms" in record
-        if record.get("mode") != "captured" or record.get("drafts") or record.get("alone") or not whole:
+        other = record.get("drafts") or record.get("alone") or record.get("limit", 0) > record["context"]
+        if record.get("mode") != "captured" or other or not whole:
             continue
         key = record["model"], record["batch"], record["tp"]
         if key not in found or record["layers"] >= found[key]["layers"]:

@@ -25,17 +25,18 @@ def ladder(batches: Sequence[int]) -> list[int]:
 
 
 def needed_bytes(
-    config: ModelConfig, split: Split, choices: Choices, sizes: Sequence[int], context: int, drafts: int
+    config: ModelConfig, split: Split, choices: Choices, sizes: Sequence[int], context: int, limit: int, drafts: int
 ) -> int:
     """What the planner says that decodes of these sizes take of one rank's memory, full caches included."""
-    slots, steps = max(sizes), Steps(0, tuple(sizes), context, drafts)
+    slots, steps = max(sizes), Steps(0, tuple(sizes), limit, drafts)
     plan = plan_memory(config, Numerics.named("checkpoint"), split, 0, steps, choices, slots=slots)
     caches = slots * (pages_for(context) * plan.state.page + plan.state.slot)
     return plan.weights.total + caches + plan.workspace + plan.graphs + plan.reserved
 
 
 def fitting_layers(
-    name: str, split: Split, available: int, batches: Sequence[int], context: int, drafts: int, features: Features
+    name: str, split: Split, available: int, batches: Sequence[int], context: int, limit: int, drafts: int,
+    features: Features,
 ) -> int:
     """The most first layers of a published model that FILLED of `available` bytes hold with these decodes; ValueError
     where not one does.
@@ -45,7 +46,7 @@ def fitting_layers(
     def fits(layers: int) -> bool:
         config = load_config(first_layers(raw, layers))
         choices = choose_ops(config, split, features)
-        return needed_bytes(config, split, choices, ladder(batches), context, drafts) <= FILLED * available
+        return needed_bytes(config, split, choices, ladder(batches), context, limit, drafts) <= FILLED * available
 
     layers = largest(int(raw["num_hidden_layers"]), fits)
     if not layers:
