@@ -69,13 +69,12 @@ def run(args: argparse.Namespace) -> int:
     if wrong:
         raise ValueError(f"--prefill {wrong[0]}: expected 2 tokens to the context's {args.context}")
     measured = roof()
-    layers = args.layers
+    layers, limit = args.layers, args.context if args.limit is None else args.limit
     if layers is None:
         total = torch.cuda.mem_get_info(args.device)[1]
-        limit = args.limit or args.context
         layers = fitting_layers(args.config, split, total, args.batch, args.context, limit, args.drafts, here())
     bench = StepBench(
-        args.config, layers, args.batch, args.context, limit=args.limit, drafts=args.drafts, split=split, group=group,
+        args.config, layers, args.batch, args.context, limit=limit, drafts=args.drafts, split=split, group=group,
         device=args.device,
     )  # fmt: skip
     ladders = {mode: bench.steps(captured=mode == "captured") for mode in ("captured", *["eager"] * args.eager)}

@@ -53,7 +53,7 @@ class DeviceRunner(StepRunner):
     `phase` is told what is being done.
     """
 
-    places = 1  # of a request in a decode: its newest token
+    each = 1  # token of a request in a decode
 
     def __init__(
         self, model: DeviceModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
@@ -67,7 +67,7 @@ class DeviceRunner(StepRunner):
         self._model, self._width, self._logit_rows = model, pages_for(context), logit_rows(num_slots)
         self._prefill = model.workspace(chunk_tokens, context, chunked=True)
         if model.choices.of("sampling") != REFERENCE:
-            self.sampler = DeviceSampler(num_slots * self.places, model.config.vocab_size, model.device)
+            self.sampler = DeviceSampler(num_slots * self.each, model.config.vocab_size, model.device)
         self._compiles = model.device.type == "cuda"  # nothing else compiles
         sizes = ladder(num_slots, largest_graph)
         graphs = [size for size in sizes if largest_graph is None or size <= largest_graph] if captured else []

@@ -30,7 +30,7 @@ class DeviceSampler:
             (k, p): sampling.plan(rows, vocab_size, sampled=True, top_k=k, top_p=p, device=device)
             for k, p in product((False, True), repeat=2)
         }
-        self._rows, self._vocab_size = rows, vocab_size
+        self._vocab_size = vocab_size
 
     def warm_up(self) -> None:
         """Compile every plan."""

@@ -47,7 +47,7 @@ class DeviceSpeculativeRunner(DeviceRunner):
         chunk_tokens: int, speculative_tokens: int, context: int | None = None, captured: bool = True,
         largest_graph: int | None = None, phase: Phase = untold,
     ):  # fmt: skip
-        self._mtp, self._guesses, self.places = DeviceMtp(model), speculative_tokens, 1 + speculative_tokens
+        self._mtp, self._guesses, self.each = DeviceMtp(model), speculative_tokens, 1 + speculative_tokens
         super().__init__(
             model, num_pages, num_slots, window_pages, chunk_tokens=chunk_tokens, context=context, captured=captured,
             largest_graph=largest_graph, phase=phase,
@@ -156,4 +156,4 @@ class DeviceSpeculativeRunner(DeviceRunner):
     def _on_trial(self, chunk: Chunk) -> bool:
         """Whether a chunk is a request's newest token and drafts."""
         tokens = len(chunk.token_ids)
-        return tokens <= self._steps.each and (chunk.logits == "all" or (chunk.logits == "last" and tokens == 1))
+        return tokens <= self.each and (chunk.logits == "all" or (chunk.logits == "last" and tokens == 1))

@@ -64,8 +64,7 @@ class Batch:
         """Lay chunks out; ValueError for a chunk beyond its pages or a state slot used twice.
 
         pad_to: fill a batch of one-token chunks up to this many requests. table_width: columns of both tables, at
-        least as many as the longest chunk's pages (default: exactly as many). With both given, the shapes of all
-        tensors but logits_at are fixed, as a captured graph wants them.
+        least as many as the longest chunk's pages (default: exactly as many), for kernels that are compiled for one.
         """
         for chunk in chunks:
             _check(chunk)
@@ -132,7 +131,7 @@ def _check(chunk: Chunk) -> None:
 
 
 def _table(rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
-    flat = array("q")  # by way of torch.tensor a long request's table takes longer than its step
+    flat = array("q")  # wide tables take torch.tensor milliseconds
     for row in rows:
         flat.extend(row)
         flat.extend(array("q", [-1]) * (width - len(row)))

@@ -38,7 +38,7 @@ class DecodeStep:
 
     def load(self, batch: Batch) -> None:
         """Copy a batch in; it was built with `pad_to` this size. Of its tables the columns that it has: nobody looks
-        beyond a request's pages, and a table of a million tokens takes longer to copy than a step.
+        beyond a request's pages, and tables of a million tokens took the host longer than the step (docs/log.md).
         """
         for field in fields(StepInputs):
             target = getattr(self.inputs, field.name)

@@ -42,7 +42,7 @@ class SpeculativeStep:
     ):
         self.size, self._drafts = size, results.guesses.shape[1]
         self.each = 1 + self._drafts
-        self._mtp, self._model, self._state, self._width = mtp, model, state, pages_for(context)
+        self._mtp, self._model, self._state, width = mtp, model, state, pages_for(context)
         places, device = size * self.each, model.device
         self.logits, self.best = results.logits[:places], results.best[:places]
         self.guesses = results.guesses[:size]
@@ -55,8 +55,8 @@ class SpeculativeStep:
         self._first = torch.arange(size, device=device) * self.each
         self._inputs = StepInputs(
             token_ids=full(0, places), positions=full(0, places), rows=of_request, state_slots=full(-1, places),
-            page_table=full(-1, size, self._width, dtype=torch.int32),
-            window_table=full(-1, size, self._width, dtype=torch.int32),
+            page_table=full(-1, size, width, dtype=torch.int32),
+            window_table=full(-1, size, width, dtype=torch.int32),
             firsts=of_request * self.each,
         )  # fmt: skip
         self._accepted = full(-1, places)  # state slots of the places that are right, -1 for the others
@@ -151,7 +151,6 @@ class SpeculativeSteps:
             torch.zeros(places, dtype=torch.int64, device=device),
             torch.zeros(most, drafts, dtype=torch.int64, device=device),
         )
-        self.each = 1 + drafts
         self.steps = {
             size: SpeculativeStep(mtp, model, state, context, size, results)
             for size in sorted(set(sizes), reverse=True)

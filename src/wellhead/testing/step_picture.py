@@ -58,7 +58,8 @@ def _parts(record: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     total = sum(us for us, _ in each.values())
     found = dict(sorted(((op, of) for op, of in each.items() if of[0] >= FEWEST * total), key=lambda item: -item[1][0]))
     small = [of for op, of in each.items() if op not in found]
-    return found | {REST: (sum(us for us, _ in small), sum(floor for _, floor in small))}
+    rest = {REST: (sum(us for us, _ in small), sum(floor for _, floor in small))} if small else {}
+    return found | rest
 
 
 def _title(record: Mapping[str, Any]) -> str:
