@@ -24,15 +24,15 @@ def nothing_left(llm: LLM):  # type: ignore[no-untyped-def]
 def once_behind(monkeypatch: pytest.MonkeyPatch, llm: LLM, event: Callable[[], object]) -> None:
     """`event` happens once, behind the next step's choice of tokens."""
     runner = llm.engine._runner
-    run, left = runner.run, [event]
+    finish, left = runner.finish, [event]
 
-    def wrapped(work):  # type: ignore[no-untyped-def]
-        found = run(work)
+    def wrapped(launched):  # type: ignore[no-untyped-def]
+        found = finish(launched)
         if left:
             left.pop()()
         return found
 
-    monkeypatch.setattr(runner, "run", wrapped)
+    monkeypatch.setattr(runner, "finish", wrapped)
 
 
 def test_ctrl_c_ends_one_answer_and_leaves_the_other_as_it_was(monkeypatch: pytest.MonkeyPatch, llm: LLM) -> None:

@@ -220,9 +220,9 @@ def test_orders_survive_the_way() -> None:
         Chunk([9], 0, [0], 0, "all", None),
         Chunk([1, 2], 10, [7], 1, "last", [2]),
     ]
-    orders = Orders(chunks, restores=[(4, 2)], saves=[(0, 3), (1, 5)], following=[8, -1, -1])
+    orders = Orders(chunks, restores=[(4, 2)], saves=[(0, 3), (1, 5)], following=[8, -1, -1], rows=[2, 0])
     assert Orders.decode(orders.encode()) == orders
-    assert Orders.decode(Orders([]).encode()) == Orders([], [], [], [])
+    assert Orders.decode(Orders([]).encode()) == Orders([], [], [], [], [])
     drafts = DraftOrders(chunks, [6, 7, 8, 1, 2, 3], [4, 5, 6, 0, 9, 8])
     assert DraftOrders.decode(drafts.encode()) == drafts
 

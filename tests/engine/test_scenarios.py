@@ -63,13 +63,13 @@ def test_thousands_of_requests_do_not_make_the_engine_grow() -> None:
 def test_long_prompts_and_decodes_share_one_step() -> None:
     scenario = Scenario(8, **SMALL)
     runner, seen = scenario.engine._runner, []
-    run = runner.run
+    launch = runner.launch
 
     def spy(work: list[Work]) -> object:
         seen.append([(item.request.decoding, item.tokens) for item in work])
-        return run(work)
+        return launch(work)
 
-    runner.run = spy  # type: ignore[assignment, method-assign]
+    runner.launch = spy  # type: ignore[assignment, method-assign]
     scenario.run(40, aborts=0)
     kinds = [[decoding for decoding, _ in step] for step in seen]
     assert any(True in step and False in step for step in kinds)

@@ -172,7 +172,7 @@ def test_a_step_stays_in_the_budget() -> None:
     scenario = Traffic(27, 3, **(SMALL | {"chunk_tokens": 24}))
     runner, seen = scenario.engine._runner, []
     compute = runner.compute
-    runner.compute = lambda chunks: seen.append(sum(len(c.token_ids) for c in chunks)) or compute(chunks)  # type: ignore
+    runner.compute = lambda chunks, rows: seen.append(sum(len(c.token_ids) for c in chunks)) or compute(chunks)  # type: ignore
     scenario.run(40)
     assert 12 < max(seen) <= 24
     with pytest.raises(ValueError, match="chunk_tokens is 23, expected at least 24"):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fakes.drafting import helped
+from fakes.host_sampler import HostSampler
 from wellhead.engine import loading
 from wellhead.engine.llm import LLM
 from wellhead.engine.parallel import dismiss, follow
@@ -59,6 +60,20 @@ def with_drafts(llm: LLM) -> tuple[list[list[int]], int]:
     return [one.token_ids for one in done[:-1]], llm.engine.counters.accepted_tokens - before
 
 
+def check_overlap(llm: LLM) -> None:
+    """Tokens that rank 0 draws reach the others before it has read them: the answers are those of steps in turn."""
+    engine, found = llm.engine, []
+    engine._runner.sampler = HostSampler()  # type: ignore[assignment]
+    share, shared = engine._runner._group.share, []  # type: ignore[attr-defined]
+    engine._runner._group.share = lambda chosen: shared.append(1) or share(chosen)  # type: ignore[attr-defined]
+    params = [replace(GREEDY, temperature=float(number % 2), seed=number) for number in range(len(PROMPTS))]
+    for engine._overlap in (False, True):
+        found.append([one.token_ids for one in llm.generate(PROMPTS, params)])
+        assert bool(shared) == engine._overlap
+    assert found[0] == found[1]
+    engine._runner.sampler = None
+
+
 def load(numerics: str, split: Split = WHOLE, group: Group = ALONE, speculative_tokens: int = 0, way: str = "") -> LLM:
     return LLM(
         progress=False, numerics=numerics, num_pages=8, chunk_tokens=200, split=split, group=group,
@@ -96,6 +111,8 @@ def main(rank: int, world: int, rendezvous: str, output: Path) -> None:
         else:
             llm = load(numerics, split, group, guesses, way)
             tokens, logits = answers(llm)
+            if way == "device" and not guesses:
+                check_overlap(llm)
             found[f"{experts} {numerics} {guesses} {way}".strip()] = {"tokens": tokens, "logits": logits.tolist()}
             if guesses:
                 again, accepted = with_drafts(llm)

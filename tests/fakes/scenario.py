@@ -17,8 +17,11 @@ SMALL = {"max_running": 6, "chunk_tokens": 300, "num_pages": 9, "window_pages": 
 class Scenario:
     """Requests that arrive in bursts, begin alike, continue each other's texts, and are dropped at random."""
 
-    def __init__(self, seed: int, *, long: float = 0.05, **options: object):
+    def __init__(
+        self, seed: int, *, long: float = 0.05, temperatures: tuple[float, ...] = (0.0, 1.2), **options: object
+    ):
         self.long = long  # share of requests whose answers fill pages, so that others must be preempted
+        self.temperatures = temperatures
         self.random = random.Random(seed)
         self.engine = Engine(HashModel(), None, frozenset([END]), **options)  # type: ignore[arg-type]
         self.longest = min(1100, 256 * int(options["num_pages"]) - 60)  # type: ignore[call-overload]
@@ -47,7 +50,7 @@ class Scenario:
         prompt = self.prompt()[: self.longest]
         most = 600 if self.random.random() < self.long else self.random.choice((1, 3, 12, 50))
         params = SamplingParams(
-            max_tokens=min(most, self.longest + 60 - len(prompt)), temperature=self.random.choice((0.0, 1.2)),
+            max_tokens=min(most, self.longest + 60 - len(prompt)), temperature=self.random.choice(self.temperatures),
             seed=self.random.randrange(1000), ignore_eos=most > 50 or self.random.random() < 0.3,
         )  # fmt: skip
         request = self.engine.make_request(prompt, params)

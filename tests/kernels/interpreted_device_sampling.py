@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 
+from wellhead.engine.choice import choose, read
 from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.request import Request
-from wellhead.engine.runner import choose
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.engine.scheduler import Work
 from wellhead.engine.scores import Scores
@@ -68,12 +68,12 @@ def test_drafts_leave_the_draws_as_they_are() -> None:
     alone = []
     for ahead in range(3):
         own = request(reporting, 4 + ahead)
-        alone += choose([Work(own, 1, True)], Scores.of(logits[ahead : ahead + 1]), sampler)[own]
+        alone += read(choose([Work(own, 1, True)], (), Scores.of(logits[ahead : ahead + 1]), sampler))[own]
     for right in range(3):
         one, other = request(reporting, 4), request(KINDS[1], 1)
         one.drafts = [Draft(token) for token in [*alone[:right], (alone[right] + 1) % VOCAB, 5][:2]]
         work = [Work(one, 1, True, drafts=2), Work(other, 1, True)]
-        found = choose(work, Scores.of(logits[[0, 1, 2, 5]]), sampler)
+        found = read(choose(work, (), Scores.of(logits[[0, 1, 2, 5]]), sampler))
         assert found[one] == alone[: right + 1] and len(found[other]) == 1
         assert [next(iter(each)) for each in one.logprobs] == found[one]
 

@@ -113,15 +113,15 @@ def test_a_step_that_fails_ends_its_requests_only(server: RunningServer, monkeyp
 def test_who_waits_outlives_a_failed_step(own: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch) -> None:
     running = own(lambda phase: LLM(progress=False, num_pages=24, max_running=1, phase=phase))
     alone, engine = content(running.chat(**LONG)), running.llm.engine
-    real, fail = engine._runner.run, [True]
+    real, fail = engine._runner.launch, [True]
 
-    def run(work: Any) -> Any:
+    def launch(work: Any) -> Any:
         if fail and engine.counters.waiting == 2:
             fail.clear()
             raise MemoryError("no room in this step")
         return real(work)
 
-    monkeypatch.setattr(engine._runner, "run", run)
+    monkeypatch.setattr(engine._runner, "launch", launch)
     threads, found = beside(3, lambda: running.chat(**LONG))
     for thread in threads:
         thread.join()

@@ -37,6 +37,10 @@ def add_model(parser: argparse.ArgumentParser, *, positional: bool = False) -> N
         "--eager", action="store_true", help="launch decode steps one by one instead of as CUDA graphs (with cuda)"
     )
     parser.add_argument(
+        "--disable-overlap-schedule", action="store_true",
+        help="read every step's tokens before the next one is launched (with cuda and without drafts it need not wait)",
+    )  # fmt: skip
+    parser.add_argument(
         "--speculative-tokens", type=int, default=0, metavar="N",
         help="guess 1 to 3 tokens ahead with the model's MTP layer and check them in one step (0)",
     )  # fmt: skip
@@ -99,6 +103,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "device": args.device,
         "impl": impl(args),
         "captured": not args.eager,
+        "overlap": not args.disable_overlap_schedule,
         "speculative_tokens": args.speculative_tokens,
     }
     if args.group is not None:

@@ -8,11 +8,12 @@ import torch
 
 from wellhead.engine.adjust import Adjust
 from wellhead.engine.books import make_books
+from wellhead.engine.choice import Launched
 from wellhead.engine.output import Delta, TextOutput
 from wellhead.engine.request import FinishReason, Request, RequestError
 from wellhead.engine.runner import MakeRunner, Runner
 from wellhead.engine.sampling_params import SamplingParams
-from wellhead.engine.scheduler import Counters
+from wellhead.engine.scheduler import Counters, Work
 from wellhead.model.batch import Chunk
 from wellhead.model.load import ServedModel
 from wellhead.model.state import PAGE_TOKENS, pages_for
@@ -37,6 +38,7 @@ class Engine:
         prefix_caching: bool = True,
         speculative_tokens: int = 0,
         context_length: int | None = None,
+        overlap: bool = True,
         make_runner: MakeRunner = Runner,
     ):
         self.max_running = max_running
@@ -51,6 +53,8 @@ class Engine:
         self._memory = self._scheduler.memory
         self._runner = make_runner(model, self._memory.pages.total, max_running, self._memory.window_pages.total)
         self._texts: dict[Request, TextOutput] = {}
+        self._overlap, self._undisturbed = overlap, True
+        self._ahead: Launched | None = None  # the next step, where it is under way
 
     @property
     def busy(self) -> bool:
@@ -135,22 +139,40 @@ class Engine:
         requests in it so, and raises; who was not in it goes on with the next. One that ended nobody could not even be
         scheduled, and nobody may go on.
 
+        Where every token is chosen on the card, the step behind this one is launched before this one's tokens are read:
+        meanwhile the host has its time. Who ends with this one was in it for nothing.
+
         When nothing is left to run, the pools must be whole; else IntegrityError names what is lost.
         """
-        work = self._scheduler.schedule()
+        launched, self._ahead = self._ahead, None
+        if launched is not None and all(item.request.finish_reason is not None for item in launched.work):
+            launched = None  # nobody wants it any more
+        work = self._scheduler.schedule() if launched is None else launched.work
         try:
-            found = self._runner.run(work)
+            launched = launched or self._runner.launch(work)
+            self._ahead = self._launch_ahead(work)
+            found = self._runner.finish(launched)
             self._scheduler.advance(work, {request: len(tokens) - 1 for request, tokens in found.items()})
             deltas = [(request, self._collect(request, tokens)) for request, tokens in found.items()]
             deltas += [(item.request, self._fail(item.request)) for item in work if item.request.error is not None]
         except Exception as error:  # tails restored and numbers drawn are lost with it
+            self._ahead = None
             for item in work:
-                item.request.error = error
-                self._fail(item.request)
+                if item.request.finish_reason is None:
+                    item.request.error = error
+                    self._fail(item.request)
             raise
         if not (self.busy or self._memory.whole):
             self.check()
         return deltas
+
+    def _launch_ahead(self, work: Sequence[Work]) -> Launched | None:
+        """The step behind `work`, which was launched last, under way; None where it has to wait for it."""
+        undisturbed, self._undisturbed = self._undisturbed, True
+        if not (self._overlap and self._runner.overlaps and undisturbed):
+            return None
+        ahead = self._scheduler.schedule_ahead(work, self._runner.carried)
+        return self._runner.launch(ahead) if ahead else None
 
     def check(self) -> None:
         """IntegrityError, naming the page, unless every page and state slot is accounted for."""
@@ -169,6 +191,7 @@ class Engine:
         if chunks is not None and (sum(sizes) != len(ids) or any(n < 1 for n in sizes)):
             raise ValueError(f"chunks {sizes} sum to {sum(sizes)}, expected positive sizes that sum to {len(ids)}")
         memory, parts = self._memory, []
+        self._undisturbed = False  # a runner's buffers are its last computation's
         request = Request(ids, SamplingParams(), 1, torch.Generator())
         if not memory.slots.free:
             raise RequestError(f"{len(ids)} tokens: all state slots are in use; wait for other requests")

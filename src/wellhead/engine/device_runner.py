@@ -20,6 +20,7 @@ from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_step import StepInputs
 from wellhead.model.state import PAGE_TOKENS, pages_for
 from wellhead.model.working_memory import logit_rows
+from wellhead.ops.host_copies import send
 
 
 class Parts:
@@ -54,6 +55,7 @@ class DeviceRunner(StepRunner):
     """
 
     each = 1  # token of a request in a decode
+    overlaps = True
 
     def __init__(
         self, model: DeviceModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
@@ -100,9 +102,9 @@ class DeviceRunner(StepRunner):
             self.sampler.warm_up()
         return warm_up.warm_prefill(self._model, self.state, self._prefill, self._width, chunk_tokens)
 
-    def compute(self, chunks: Sequence[Chunk]) -> Scores:
+    def compute(self, chunks: Sequence[Chunk], rows: Sequence[int] = ()) -> Scores:
         with self._frozen():
-            return self._compute(chunks)
+            return self._compute(chunks, rows)
 
     def _count(self, captured: bool) -> None:
         """A decode step was a graph, or was not."""
@@ -112,13 +114,15 @@ class DeviceRunner(StepRunner):
         """Where nothing may be compiled any more."""
         return frozen() if self._compiles else nullcontext()
 
-    def _compute(self, chunks: Sequence[Chunk]) -> Scores:
+    def _compute(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> Scores:
         single = [index for index, chunk in enumerate(chunks) if len(chunk.token_ids) == 1]
         longer = [index for index, chunk in enumerate(chunks) if len(chunk.token_ids) > 1]
         parts = Parts()
         if single:
             step = self._decode.of(len(single))
             step.load(Batch.build([chunks[i] for i in single], pad_to=step.size))
+            if rows:
+                self._feed(step.inputs.token_ids, rows)
             step.run()
             self._count(step.captured)
             wanted = {i: [row] for row, i in enumerate(single) if chunks[i].logits != "none"}
@@ -126,6 +130,15 @@ class DeviceRunner(StepRunner):
         if longer:
             self._compute_prompts(chunks, longer, parts)
         return parts.scores()
+
+    def _feed(self, token_ids: torch.Tensor, rows: Sequence[int]) -> None:
+        """The first token ids are those rows of what the last step chose, which the host has not seen."""
+        chosen, count = self.chosen, len(rows)
+        if list(rows) != list(range(count)):
+            at = torch.empty(count, dtype=torch.int64, device=chosen.device)
+            send(rows, at)
+            chosen = chosen[at]
+        token_ids[:count].copy_(chosen[:count])
 
     def _compute_prompts(self, chunks: Sequence[Chunk], which: Sequence[int], parts: Parts) -> StepInputs:
         """Chunks of any length, computed together; the streams of their tokens stay in the prefill's workspace."""

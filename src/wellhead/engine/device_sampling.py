@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from wellhead.dispatch.frozen import frozen
+from wellhead.ops.host_copies import send
 from wellhead.ops.sampling import api as sampling
 
 if TYPE_CHECKING:
@@ -44,12 +45,14 @@ class DeviceSampler:
         drawn = any(draft.drawn_from is not None for draft in request.drafts)
         return request.params.temperature >= COOLEST and request.adjust is None and not drawn
 
-    def draw(self, scores: Scores, spans: Mapping[Request, Sequence[int]]) -> torch.Tensor:
+    def draw(self, scores: Scores, spans: Mapping[Request, Sequence[int]], *, unread: int = 0) -> torch.Tensor:
         """`scores.best`, with draws in place of the best ids of some requests' tokens in `scores`: a request's next one
-        and those behind its drafts.
+        and those behind its drafts. `unread` tokens of each are chosen, but not among its output yet.
         """
         chosen, low = scores.best.clone(), 0
-        rows = {scores.at[t]: (request, ahead) for request, span in spans.items() for ahead, t in enumerate(span)}
+        rows = {
+            scores.at[t]: (request, ahead) for request, span in spans.items() for ahead, t in enumerate(span, unread)
+        }
         for part in scores.parts:
             mine = {row - low: one for row, one in rows.items() if low <= row < low + len(part)}
             if mine:
@@ -72,5 +75,6 @@ class DeviceSampler:
             position[row] = len(request.output) + ahead
         plan = self._plans[any(top_k), any(p < 1 for p in top_p)]
         plan.set(temperature, top_k, top_p, seeds)
-        at = torch.tensor(position, device=logits.device)
+        at = torch.empty(rows, dtype=torch.int64, device=logits.device)
+        send(position, at)
         plan.run(logits[:rows], at, chosen[:rows])

@@ -42,6 +42,8 @@ class DeviceSpeculativeRunner(DeviceRunner):
     the host accepts first. Either way one read brings back the choice, one the guesses.
     """
 
+    overlaps = False  # how far a request gets depends on the drafts that are accepted
+
     def __init__(
         self, model: DeviceModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
         chunk_tokens: int, speculative_tokens: int, context: int | None = None, captured: bool = True,
@@ -73,7 +75,7 @@ class DeviceSpeculativeRunner(DeviceRunner):
         warm_up.warm_drafts(self._mtp, self.state, self._prefill, self._width, [1, *sizes])
         return [1, *sizes]
 
-    def _compute(self, chunks: Sequence[Chunk]) -> Scores:
+    def _compute(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> Scores:
         trial = [index for index, chunk in enumerate(chunks) if self._on_trial(chunk)]
         prompts = [index for index, chunk in enumerate(chunks) if not self._on_trial(chunk)]
         parts, step, inputs = Parts(), None, None

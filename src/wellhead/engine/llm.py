@@ -66,8 +66,9 @@ class LLM:
     of the same seed on the CPU. In a group of several ranks this is rank 0, and the others run
     `engine.parallel.follow` over the same model. A folder without tokenizer.json takes prompts as ids only, gives empty
     text and refuses stop strings. context_length bounds a request's tokens below the model's own limit; from
-    mem_fraction, the part of a card's memory to take, follow num_pages and window_pages. `phase` is told what is being
-    done meanwhile.
+    mem_fraction, the part of a card's memory to take, follow num_pages and window_pages. overlap: on a device a step is
+    launched before the tokens of the one in front are read, where all of them are chosen there. `phase` is told what is
+    being done meanwhile.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class LLM:
         context_length: int | None = None,
         largest_graph: int | None = None,
         mem_fraction: float | None = None,
+        overlap: bool = True,
         phase: Phase = untold,
     ):
         precision = Numerics.named(numerics, index_keys, kv_dtype)
@@ -133,7 +135,7 @@ class LLM:
         self.engine = Engine(
             loaded, tokenizer, eos_ids, max_running=max_running, chunk_tokens=chunk_tokens, num_pages=num_pages,
             window_pages=window_pages, prefix_caching=prefix_caching, speculative_tokens=speculative_tokens,
-            context_length=context_length, make_runner=make_runner,
+            context_length=context_length, overlap=overlap, make_runner=make_runner,
         )  # fmt: skip
 
     @property

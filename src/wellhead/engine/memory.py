@@ -106,6 +106,8 @@ class Memory:
         end = request.computed + tokens
         if not self.prefix_caching or end % PAGE_TOKENS:
             return -1
+        if end > request.known:  # a token that nobody has read yet: the page may be kept already, which does no harm
+            return request.window_pages[end // PAGE_TOKENS - 1]
         node = self.prefix.find(self._keys(request, end // PAGE_TOKENS)[-1])
         return -1 if node is not None and node.window_page >= 0 else request.window_pages[end // PAGE_TOKENS - 1]
 

@@ -18,17 +18,20 @@ class Orders:
     """Chunks to compute. restores: (window page, state slot) whose tail is put back before; saves: (state slot, window
     page) whose tail is kept after. following: the id behind each chunk, -1 where that is the best one of its logits;
     given only where every token chosen in the step is a best one, so that drafting need not wait for rank 0's choice.
+    rows: of every chunk the row in the last step's choice that its one token is, which nobody has read yet; empty where
+    the tokens are known.
     """
 
     chunks: Sequence[Chunk]
     restores: Sequence[tuple[int, int]] = ()
     saves: Sequence[tuple[int, int]] = ()
     following: Sequence[int] = ()
+    rows: Sequence[int] = ()
 
     def encode(self) -> list[int]:
         """Every field as integers; lists behind their lengths."""
-        words = [len(self.restores), len(self.saves), len(self.following), len(self.chunks)]
-        for pair in (*self.restores, *self.saves, self.following):
+        words = [len(self.restores), len(self.saves), len(self.following), len(self.rows), len(self.chunks)]
+        for pair in (*self.restores, *self.saves, self.following, self.rows):
             words += pair
         for chunk in self.chunks:
             words += _words(chunk)
@@ -38,11 +41,12 @@ class Orders:
     def decode(cls, words: Sequence[int]) -> Orders:
         """The inverse of `encode`."""
         rest = iter(words)
-        restores, saves, following, chunks = _take(rest, 4)
+        restores, saves, following, rows, chunks = _take(rest, 5)
         return cls(
             restores=[(next(rest), next(rest)) for _ in range(restores)],
             saves=[(next(rest), next(rest)) for _ in range(saves)],
             following=_take(rest, following),
+            rows=_take(rest, rows),
             chunks=[_chunk(rest) for _ in range(chunks)],
         )
 

@@ -28,10 +28,13 @@ class LeadingRunner(StepRunner):
         self._inner = make_runner(model, num_pages, num_slots, window_pages)
         self.config, self.state = self._inner.config, self._inner.state
         self.proposer, self.sampler = self._inner.proposer, self._inner.sampler
-        self.graph_sizes = self._inner.graph_sizes
+        self.graph_sizes, self.overlaps = self._inner.graph_sizes, self._inner.overlaps
 
     def execute(self, orders: Orders) -> Scores:
-        self._group.broadcast([_STEP, *orders.encode()])
+        drawn = bool(orders.rows) and self.chosen is not self._inner.chosen  # the best ids every rank has itself
+        self._group.broadcast([_STEP, len(self.chosen) if drawn else 0, *orders.encode()])
+        if drawn:
+            self._inner.chosen = self._group.share(self.chosen)
         scores = self._inner.execute(orders)
         self.graph_misses = self._inner.graph_misses
         return scores
@@ -40,8 +43,9 @@ class LeadingRunner(StepRunner):
         self._group.broadcast([_DRAFT, *orders.encode()])
         return self._inner.draft(orders)
 
-    def compute(self, chunks: Sequence[Chunk]) -> Scores:
-        return self.execute(Orders(chunks))
+    def compute(self, chunks: Sequence[Chunk], rows: Sequence[int] = ()) -> Scores:
+        return self.execute(Orders(chunks, rows=rows))
+
 
 
 def follow(group: Group, make_runner: MakeRunner, model: ServedModel) -> None:
@@ -57,6 +61,9 @@ def follow(group: Group, make_runner: MakeRunner, model: ServedModel) -> None:
             continue
         assert runner is not None
         if what == _STEP:
+            drawn, *words = words
+            if drawn:
+                runner.chosen = group.share(runner.chosen.new_empty(drawn))
             runner.execute(Orders.decode(words))
         else:
             runner.draft(DraftOrders.decode(words))

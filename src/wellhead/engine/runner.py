@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from wellhead.engine import speculative
+from wellhead.engine.choice import Launched, choose, read
 from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.drafting import Proposer
 from wellhead.engine.orders import DraftOrders, Orders, Wanted
@@ -25,6 +25,7 @@ class StepRunner(ABC):
 
     proposer: Proposer | None = None
     sampler: DeviceSampler | None = None
+    overlaps = False  # whether a step can be launched before what the last one chose has been read
     graph_misses: int | None = None  # steps whose decodes ran launch by launch; None where there are no graphs
     graph_sizes: Sequence[int] = ()  # batch sizes with a captured decode step
 
@@ -35,17 +36,25 @@ class StepRunner(ABC):
         self.config = model.config
         with phase("making caches"):
             self.state = model.allocate(num_pages, num_slots, window_pages)
+        self.chosen = torch.empty(0, dtype=torch.int64)  # by the last step, where it was computed
+        self._rows: Mapping[Request, int] = {}  # whose is where in it
 
     @abstractmethod
-    def compute(self, chunks: Sequence[Chunk]) -> Scores:
-        """Scores of the tokens of `chunks` that want logits, in their order, valid until the next step."""
-
-    def run(self, work: Sequence[Work]) -> dict[Request, list[int]]:
-        """Compute the work's tokens; the next tokens of every request whose newest token was among them: its drafts as
-        far as they were accepted, then one more. The scheduler is told by its `advance`, not here. A request whose
-        tokens cannot be chosen has its `error` set and no tokens.
+    def compute(self, chunks: Sequence[Chunk], rows: Sequence[int] = ()) -> Scores:
+        """Scores of the tokens of `chunks` that want logits, in their order, valid until the next step; `rows` as in
+        `Orders`.
         """
-        chunks, restores, saves, following = [], [], [], []
+
+    def carried(self, request: Request) -> bool:
+        """Whether a request's next token is chosen where the model computes, and all that is wanted of its scores."""
+        drawn = self.sampler is not None and self.sampler.takes(request)
+        return not request.params.logprobs and (request.greedy or drawn)
+
+    def launch(self, work: Sequence[Work]) -> Launched:
+        """Have the work's tokens computed and the next ones chosen, as far as that needs nothing read. Work that is
+        `ahead` is behind the step launched last.
+        """
+        chunks, restores, saves, following, rows = [], [], [], [], []
         for item in work:
             request = item.request
             assert request.state_slot is not None
@@ -55,21 +64,23 @@ class StepRunner(ABC):
                 saves.append((request.state_slot, item.save))
             drafts = [draft.token for draft in request.drafts[: item.drafts]]
             wanted: Wanted = "none" if not item.samples else "all" if drafts else "last"
+            start, tokens = request.computed + item.ahead, request.next_tokens(item.tokens) + drafts
+            if item.ahead:
+                rows.append(self._rows[request])
+                tokens = [0]  # the row's, whatever it is
             chunks.append(
                 Chunk(
-                    request.next_tokens(item.tokens) + drafts, request.computed, request.pages, request.state_slot,
-                    logits=wanted, window_pages=request.window_pages,
+                    tokens, start, request.pages, request.state_slot, logits=wanted, window_pages=request.window_pages
                 )
-            )  # fmt: skip
-            end = request.computed + item.tokens
+            )
+            end = start + item.tokens
             following.append(-1 if item.samples else request.tokens(end, end + 1)[0])
-        sampled = [item for item in work if item.samples]
-        if not all(item.request.greedy for item in sampled):
+        if not all(item.request.greedy for item in work if item.samples):
             following = []
-        scores = self.execute(Orders(chunks, restores, saves, following))  # who saves a page's end has no drafts
-        found = choose(sampled, scores, self.sampler)
-        self.propose(work, chunks, found, scores.drafts)
-        return found
+        scores = self.execute(Orders(chunks, restores, saves, following, rows))  # who saves a page's end has no drafts
+        launched = choose(work, chunks, scores, self.sampler)
+        self.chosen, self._rows = launched.chosen, {r: scores.at[span[-1]] for r, span in launched.spans.items()}
+        return launched
 
     def execute(self, orders: Orders) -> Scores:
         """`compute` the orders' chunks, between what they restore and what they save. Every rank of several does this
@@ -77,10 +88,20 @@ class StepRunner(ABC):
         """
         for window_page, slot in orders.restores:
             self.state.restore_tail(window_page, slot)
-        scores = self.compute(orders.chunks)
+        scores = self.compute(orders.chunks, orders.rows)
         for slot, window_page in orders.saves:
             self.state.save_tail(slot, window_page)
+        self.chosen = scores.best
         return scores
+
+    def finish(self, launched: Launched) -> dict[Request, list[int]]:
+        """The next tokens of every request whose newest token was in the step: its drafts as far as they were accepted,
+        then one more. The scheduler is told by its `advance`, not here. A request whose tokens cannot be chosen has its
+        `error` set and no tokens; one that has ended since is left out.
+        """
+        found = read(launched)
+        self.propose(launched.work, launched.chunks, found, launched.scores.drafts)
+        return found
 
     def draft(self, orders: DraftOrders) -> torch.Tensor:
         """The drafting layer over tokens of the last step, or over its own guesses; what comes back is between a runner
@@ -99,56 +120,6 @@ class StepRunner(ABC):
             self.proposer.propose(self.draft, work, chunks, found, made)
 
 
-def choose(
-    sampled: Sequence[Work], scores: Scores, sampler: DeviceSampler | None = None
-) -> dict[Request, list[int]]:
-    """The next tokens of the requests, whose drafts are used up; their tokens' scores follow each other.
-
-    Logits are read from the device only for requests that sample where `sampler` does not draw for them, or adjust
-    theirs. A request that fails here has its `error` set and no tokens.
-    """
-    spans: dict[Request, range] = {}
-    low = 0
-    for item in sampled:
-        spans[item.request] = range(low, low := low + 1 + item.drafts)
-    drawn = {r: span for r, span in spans.items() if sampler is not None and sampler.takes(r)}
-    chosen = sampler.draw(scores, drawn) if sampler is not None and drawn else scores.best
-    ids = chosen.tolist()  # where the host waits for the device
-    best = [ids[row] for row in scores.at]
-    read = [r for r in spans if not (r.greedy or r in drawn)]
-    wanted = [row for request in read for row in spans[request]]
-    rows = dict(zip(wanted, scores.read(wanted), strict=True)) if wanted else {}
-    found, told = {}, []
-    for item in sampled:
-        request, span = item.request, spans[item.request]
-        try:
-            if request.greedy or request in drawn:
-                tokens = speculative.accept_best([best[row] for row in span], request.drafts[: item.drafts])
-            else:
-                tokens = _accept(item, torch.stack([rows[row] for row in span]))
-        except Exception as error:  # its own failure, the step went well for the others
-            request.error = error
-            continue
-        request.drafts = []
-        found[request] = tokens
-        if request.params.logprobs:
-            told += [(request, row, token) for row, token in zip(span, tokens, strict=False)]
-    if told:
-        reporting, at, newest = zip(*told, strict=True)
-        each = scores.logprobs(at, newest, [request.params.logprobs for request in reporting])
-        for request, one in zip(reporting, each, strict=True):
-            request.logprobs.append(one)
-    return found
-
-
-def _accept(item: Work, logits: torch.Tensor) -> list[int]:
-    """The next tokens of a request from its logits [1 + drafts, V] on the host; one that adjusts them has no drafts."""
-    request = item.request
-    if request.adjust is not None:
-        logits = request.adjust(logits[0], request.output)[None]
-    return speculative.accept(logits, request.drafts[: item.drafts], request.params, request.generator)
-
-
 class Runner(StepRunner):
     """Steps of a model in torch."""
 
@@ -159,8 +130,10 @@ class Runner(StepRunner):
         super().__init__(model, num_pages, num_slots, window_pages, phase=phase)
         self.model = model
 
-    def compute(self, chunks: Sequence[Chunk]) -> Scores:
+    def compute(self, chunks: Sequence[Chunk], rows: Sequence[int] = ()) -> Scores:
         batch = Batch.build(chunks)
+        if rows:
+            batch.token_ids.copy_(self.chosen[rows])
         return Scores.of(self.model.logits(self.model.forward(batch, self.state)[batch.logits_at]))
 
 

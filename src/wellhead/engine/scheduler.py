@@ -15,7 +15,7 @@ prefix can be kept for others.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from wellhead.engine.memory import Memory
@@ -29,7 +29,8 @@ class Work:
     is the newest known.
 
     restore: window page whose tail goes into the request's state slot before the step; save: window page that takes
-    the tail from the slot after it; -1 for none.
+    the tail from the slot after it; -1 for none. ahead: so many tokens of the request are still being computed in front
+    of it, and its own one is what the last of them chooses.
     """
 
     request: Request
@@ -38,6 +39,7 @@ class Work:
     restore: int = -1
     save: int = -1
     drafts: int = 0
+    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Scheduler:
         self._budget, self._most_drafts = chunk_tokens, speculative_tokens
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        self._full = False  # the head of the queue found no room, and nobody has left since
         self._prompt_tokens = self._hit_tokens = self._preemptions = self._recomputed = self._finished = 0
         self._draft_steps = self._drafted = self._accepted = 0
 
@@ -104,7 +107,7 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """The next step's work, decoding requests first; empty only when nothing waits or runs."""
         work: list[Work] = []
-        preempted = self._preemptions
+        preempted, self._full = self._preemptions, False
         budget = self._budget - sum(1 + len(request.drafts) for request in self.running if request.decoding)
         for request in list(self.running):
             tokens = 1 if request.decoding else self._chunk(request, budget)
@@ -117,6 +120,7 @@ class Scheduler:
             request = self.waiting[0]
             restore = self.memory.admit(request, self.running)
             if restore is None:
+                self._full = True
                 break
             self.running.append(self.waiting.popleft())
             self._hit_tokens += request.computed
@@ -125,6 +129,27 @@ class Scheduler:
             budget -= tokens + work[-1].drafts
         work.sort(key=lambda item: not item.request.decoding)
         return work
+
+    def schedule_ahead(self, work: Sequence[Work], carried: Callable[[Request], bool]) -> list[Work]:
+        """The step behind `work` while that is being computed: one token more of every request that does not end by its
+        length, whatever is chosen. Empty unless that is all there is to do: nobody can be admitted, every prompt is
+        computed, and each choice is `carried` from step to step where it is made.
+        """
+        alive = [item for item in work if item.request.finish_reason is None]
+        if len(alive) != len(self.running) or (self.waiting and not self._full):
+            return []
+        if any(item.drafts or not item.samples or not carried(item.request) for item in alive):
+            return []
+        going = [item for item in alive if len(item.request.output) + 1 < item.request.max_tokens]
+        found = []
+        for item in going:
+            request, tokens = item.request, item.tokens + 1
+            if self.memory.fitting(request, tokens) < tokens:
+                return []  # who was before it keeps a page that it needs next anyway
+            self.memory.grow(request, tokens)
+            save = self.memory.tail_wanted(request, tokens)
+            found.append(Work(request, 1, samples=True, save=save, ahead=item.tokens))
+        return found
 
     def advance(self, work: Sequence[Work], accepted: Mapping[Request, int] | None = None) -> None:
         """The work's tokens are in the caches, and of a request's drafts the first `accepted`. A request that ended
@@ -161,6 +186,7 @@ class Scheduler:
             return
         self.running.remove(request)
         self.memory.release(request)
+        self._full = False
 
     def check(self) -> None:
         """IntegrityError unless every page and slot is free, cached or held by a running request, exactly as often as

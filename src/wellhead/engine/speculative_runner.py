@@ -34,7 +34,7 @@ class SpeculativeRunner(Runner):
         self.proposer = DrawnDrafts(speculative_tokens)
         self._streams = torch.empty(0)
 
-    def compute(self, chunks: Sequence[Chunk]) -> Scores:
+    def compute(self, chunks: Sequence[Chunk], rows: Sequence[int] = ()) -> Scores:
         batch = Batch.build(chunks)
         self._streams = self.model.forward(batch, self.state)
         return Scores.of(self.model.logits(self._streams[batch.logits_at]))

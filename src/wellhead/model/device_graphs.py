@@ -14,6 +14,7 @@ from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_step import StepInputs
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.state import ModelState, pages_for
+from wellhead.ops.host_copies import send
 
 LADDER = (1, 2, 4, 8, 16, 32, 64)
 WARM_UPS = 2  # the first compiles, the second runs as a replay will
@@ -50,7 +51,7 @@ class DecodeStep:
                     raise ValueError(
                         f"{field.name} is {tuple(source.shape)}; a decode of {self.size} takes {tuple(target.shape)}"
                     )
-                target.copy_(source, non_blocking=True)
+                send(source, target)
 
 
 class DecodeSteps:

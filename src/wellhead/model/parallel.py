@@ -1,4 +1,4 @@
-"""The ranks that hold one model: sums and gathers of tensors, words from rank 0, and nothing else.
+"""The ranks that hold one model: sums and gathers of tensors, tensors and words from rank 0, and nothing else.
 
 Tensors travel over NCCL on cards, small sums through each other's memory where that can be (`sums`), and over gloo on
 the CPU; words (a step's schedule) always over gloo, in a group of their own, since the other ranks wait there for as
@@ -106,6 +106,13 @@ class Group:
             with _naming(self._lost):
                 dist.all_gather(list(parts.unbind()), part.contiguous())
         return parts.transpose(0, 1).flatten(1)
+
+    def share(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Rank 0's contiguous tensor in every rank's, which is returned; no host waits for it."""
+        if self.world > 1:
+            with _naming(self._lost):
+                dist.broadcast(tensor, 0)
+        return tensor
 
     def broadcast(self, values: Sequence[int] | None = None) -> list[int]:
         """Rank 0's integers (int64), to every rank; the others give none and wait, for days if need be."""

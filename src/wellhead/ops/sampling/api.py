@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.ops.checks import expect_rows
+from wellhead.ops.host_copies import send
 from wellhead.ops.sampling.configs import Config, choose_config
 
 
@@ -56,7 +57,7 @@ class Sampler:
         for i in range(rows):
             self._check(i, temperature[i], top_k[i], top_p[i], seed[i])
         for target, values in ((self.temperature, temperature), (self.k, top_k), (self.p, top_p), (self.seed, seed)):
-            target[:rows].copy_(torch.tensor(values, dtype=target.dtype))
+            send(values, target[:rows])
 
     def _check(self, row: int, temperature: float, top_k: int, top_p: float, seed: int) -> None:
         if not (math.isfinite(temperature) and (temperature == 0 or temperature >= 1e-6)):

@@ -1,0 +1,93 @@
+"""The next tokens of a step's requests: chosen where its scores are, as far as that can be, and read when wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from wellhead.engine import speculative
+from wellhead.engine.device_sampling import DeviceSampler
+from wellhead.engine.request import Request
+from wellhead.engine.scheduler import Work
+from wellhead.engine.scores import Scores
+from wellhead.model.batch import Chunk
+from wellhead.ops.host_copies import Coming
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A step under way. spans: the tokens in `scores` of each request that gets some; drawn: whose are drawn where the
+    scores are; chosen int64 [M]: the ids, row by row, there and on their way here.
+    """
+
+    work: Sequence[Work]
+    chunks: Sequence[Chunk]
+    scores: Scores
+    spans: Mapping[Request, range]
+    drawn: Container[Request]
+    chosen: torch.Tensor
+    coming: Coming
+
+
+def choose(
+    work: Sequence[Work], chunks: Sequence[Chunk], scores: Scores, sampler: DeviceSampler | None = None
+) -> Launched:
+    """Begin to choose the next tokens of a step's requests, where its scores are; their tokens' scores follow each
+    other. Requests that sample where `sampler` does not draw for them have the best ids here.
+    """
+    spans: dict[Request, range] = {}
+    low = 0
+    for item in work:
+        if item.samples:
+            spans[item.request] = range(low, low := low + 1 + item.drafts)
+    chosen, drawn = scores.best, {r: span for r, span in spans.items() if sampler is not None and sampler.takes(r)}
+    if sampler is not None and drawn:
+        chosen = sampler.draw(scores, drawn, unread=any(item.ahead for item in work))
+    return Launched(work, chunks, scores, spans, drawn, chosen, Coming(chosen))
+
+
+def read(launched: Launched) -> dict[Request, list[int]]:
+    """The next tokens of a step's requests, whose drafts are used up; this is where the host waits for the device.
+
+    Logits are read from it only for requests that sample where nothing draws for them, or adjust theirs.
+    """
+    scores, spans, drawn = launched.scores, launched.spans, launched.drawn
+    ids = launched.coming.wait()
+    best = [ids[row] for row in scores.at]
+    of_logits = [r for r in spans if not (r.greedy or r in drawn)]
+    wanted = [row for request in of_logits for row in spans[request]]
+    rows = dict(zip(wanted, scores.read(wanted), strict=True)) if wanted else {}
+    found, told = {}, []
+    for item in launched.work:
+        request = item.request
+        if not item.samples or request.finish_reason is not None:
+            continue
+        span = spans[request]
+        try:
+            if request.greedy or request in drawn:
+                tokens = speculative.accept_best([best[row] for row in span], request.drafts[: item.drafts])
+            else:
+                tokens = _accept(item, torch.stack([rows[row] for row in span]))
+        except Exception as error:  # its own failure, the step went well for the others
+            request.error = error
+            continue
+        request.drafts = []
+        found[request] = tokens
+        if request.params.logprobs:
+            told += [(request, row, token) for row, token in zip(span, tokens, strict=False)]
+    if told:
+        reporting, at, newest = zip(*told, strict=True)
+        each = scores.logprobs(at, newest, [request.params.logprobs for request in reporting])
+        for request, one in zip(reporting, each, strict=True):
+            request.logprobs.append(one)
+    return found
+
+
+def _accept(item: Work, logits: torch.Tensor) -> list[int]:
+    """The next tokens of a request from its logits [1 + drafts, V] on the host; one that adjusts them has no drafts."""
+    request = item.request
+    if request.adjust is not None:
+        logits = request.adjust(logits[0], request.output)[None]
+    return speculative.accept(logits, request.drafts[: item.drafts], request.params, request.generator)
