@@ -34,6 +34,7 @@ from wellhead.model.device_workspace import Workspace
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import WHOLE
 from wellhead.model.published import published_config
+from wellhead.model.reach import reaches
 from wellhead.model.stream import load_device_weights
 from wellhead.ops.bf16_linear import configs as bf16_linear
 from wellhead.ops.linear import configs as linear
@@ -281,7 +282,7 @@ def test_decodes_beyond_the_largest_graph_are_launched_one_by_one(runner: Device
             own = DeviceRunner(runner._model, 16, 8, **sizes)
         steps = own._steps.steps if isinstance(own, DeviceSpeculativeRunner) else own._decode.steps
         assert own.graph_sizes == [1, 2, 3]
-        assert {size: step.captured for size, step in steps.items()} == {
+        assert {size: step.captured for (size, _), step in steps.items()} == {
             1: True, 2: True, 3: True, 4: False, 8: False
         }  # fmt: skip
         misses = []
@@ -289,6 +290,20 @@ def test_decodes_beyond_the_largest_graph_are_launched_one_by_one(runner: Device
             own.compute([Chunk([5], 300, (2 * row, 2 * row + 1), row) for row in range(requests)])
             misses.append(own.graph_misses)
         assert misses == [0, 1, 1, 2]
+
+
+def test_short_requests_take_steps_planned_for_short_ones(runner: DeviceRunner) -> None:
+    assert reaches(65535) == [65535] and reaches(65536) == [32768, 65536] and reaches(1 << 20)[:2] == [32768, 262144]
+    own = DeviceRunner(runner._model, 260, 2, chunk_tokens=4, context=65536, captured=False)
+    assert list(own._decode.steps) == [(2, 256), (2, 128), (1, 256), (1, 128)]
+    ran: list[tuple[int, int]] = []
+    for key, step in own._decode.steps.items():
+        object.__setattr__(step, "run", lambda key=key: ran.append(key))
+    for lengths in ([4], [128], [129], [4, 256], [2, 2]):
+        own.compute([Chunk([5], 2, range(length), slot) for slot, length in enumerate(lengths)])
+    assert ran == [(1, 128), (1, 128), (1, 256), (2, 256), (2, 128)]
+    with pytest.raises(ValueError, match="3 requests of up to 4 pages in a decode step; the ladder ends at 2 of 256"):
+        own._decode.of(3, 4)
 
 
 def test_the_ladder() -> None:

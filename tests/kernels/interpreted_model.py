@@ -45,7 +45,7 @@ def test_prefill_and_decode_agree_with_the_reference_model() -> None:
             streams = model.forward(StepInputs.of(batch, DEVICE, chunked=True), states[1], prefill)
             found = model.logits(streams, prefill).cpu()
         else:  # beside a row of padding
-            step = decode.of(1)
+            step = decode.of(1, 4)
             for table in (step.inputs.page_table, step.inputs.window_table):
                 table.fill_(3)  # what a longer request left behind its own pages is not looked at
             step.load(Batch.build([Chunk(tokens[low:high], low, [2, 0, 3, 1][: pages_for(high)], 1)], pad_to=2))

@@ -121,7 +121,7 @@ def test_nothing_is_left_of_rejected_drafts(kernels: DeviceModel) -> None:
     tokens, states, guesses = [], [], []
     for wrong in (0, DRAFTS):
         state = model.allocate(2, 2)
-        step = SpeculativeSteps(DeviceMtp(model), model, state, 512, (1,), DRAFTS, captured=ON_CARD).of(1)
+        step = SpeculativeSteps(DeviceMtp(model), model, state, 512, (1,), DRAFTS, captured=ON_CARD).of(1, 2)
         known, guessed = list(prompt), []
         for low in range(0, PROMPT, step.each):  # what follows within the prompt is said, not chosen
             chunk = Chunk(prompt[low : low + step.each], low, [1, 0], 1, "all")

@@ -56,7 +56,7 @@ def test_ops_in_torch_beside_ops_in_kernels(impl: dict[str, str]) -> None:
             streams = model.forward(StepInputs.of(batch, "cuda", chunked=True), states[1], prefill)
             found = model.logits(streams, prefill)
         else:
-            step = decode.of(1)
+            step = decode.of(1, 2)
             step.load(Batch.build([Chunk(tokens[low:high], low, [1, 0], 1)], pad_to=2, table_width=2))
             step.run()
             found = step.logits[:1]

@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from wellhead.model.batch import Batch, Chunk
+from wellhead.model.batch import Batch, Chunk, longest
 from wellhead.model.checkpoint import open_checkpoint
 from wellhead.model.device_graphs import DecodeSteps
 from wellhead.model.device_model import DeviceModel
@@ -53,7 +53,7 @@ def answer(model: DeviceModel, prompts: list[list[int]], captured: bool) -> list
     del rubbish
     for _ in range(STEPS):
         chunks = [Chunk(t[-1:], len(t) - 1, pages[request], request) for request, t in enumerate(tokens)]
-        step = ladder.of(len(chunks))
+        step = ladder.of(len(chunks), longest(chunks))
         step.load(Batch.build(chunks, pad_to=step.size, table_width=width))
         step.run()
         for request, token in enumerate(step.best[: len(chunks)].tolist()):

@@ -162,7 +162,7 @@ def test_references_on_the_device_compute_the_model(keys: str) -> None:
             streams = model.forward(StepInputs.of(batch, DEVICE, chunked=True), states[1], prefill)
             found = model.logits(streams, prefill)
         else:  # beside a row of padding
-            step = decode.of(1)
+            step = decode.of(1, 2)
             step.inputs.page_table.fill_(0)  # what a longer request left behind its own pages is not looked at
             step.inputs.window_table.fill_(0)
             step.load(Batch.build([Chunk(tokens[low:high], low, [1], 1)], pad_to=2))

@@ -106,7 +106,7 @@ def test_steps_may_be_planned_for_more_tokens_than_requests_have(launched: list[
     long = made.decode(made.steps(captured=False), 2, ROOF, "eager").profiled()
     assert (short["limit"], long["limit"]) == (CONTEXT, 1 << 20) and long["context"] == short["context"] == CONTEXT
     assert long["bytes"] == short["bytes"] and long["planned_gb"] > short["planned_gb"]
-    assert long["ops"]["topk"]["launches"] > short["ops"]["topk"]["launches"]
+    assert long["ops"]["topk"]["launches"] == short["ops"]["topk"]["launches"], "short requests have steps of their own"
     with pytest.raises(ValueError, match="limit is 256, expected the context's 512 to 1048576 tokens"):
         StepBench("v4-flash", LAYERS, [2], CONTEXT, limit=256, device="meta")
 

@@ -14,7 +14,7 @@ from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.runner import StepRunner
 from wellhead.engine.scores import Scores
 from wellhead.engine.story import Phase, span, untold
-from wellhead.model.batch import Batch, Chunk
+from wellhead.model.batch import Batch, Chunk, longest
 from wellhead.model.device_graphs import DecodeSteps
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_step import StepInputs
@@ -119,7 +119,7 @@ class DeviceRunner(StepRunner):
         longer = [index for index, chunk in enumerate(chunks) if len(chunk.token_ids) > 1]
         parts = Parts()
         if single:
-            step = self._decode.of(len(single))
+            step = self._decode.of(len(single), longest(chunks[i] for i in single))
             step.load(Batch.build([chunks[i] for i in single], pad_to=step.size))
             if rows:
                 self._feed(step.inputs.token_ids, rows)

@@ -14,7 +14,7 @@ from wellhead.engine.drafting import BestDrafts
 from wellhead.engine.orders import DraftOrders, Orders
 from wellhead.engine.scores import Scores
 from wellhead.engine.story import Phase, untold
-from wellhead.model.batch import Chunk
+from wellhead.model.batch import Chunk, longest
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_mtp import DeviceMtp
 from wellhead.model.device_speculative import SpeculativeStep, SpeculativeSteps
@@ -80,7 +80,7 @@ class DeviceSpeculativeRunner(DeviceRunner):
         prompts = [index for index, chunk in enumerate(chunks) if not self._on_trial(chunk)]
         parts, step, inputs = Parts(), None, None
         if trial:
-            step = self._steps.of(len(trial))
+            step = self._steps.of(len(trial), longest(chunks[i] for i in trial))
             places = step.load([chunks[i] for i in trial])
             step.verify()
             self._count(step.captured)

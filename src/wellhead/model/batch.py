@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -78,7 +78,7 @@ class Batch:
                 f"chunks of {sizes} tokens do not fit a decode batch padded to {pad_to}; expected at most {pad_to} "
                 "chunks of one token each"
             )
-        width = max((len(pages) for chunk in chunks for pages in (chunk.pages, chunk.window)), default=min(padding, 1))
+        width = longest(chunks) if chunks else min(padding, 1)
         if table_width is not None and table_width < width:
             raise ValueError(f"table_width is {table_width} but a chunk has {width} pages")
         width = width if table_width is None else table_width
@@ -116,6 +116,11 @@ class Batch:
     def ranges(self) -> list[tuple[int, int]]:
         """Python pairs (low, high) of each request's tokens."""
         return list(pairwise(self.starts.tolist()))
+
+
+def longest(chunks: Iterable[Chunk]) -> int:
+    """Pages of the request that has most, of either kind."""
+    return max((len(pages) for chunk in chunks for pages in (chunk.pages, chunk.window)), default=0)
 
 
 def _check(chunk: Chunk) -> None:

@@ -1,10 +1,12 @@
-"""Decode steps captured as CUDA graphs, one for each batch size of a ladder, over buffers that stay where they are."""
+"""Decode steps captured as CUDA graphs, one for each batch size of a ladder and each `reach` of requests, over buffers
+that stay where they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -13,12 +15,12 @@ from wellhead.model.device_aside import URGENT
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_step import StepInputs
 from wellhead.model.device_workspace import Workspace
+from wellhead.model.reach import fitting, reaches
 from wellhead.model.state import ModelState, pages_for
 from wellhead.ops.host_copies import send
 
 LADDER = (1, 2, 4, 8, 16, 32, 64)
 WARM_UPS = 2  # the first compiles, the second runs as a replay will
-Step = TypeVar("Step")
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class DecodeStep:
 
 
 class DecodeSteps:
-    """The ladder. Graphs share one memory pool: they run one at a time, the largest is captured first. Sizes above
-    `largest_graph` run launch by launch.
+    """The ladder, by (size, pages of the longest request). Graphs share one memory pool: they run one at a time, the
+    largest is captured first. Sizes above `largest_graph` run launch by launch.
     """
 
     def __init__(
@@ -67,17 +69,22 @@ class DecodeSteps:
             raise ValueError(f"batch sizes are {list(sizes)}, expected at least one, each at least 1")
         self._largest = max(sizes) if largest_graph is None else largest_graph
         self._pool = torch.cuda.graph_pool_handle() if captured else None
-        self.steps = {size: self._step(model, state, context, size) for size in sorted(set(sizes), reverse=True)}
+        self.steps: dict[tuple[int, int], DecodeStep] = {}
+        for size in sorted(set(sizes), reverse=True):
+            logits = torch.empty(size, model.config.vocab_size, device=model.device)
+            best = torch.zeros(size, dtype=torch.int64, device=model.device)
+            for reach in reversed(reaches(context)):
+                self.steps[size, pages_for(reach)] = self._step(model, state, reach, size, logits, best)
 
-    def of(self, requests: int) -> DecodeStep:
-        """The smallest step that holds them; ValueError beyond the largest."""
-        return fitting(self.steps, requests)
+    def of(self, requests: int, pages: int) -> DecodeStep:
+        """The smallest step that holds so many of up to so many pages; ValueError beyond the largest."""
+        return fitting(self.steps, requests, pages)
 
-    def _step(self, model: DeviceModel, state: ModelState, context: int, size: int) -> DecodeStep:
-        inputs = empty_inputs(size, pages_for(context), model.device)
-        ws = model.workspace(size, context)
-        logits = torch.empty(size, model.config.vocab_size, device=model.device)
-        best = torch.zeros(size, dtype=torch.int64, device=model.device)
+    def _step(
+        self, model: DeviceModel, state: ModelState, reach: int, size: int, logits: torch.Tensor, best: torch.Tensor
+    ) -> DecodeStep:
+        inputs = empty_inputs(size, pages_for(reach), model.device)
+        ws = model.workspace(size, reach)
 
         def compute() -> None:
             logits.copy_(model.logits(model.forward(inputs, state, ws), ws))
@@ -87,14 +94,6 @@ class DecodeSteps:
             return DecodeStep(size, inputs, logits, best, ws, compute)
         (replay,) = capture([compute], self._pool)
         return DecodeStep(size, inputs, logits, best, ws, replay, captured=True)
-
-
-def fitting(steps: Mapping[int, Step], requests: int) -> Step:
-    """Of steps by size the smallest that holds so many requests; ValueError beyond the largest."""
-    sizes = [size for size in steps if size >= requests]
-    if not sizes:
-        raise ValueError(f"{requests} requests in a decode step; the ladder ends at {max(steps)}")
-    return steps[min(sizes)]
 
 
 def capture(parts: Sequence[Callable[[], None]], pool: Any) -> list[Callable[[], None]]:

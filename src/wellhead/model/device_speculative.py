@@ -1,4 +1,5 @@
-"""Steps that check guessed tokens and guess the next ones, captured as CUDA graphs for a ladder of request counts.
+"""Steps that check guessed tokens and guess the next ones, captured as CUDA graphs for a ladder of request counts
+and each `reach`.
 
 Every request has the same number of places, its newest token first, then its drafts; what it does not fill is padding.
 Two graphs a size: the model over all places with acceptance of best tokens, and the MTP module over what is accepted,
@@ -14,11 +15,13 @@ from typing import Any
 import torch
 
 from wellhead.model.batch import Batch, Chunk
-from wellhead.model.device_graphs import capture, fitting
+from wellhead.model.device_graphs import capture
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_mtp import DeviceMtp
 from wellhead.model.device_step import StepInputs
+from wellhead.model.reach import fitting, reaches
 from wellhead.model.state import ModelState, pages_for
+from wellhead.ops.host_copies import send
 
 Run = Callable[[], None]
 
@@ -77,10 +80,10 @@ class SpeculativeStep:
             (inputs.token_ids, batch.token_ids, 0), (inputs.positions, batch.positions, 0),
             (inputs.state_slots, batch.state_slots[batch.rows], -1),
         ):  # fmt: skip
-            target.copy_(torch.full(target.shape, fill).index_copy_(0, at, values), non_blocking=True)
+            send(torch.full(target.shape, fill).index_copy_(0, at, values), target)
         for target, table in ((inputs.page_table, batch.page_table), (inputs.window_table, batch.window_table)):
             # padding looks at no page, and nobody beyond its own
-            target[: len(chunks), : table.shape[1]].copy_(table, non_blocking=True)
+            send(table, target[: len(chunks), : table.shape[1]])
         return places
 
     def choose(self, chunks: Sequence[Chunk], following: Sequence[Sequence[int]]) -> None:
@@ -92,8 +95,8 @@ class SpeculativeStep:
         for chunk, own, behind in zip(chunks, places, following, strict=True):
             slots[own.start : own.stop] = chunk.state_slot
             ids[own.start : own.stop] = torch.tensor(behind)
-        self._accepted.copy_(slots, non_blocking=True)
-        self._following.copy_(ids, non_blocking=True)
+        send(slots, self._accepted)
+        send(ids, self._following)
 
     def capture(self, pool: Any) -> None:
         """Replace both parts by the replay of their graphs, whose memory comes from `pool`."""
@@ -134,8 +137,8 @@ class SpeculativeStep:
 
 
 class SpeculativeSteps:
-    """The ladder of `sizes`, `drafts` drafts for each request; the largest is captured first, those above
-    `largest_graph` run launch by launch.
+    """The ladder of `sizes`, `drafts` drafts for each request, by (size, pages of the longest request); the largest is
+    captured first, those above `largest_graph` run launch by launch.
     """
 
     def __init__(
@@ -152,15 +155,15 @@ class SpeculativeSteps:
             torch.zeros(most, drafts, dtype=torch.int64, device=device),
         )
         self.steps = {
-            size: SpeculativeStep(mtp, model, state, context, size, results)
-            for size in sorted(set(sizes), reverse=True)
-        }
+            (size, pages_for(reach)): SpeculativeStep(mtp, model, state, reach, size, results)
+            for size in sorted(set(sizes), reverse=True) for reach in reversed(reaches(context))
+        }  # fmt: skip
         if captured:
             pool = torch.cuda.graph_pool_handle()
-            for size, step in self.steps.items():
+            for (size, _), step in self.steps.items():
                 if size <= (most if largest_graph is None else largest_graph):
                     step.capture(pool)
 
-    def of(self, requests: int) -> SpeculativeStep:
-        """The smallest step that holds them; ValueError beyond the largest."""
-        return fitting(self.steps, requests)
+    def of(self, requests: int, pages: int) -> SpeculativeStep:
+        """The smallest step that holds so many of up to so many pages; ValueError beyond the largest."""
+        return fitting(self.steps, requests, pages)

@@ -17,6 +17,7 @@ from wellhead.dispatch.spec import REFERENCE
 from wellhead.model.choices import Choices
 from wellhead.model.config import ModelConfig
 from wellhead.model.numerics import Numerics
+from wellhead.model.reach import reaches
 from wellhead.model.split import Split
 from wellhead.model.state import pages_for
 
@@ -73,14 +74,15 @@ def prompt_bytes(
 
 
 def decode_bytes(config: ModelConfig, numerics: Numerics, split: Split, choices: Choices, steps: Steps) -> int:
-    """Of all decodes: each size's workspace, inputs and logits (with drafts the sizes share those), and what the
-    largest one needs besides while it runs, which captured ones keep in their pool.
+    """Of all decodes: each size's logits (with drafts the sizes share those) and, for each of the `reaches`, its
+    workspace and inputs; and what the largest one needs besides while it runs, which captured ones keep in their pool.
     """
     total, drafts = 0, steps.drafts
     for size in steps.sizes:
         tokens = size * (1 + drafts)
-        total += workspace_bytes(config, numerics, split, choices, tokens, steps.context, chunked=drafts > 0)
-        total += 8 * size * pages_for(steps.context) + 40 * tokens
+        for reach in reaches(steps.context):
+            total += workspace_bytes(config, numerics, split, choices, tokens, reach, chunked=drafts > 0)
+            total += 8 * size * pages_for(reach) + 40 * tokens
         total += 0 if drafts else 4 * tokens * config.vocab_size
     most = steps.places
     total += 4 * most * config.vocab_size if drafts else 0

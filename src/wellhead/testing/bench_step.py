@@ -101,7 +101,7 @@ class StepBench:
         the context in turn; with drafts also `draft_ms`, what drafting the next ones takes where all these are
         accepted. ValueError where nothing is computed.
         """
-        step, each, times, drafting, chosen = steps.of(batch), 1 + self.drafts, [], [], []
+        step, each, times, drafting, chosen = steps.of(batch, self._width), 1 + self.drafts, [], [], []
         run = step.verify if isinstance(step, SpeculativeStep) else step.run
         for number in range(-WARM_UPS, POSITIONS):
             chunks = self._load(step, batch, max(number, 0))
@@ -120,7 +120,7 @@ class StepBench:
 
     def once(self, steps: DecodeSteps, batch: int, number: int) -> tuple[float, torch.Tensor]:
         """Milliseconds and logits [batch, V] of a decode at one of the POSITIONS; ValueError as `decode`."""
-        step = steps.of(batch)
+        step = steps.of(batch, self._width)
         self._load(step, batch, number)
         took = _took(step.run)
         _check(step.logits[:batch])

@@ -131,7 +131,8 @@ def launches(
             model.logits(model.forward(inputs, model.allocate(width, 1), ws)[-1:], ws)
         for size in verifies:
             state = model.allocate(size * width, size)
-            step = SpeculativeSteps(DeviceMtp(model), model, state, context, [size], DRAFTS, captured=False).of(size)
+            steps = SpeculativeSteps(DeviceMtp(model), model, state, context, [size], DRAFTS, captured=False)
+            step = steps.of(size, width)
             step.verify()
             step.draft()
     return list(found.values())
