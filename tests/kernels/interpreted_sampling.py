@@ -50,11 +50,8 @@ def choose(
     rows, columns = logits.shape
     flags = {"sampled": any(temperature), "top_k": any(top_k), "top_p": any(p < 1 for p in top_p)}
     sampler = api.plan(rows, columns, **flags, device=DEVICE)
-    if config is not None:
-        best = torch.zeros(2, rows, config.splits, dtype=torch.int64, device=DEVICE)
-        sums = torch.zeros(5, rows, config.splits, 16, dtype=torch.int64, device=DEVICE)
-        sampler = dataclasses.replace(sampler, config=config, best=best, sums=sums)
-    for workspace in (sampler.best, sampler.sums, sampler.state):
+    sampler = dataclasses.replace(sampler, config=config)
+    for workspace in (sampler.best, sampler.drawn, sampler.weights, sampler.counts, sampler.state):
         workspace.fill_(-77777)
     sampler.set(temperature, top_k, top_p, seed)
     out = torch.full((rows,), -99, dtype=torch.int64, device=DEVICE)

@@ -24,12 +24,13 @@ def test_overlap_changes_no_token(captured: bool, monkeypatch: pytest.MonkeyPatc
     rows, whoever is left, so a row's sums have one order.
     """
     monkeypatch.setattr(device_runner, "ladder", lambda most, largest_graph: [ROWS])
-    asked = [
-        SamplingParams(
-            max_tokens=40 + 12 * i, ignore_eos=True, temperature=0.8 * (i % 3 > 0), top_p=0.9 if i % 3 == 2 else 1.0, seed=i
-        )
-        for i in range(ROWS)
+    kinds: list[dict[str, float]] = [
+        {}, {"temperature": 0.8}, {"temperature": 1.1, "top_p": 0.9}, {"temperature": 0.9, "top_k": 20, "top_p": 0.8}
     ]  # fmt: skip
+    asked = [
+        SamplingParams(max_tokens=40 + 12 * i, ignore_eos=True, seed=i, **kinds[i % 4])  # type: ignore[arg-type]
+        for i in range(ROWS)
+    ]
     found = []
     for overlap in (False, True):
         llm = LLM(

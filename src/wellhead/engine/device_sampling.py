@@ -12,6 +12,7 @@ import torch
 from wellhead.dispatch.frozen import frozen
 from wellhead.ops.host_copies import send
 from wellhead.ops.sampling import api as sampling
+from wellhead.ops.sampling.configs import rows_of_each
 
 if TYPE_CHECKING:
     from wellhead.engine.request import Request
@@ -34,11 +35,12 @@ class DeviceSampler:
         self._vocab_size = vocab_size
 
     def warm_up(self) -> None:
-        """Compile every plan."""
+        """Compile every plan, for any number of rows."""
         for (k, p), plan in self._plans.items():
-            plan.set([1.0], [2 * k], [0.5 if p else 1.0], [0])
-            out = torch.zeros(1, dtype=torch.int64, device=plan.seed.device)
-            plan.run(torch.zeros(1, self._vocab_size, device=out.device), torch.zeros_like(out), out)
+            for rows in rows_of_each(plan.rows, self._vocab_size):
+                plan.set([1.0] * rows, [2 * k] * rows, [0.5 if p else 1.0] * rows, [0] * rows)
+                out = torch.zeros(rows, dtype=torch.int64, device=plan.seed.device)
+                plan.run(torch.zeros(rows, self._vocab_size, device=out.device), torch.zeros_like(out), out)
 
     def takes(self, request: Request) -> bool:
         """Whether a request's tokens can be drawn here: its logits are the model's own, its drafts nobody's draw."""

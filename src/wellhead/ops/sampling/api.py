@@ -10,7 +10,7 @@ import torch
 
 from wellhead.ops.checks import expect_rows
 from wellhead.ops.host_copies import send
-from wellhead.ops.sampling.configs import Config, choose_config
+from wellhead.ops.sampling.configs import SPLITS, Config, choose_config
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Sampler:
     and position enters. Weights are floor(2^40 exp) and their sums exact integers; the last token of a nucleus can
     differ from exact arithmetic where top_p falls within 2^-22 of a boundary.
 
-    `set` copies the rows' parameters to the device; `run` allocates nothing, does not synchronise and reads no device
-    value: two launches if every row is greedy, else three and eight for each restriction. What the launches are is
-    fixed by the plan, and `set` refuses a row that the plan has no launches for.
+    `set` copies the rows' parameters to the device, without waiting for it; `run` allocates nothing, does not
+    synchronise and reads no device value: two launches if every row is greedy, else three, eight more with top-k and
+    five with a nucleus. What the launches are is fixed by the plan, and `set` refuses a row that it has none for.
     """
 
     rows: int
@@ -35,14 +35,16 @@ class Sampler:
     sampled: bool
     top_k: bool
     top_p: bool
-    config: Config
+    config: Config | None  # None: that of the rows that are run
     temperature: torch.Tensor  # fp32 [rows]
     k: torch.Tensor  # int32 [rows], 0 = all
     p: torch.Tensor  # fp32 [rows], 1 = all
     seed: torch.Tensor  # int64 [rows]
-    best: torch.Tensor  # int64 [2, rows, splits]: of the logits, of the draw
-    sums: torch.Tensor  # int64 [5, rows, splits, 16]: two in turn for each phase, and the first of the mass
-    state: torch.Tensor  # int64 [rows, 2, 9, 2]
+    best: torch.Tensor  # int64 [rows * splits], of the logits
+    drawn: torch.Tensor  # int64 [rounds, rows * splits]
+    weights: torch.Tensor  # int64 [rounds, rows * splits * 2]
+    counts: torch.Tensor  # int32 [2, rows * splits * 16], in turn
+    state: torch.Tensor  # int64 [rows, 9, 2]
 
     def set(
         self, temperature: Sequence[float], top_k: Sequence[int], top_p: Sequence[float], seed: Sequence[int]
@@ -87,29 +89,34 @@ class Sampler:
             raise ValueError(f"logits has {rows} rows; the plan was made for at most {self.rows}")
         if rows == 0:
             return
-        best, drawn = self.best
-        count, mass, first = self.sums[0:2], self.sums[2:4], self.sums[4]
-        grid, splits, warps = (self.config.splits, rows), self.config.splits, self.config.num_warps
-        row = (logits, logits.stride(0), best)
-        shape = {"SPLITS": splits, "BLOCK": self.config.block, "num_warps": warps}
-        kernels.best_of_part[grid](*row, self.columns, **shape)
-        limits = (self.temperature, self.k, self.p)
-        for is_mass, planned, sums in ((0, self.top_k, count), (1, self.top_p, mass)):
-            for number in range(kernels.PASSES if planned else 0):
-                target = first if is_mass and number == 0 else sums[number % 2]
-                source = first if is_mass and number == 1 else sums[1 - number % 2]
-                kernels.sum_digits[grid](
-                    *row, *limits, count[1], first, source, target, self.state, self.columns,
-                    MASS=is_mass, TOP_K=self.top_k, PASS=number, **shape,
-                )  # fmt: skip
-        if self.sampled:
+        config = self.config or choose_config(rows, self.columns)
+        splits = config.splits
+        row, limits = (logits, logits.stride(0)), (self.temperature, self.k, self.p)
+        shape = {"SPLITS": splits, "BLOCK": config.block, "num_warps": config.num_warps}
+        grid, top_k, counts, state = (splits, rows), {"TOP_K": self.top_k}, self.counts, self.state
+        kernels.best_of_part[grid](*row, self.best, self.columns, **shape)
+        for number in range(kernels.PASSES if self.top_k else 0):
+            source, target = counts[1 - number % 2], counts[number % 2]
+            kernels.count_digits[grid](
+                *row, self.temperature, self.k, source, target, state, self.columns, PASS=number, **shape
+            )
+        noise, counted = (self.seed, position), (counts[1], state)
+        for number in range(len(self.drawn)):
+            now, before, first = number, max(number - 1, 0), {"FIRST": number == 0}
             kernels.draw_part[grid](
-                *row, *limits, self.seed, position, count[1], first, mass[1], self.state, drawn, self.columns,
-                TOP_K=self.top_k, TOP_P=self.top_p, **shape,
+                *row, self.best, *limits, *noise, *counted, self.drawn[before], self.weights[before], self.drawn[now],
+                self.columns, **top_k, **first, **shape,
             )  # fmt: skip
+            if self.top_p:
+                kernels.weigh_part[grid](
+                    *row, self.best, *limits, *counted, self.drawn[now], self.drawn[before], self.weights[before],
+                    self.weights[now], self.columns, **top_k, **first, **shape,
+                )  # fmt: skip
+        last = (self.drawn[-1], self.weights[-1]) if self.sampled else (self.drawn, self.weights)
         kernels.pick_token[(rows,)](
-            best, drawn, self.temperature, out, SAMPLED=self.sampled, SPLITS=splits, num_warps=1
-        )
+            *row, self.best, *limits, *noise, *counted, *last, out, self.columns, SAMPLED=self.sampled,
+            TOP_P=self.top_p, **top_k, **shape,
+        )  # fmt: skip
 
 
 def supports(rows: int, columns: int) -> str | None:
@@ -130,14 +137,22 @@ def plan(
         raise ValueError(f"sampling cannot be planned: {why}")
     if (top_k or top_p) and not sampled:
         raise ValueError("sampling cannot be planned: top_k or top_p without sampled; greedy rows have no use for them")
-    config = choose_config(rows)
+    return Sampler(rows, columns, sampled, top_k, top_p, None, **_buffers(rows, sampled, top_k, top_p, device))
+
+
+def _buffers(
+    rows: int, sampled: bool, top_k: bool, top_p: bool, device: torch.device | str, splits: int = SPLITS[0]
+) -> dict[str, torch.Tensor]:
+    """A sampler's, for any choice of up to so many splits."""
+    from wellhead.ops.sampling.kernels import ROUNDS
 
     def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
 
-    return Sampler(
-        rows, columns, sampled, top_k, top_p, config,
-        temperature=zeros(rows, dtype=torch.float32), k=zeros(rows, dtype=torch.int32),
-        p=zeros(rows, dtype=torch.float32) + 1, seed=zeros(rows),
-        best=zeros(2, rows, config.splits), sums=zeros(5, rows, config.splits, 16), state=zeros(rows, 2, 9, 2),
-    )  # fmt: skip
+    parts, rounds = rows * splits, ROUNDS if top_p else int(sampled)
+    return {
+        "temperature": zeros(rows, dtype=torch.float32), "k": zeros(rows, dtype=torch.int32),
+        "p": zeros(rows, dtype=torch.float32) + 1, "seed": zeros(rows), "best": zeros(parts),
+        "drawn": zeros(rounds, parts), "weights": zeros(rounds, parts * 2 if top_p else 0),
+        "counts": zeros(2, parts * 16 if top_k else 0, dtype=torch.int32), "state": zeros(rows, 9, 2),
+    }  # fmt: skip

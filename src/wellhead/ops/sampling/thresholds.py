@@ -1,4 +1,4 @@
-"""What a row's sums by digit say: ranks of logits, their weights, and where top-k and nucleus end."""
+"""Ranks of logits, their weights, where the top-k ends, and who is in the nucleus."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton.language as tl
 
 from wellhead.ops.topk.kernels import digit_of, ordered_key
 
-STEP = tl.constexpr(18)  # int64 a phase of a row: (prefix, wanted) after each of the passes
+STEP = tl.constexpr(18)  # int64 of a row: (prefix, wanted) after each of the counting passes
 
 
 @triton.jit
@@ -58,7 +58,7 @@ def best_logit(best_ptr, logits_ptr, row, SPLITS: tl.constexpr):
 
 @triton.jit
 def settled(sums_ptr, state_ptr, row, first_wanted, PASS: tl.constexpr, SPLITS: tl.constexpr):
-    """What pass PASS - 1 of a phase decided: (key prefix, amount wanted of it, amount of it in each split)."""
+    """What counting pass PASS - 1 decided: (key prefix, entries wanted of it, entries of it in each split)."""
     bins, splits = tl.arange(0, 16), tl.arange(0, SPLITS)
     sums = tl.load(sums_ptr + (row * SPLITS + splits[:, None]) * 16 + bins[None, :])
     prefix = tl.full((), 0, tl.uint32)
@@ -75,17 +75,25 @@ def settled(sums_ptr, state_ptr, row, first_wanted, PASS: tl.constexpr, SPLITS: 
 def top_k_limit(sums_ptr, state_ptr, top_k_ptr, row, columns, SPLITS: tl.constexpr, TOP_K: tl.constexpr):
     """(threshold key, entries wanted of it, entries there in each split) of the top-k; key 0 where all are in."""
     threshold, wanted = tl.full((), 0, tl.uint32), tl.full((), 0, tl.int64)
-    each = tl.zeros([SPLITS], tl.int64)
+    each = tl.zeros([SPLITS], tl.int32)
     if TOP_K:
         k = tl.load(top_k_ptr + row).to(tl.int64)
         if (k > 0) & (k < columns):
-            threshold, wanted, each = settled(sums_ptr, state_ptr + row * 2 * STEP, row, k, 8, SPLITS)
+            threshold, wanted, each = settled(sums_ptr, state_ptr + row * STEP, row, k, 8, SPLITS)
     return threshold, wanted, each
 
 
 @triton.jit
-def nucleus_mass(sums_ptr, row, top_p, without, SPLITS: tl.constexpr):
-    """ceil(top_p * total weight), at least 1; `without` is the weight of ties that the top-k leaves out."""
-    at = tl.arange(0, SPLITS * 16)
-    total = tl.sum(tl.load(sums_ptr + row * SPLITS * 16 + at), 0) - without
-    return tl.maximum(tl.ceil(top_p.to(tl.float64) * total.to(tl.float64)).to(tl.int64), 1)
+def in_nucleus(before, total, top_p):
+    """Whether a token with the weight `before` in front of it is among those that first reach ceil(top_p * total)."""
+    wanted = tl.maximum(tl.ceil(top_p.to(tl.float64) * total.to(tl.float64)).to(tl.int64), 1)
+    return (before < wanted).to(tl.int32)
+
+
+@triton.jit
+def judged(drawn_ptr, weights_ptr, top_p, row, SPLITS: tl.constexpr):
+    """A round's draw, as a rank, and 1 if the nucleus has it; weights int64 [rows, SPLITS, 2], in front and in all."""
+    at = row * SPLITS + tl.arange(0, SPLITS)
+    rank = tl.max(tl.load(drawn_ptr + at), 0)
+    before, total = tl.sum(tl.load(weights_ptr + at * 2), 0), tl.sum(tl.load(weights_ptr + at * 2 + 1), 0)
+    return rank, in_nucleus(before, total, top_p)
