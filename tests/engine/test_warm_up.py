@@ -293,16 +293,16 @@ def test_decodes_beyond_the_largest_graph_are_launched_one_by_one(runner: Device
 
 
 def test_short_requests_take_steps_planned_for_short_ones(runner: DeviceRunner) -> None:
-    assert reaches(65535) == [65535] and reaches(65536) == [32768, 65536] and reaches(1 << 20)[:2] == [32768, 262144]
-    own = DeviceRunner(runner._model, 260, 2, chunk_tokens=4, context=65536, captured=False)
-    assert list(own._decode.steps) == [(2, 256), (2, 128), (1, 256), (1, 128)]
+    assert reaches(16383) == [16383] and reaches(16384) == [8192, 16384] and reaches(1 << 20)[1:3] == [32768, 262144]
+    own = DeviceRunner(runner._model, 70, 2, chunk_tokens=4, context=16384, captured=False)
+    assert list(own._decode.steps) == [(2, 64), (2, 32), (1, 64), (1, 32)]
     ran: list[tuple[int, int]] = []
     for key, step in own._decode.steps.items():
         object.__setattr__(step, "run", lambda key=key: ran.append(key))
-    for lengths in ([4], [128], [129], [4, 256], [2, 2]):
+    for lengths in ([4], [32], [33], [4, 64], [2, 2]):
         own.compute([Chunk([5], 2, range(length), slot) for slot, length in enumerate(lengths)])
-    assert ran == [(1, 128), (1, 128), (1, 256), (2, 256), (2, 128)]
-    with pytest.raises(ValueError, match="3 requests of up to 4 pages in a decode step; the ladder ends at 2 of 256"):
+    assert ran == [(1, 32), (1, 32), (1, 64), (2, 64), (2, 32)]
+    with pytest.raises(ValueError, match="3 requests of up to 4 pages in a decode step; the ladder ends at 2 of 64"):
         own._decode.of(3, 4)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-REACHES = (1 << 15, 1 << 18)  # tokens; up to the first one a row of index logits is one program's
+REACHES = (1 << 13, 1 << 15, 1 << 18)  # tokens; up to the second a row of index logits is one program's
 Step = TypeVar("Step")
 
 

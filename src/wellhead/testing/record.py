@@ -31,17 +31,24 @@ def origin() -> dict[str, str]:
 
 def command(words: Sequence[str], secret: str | None = None) -> str:
     """The command line of a `wellhead` that was given these words, without the files it writes; KEY for a secret."""
-    kept, told = ["wellhead"], iter(words)
-    for word in told:
-        option, _, value = word.partition("=")
-        if option in ("--jsonl", "--each", "--picture"):
-            if not value:
-                next(told, None)
-            continue
-        if secret and secret in (word, value):  # `--api-key=KEY` is one word, `--api-key KEY` are two
+    kept = ["wellhead"]
+    for word in without_files(words):
+        if secret and secret in (word, word.partition("=")[2]):  # `--api-key=KEY` is one word, `--api-key KEY` are two
             word = word.removesuffix(secret) + "KEY"
         kept.append(word)
     return shlex.join(kept)
+
+
+def without_files(words: Sequence[str]) -> list[str]:
+    """The words of a command line but those of the files it writes."""
+    kept, told = [], iter(words)
+    for word in told:
+        option, _, value = word.partition("=")
+        if option not in ("--jsonl", "--each", "--picture"):
+            kept.append(word)
+        elif not value:
+            next(told, None)
+    return kept
 
 
 def host() -> dict[str, Any]:

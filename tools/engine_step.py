@@ -1,0 +1,144 @@
+"""What a decode step takes an engine, beside what its graph takes the card: the rest is the host's, or draws tokens.
+
+    python -m tools.engine_step --layers 16 --batch 1 8 64 --jsonl engine.jsonl
+
+Requests of 700 random tokens over the first layers of a published model, random weights; the time between two steps in
+which all of them gain a token, read after each step or overlapped, greedy or drawn (temperature 1, top_p 0.9). Answers
+of both ways are compared. Needs a card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from wellhead.engine.core import Engine
+from wellhead.engine.device_runner import DeviceRunner
+from wellhead.engine.request import Request
+from wellhead.engine.sampling_params import SamplingParams
+from wellhead.model.config_file import load_config
+from wellhead.model.device_graphs import DecodeStep
+from wellhead.model.device_model import DeviceModel
+from wellhead.model.dummy import dummy_weights
+from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import WHOLE
+from wellhead.model.published import first_layers, published_config
+from wellhead.model.state import pages_for
+from wellhead.testing.bench import needed_card
+from wellhead.testing.record import append, origin, without_files
+
+PROMPT, SETTLING = 700, 10  # tokens; steps that are not counted
+KINDS: dict[str, dict[str, float]] = {"greedy": {}, "drawn": {"temperature": 1.0, "top_p": 0.9}}
+
+
+def made(name: str, layers: int, most: int, context: int) -> Engine:
+    """An engine for `most` requests, over weights that nobody trained."""
+    config = load_config(first_layers(published_config(name), layers))
+    model = DeviceModel(dummy_weights(config, WHOLE, "cuda", with_mtp=False), config, Numerics.named("checkpoint"))
+    runner = partial(DeviceRunner, chunk_tokens=512, context=context)
+    pages = max(most * pages_for(2 * PROMPT), pages_for(context))
+    return Engine(
+        model, None, frozenset(), max_running=most, num_pages=pages, window_pages=4 * most, prefix_caching=False,
+        context_length=context, make_runner=runner,
+    )  # fmt: skip
+
+
+def run(engine: Engine, batch: int, params: dict[str, Any], tokens: int) -> tuple[float, list[list[int]]]:
+    """(median milliseconds between two steps of all requests, their answers)."""
+    generator, requests = torch.Generator().manual_seed(0), list[Request]()
+    for number in range(batch):
+        prompt = torch.randint(engine._model.config.vocab_size, (PROMPT,), generator=generator).tolist()
+        asked = SamplingParams(max_tokens=tokens, ignore_eos=True, seed=number, **params)
+        requests.append(engine.make_request(prompt, asked))
+        engine.submit(requests[-1])
+    took, last = [], None
+    while engine.busy:
+        whole = len(engine.step()) == batch
+        now = time.perf_counter()
+        if whole and last is not None:
+            took.append(1e3 * (now - last))
+        last = now if whole else None
+    if len(took) <= SETTLING:
+        raise ValueError(f"{batch} requests had {len(took)} steps together; give more --tokens")
+    return median(took[SETTLING:]), [request.output for request in requests]
+
+
+@contextmanager
+def graphs_timed(engine: Engine, took: list[tuple[torch.cuda.Event, torch.cuda.Event]]) -> Iterator[None]:
+    """Events around every graph that is launched inside."""
+    decodes = engine._runner._decode  # type: ignore[attr-defined]
+    of = decodes.of
+
+    def timed(requests: int, pages: int) -> DecodeStep:
+        step = of(requests, pages)
+
+        def run() -> None:
+            took.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+            took[-1][0].record()
+            step.run()
+            took[-1][1].record()
+
+        return replace(step, run=run)
+
+    decodes.of = timed
+    try:
+        yield
+    finally:
+        decodes.of = of
+
+
+def measured(engine: Engine, batch: int, params: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """Milliseconds of a step in turn, of its graph, of a step that overlaps; how many answers are the same."""
+    events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+    engine._overlap = False
+    with graphs_timed(engine, events):
+        in_turn, answers = run(engine, batch, params, tokens)
+    middle = [begin.elapsed_time(end) for begin, end in events[len(events) // 3 : -len(events) // 3]]
+    engine._overlap = True
+    overlapped, again = run(engine, batch, params, tokens)
+    return {
+        "graph_ms": round(median(middle), 4), "in_turn_ms": round(in_turn, 4), "overlapped_ms": round(overlapped, 4),
+        "same_answers": sum(one == other for one, other in zip(answers, again, strict=True)),
+    }  # fmt: skip
+
+
+def main(words: Sequence[str]) -> int:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.engine_step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="v4-flash", help="which published configuration (v4-flash)")
+    parser.add_argument("--layers", type=int, default=16, help="its first layers (16)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="requests (1)")
+    parser.add_argument("--context", type=int, default=1 << 20, help="tokens a request may have (1048576)")
+    parser.add_argument("--tokens", type=int, default=200, help="that each request gains (200)")
+    parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append the results to FILE")
+    args = parser.parse_args(words)
+    card = needed_card()
+    engine = made(args.config, args.layers, max(args.batch), args.context)
+    told = shlex.join(["python", "-m", "tools.engine_step", *without_files(words)])
+    for batch in args.batch:
+        for kind, params in KINDS.items():
+            found = measured(engine, batch, params, args.tokens)
+            about = {"kind": "engine step", "model": args.config, "layers": args.layers, "batch": batch, "choice": kind}
+            print(f"batch {batch}, {kind}: {', '.join(f'{name} {value}' for name, value in found.items())}", flush=True)
+            append(args.jsonl, about | found | {"gpu": card.name, **origin(), "command": told})
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ValueError as error:
+        sys.exit(f"engine_step: {error}")
