@@ -68,7 +68,7 @@ def test_drafts_leave_the_draws_as_they_are() -> None:
     alone = []
     for ahead in range(3):
         own = request(reporting, 4 + ahead)
-        alone += read(choose([Work(own, 1, True)], (), Scores.of(logits[ahead : ahead + 1]), sampler))[own]
+        alone += read(choose([Work(own, 1, True)], (), Scores.of(logits[ahead : ahead + 1].clone()), sampler))[own]
     for right in range(3):
         one, other = request(reporting, 4), request(KINDS[1], 1)
         one.drafts = [Draft(token) for token in [*alone[:right], (alone[right] + 1) % VOCAB, 5][:2]]

@@ -37,5 +37,5 @@ SMALL: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     "output_projection": partial(output_projection, 3, 4, 2, 128),
     "routing": partial(routing, 3, 256, 16, 2),
     "moe": partial(moe, 3, 256, 256, 6, 2),
-    "sampling": partial(sampling, 3, 2048, True),
+    "sampling": partial(sampling, 3, 2048, "top-k and top-p"),
 }
