@@ -138,6 +138,24 @@ def test_who_is_aborted_while_it_is_computed_leaves_the_others_alone() -> None:
     assert requests[1].finish_reason == "abort" and len(requests[1].output) == 1
 
 
+def test_who_waits_behind_one_that_is_aborted_is_let_in() -> None:
+    """The head of the queue has no room, so steps overlap; when it is gone the next one need not wait for an end."""
+    engine, requests = started(1)
+    given = requests[0].params
+    large, small = engine.make_request([4] * 2200, given), engine.make_request([8, 9], given)
+    for request in (large, small):
+        engine.submit(request)
+    seen = launches(engine)
+    for _ in range(3):
+        engine.step()
+    assert [work[0].ahead for work in seen] == [0, 3, 1, 1] and not small.output
+    engine.abort(large)
+    engine.step()
+    engine.step()
+    assert small.output and requests[0].finish_reason is None
+    finish(engine, [*requests, small])
+
+
 def test_a_step_that_nobody_wants_any_more_is_left() -> None:
     engine, requests = started(2)
     engine.step()

@@ -154,7 +154,8 @@ class Engine:
             found = self._runner.finish(launched)
             self._scheduler.advance(work, {request: len(tokens) - 1 for request, tokens in found.items()})
             deltas = [(request, self._collect(request, tokens)) for request, tokens in found.items()]
-            deltas += [(item.request, self._fail(item.request)) for item in work if item.request.error is not None]
+            failed = [item.request for item in work if item.request.error and item.request.finish_reason is None]
+            deltas += [(request, self._fail(request)) for request in failed]
         except Exception as error:  # tails restored and numbers drawn are lost with it
             self._ahead = None
             for item in work:

@@ -47,7 +47,6 @@ class LeadingRunner(StepRunner):
         return self.execute(Orders(chunks, rows=rows))
 
 
-
 def follow(group: Group, make_runner: MakeRunner, model: ServedModel) -> None:
     """Another rank's life: compute every step that rank 0 tells, until it says stop."""
     runner: StepRunner | None = None

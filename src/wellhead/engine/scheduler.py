@@ -179,14 +179,13 @@ class Scheduler:
         """End a request wherever it is and free what it holds; a finished one is left alone."""
         if request.finish_reason is not None:
             return
-        request.finish_reason = reason
+        request.finish_reason, self._full = reason, False
         self._finished += 1
         if request.state_slot is None:
             self.waiting.remove(request)
             return
         self.running.remove(request)
         self.memory.release(request)
-        self._full = False
 
     def check(self) -> None:
         """IntegrityError unless every page and slot is free, cached or held by a running request, exactly as often as
