@@ -101,17 +101,15 @@ class Sampler:
                 *row, self.temperature, self.k, source, target, state, self.columns, PASS=number, **shape
             )
         noise, counted = (self.seed, position), (counts[1], state)
-        for number in range(len(self.drawn)):
-            now, before, first = number, max(number - 1, 0), {"FIRST": number == 0}
+        for number, (drawn, weights) in enumerate(zip(self.drawn, self.weights, strict=True)):
+            before, first = (self.drawn[max(number - 1, 0)], self.weights[max(number - 1, 0)]), {"FIRST": number == 0}
             kernels.draw_part[grid](
-                *row, self.best, *limits, *noise, *counted, self.drawn[before], self.weights[before], self.drawn[now],
-                self.columns, **top_k, **first, **shape,
-            )  # fmt: skip
+                *row, self.best, *limits, *noise, *counted, *before, drawn, self.columns, **top_k, **first, **shape
+            )
             if self.top_p:
                 kernels.weigh_part[grid](
-                    *row, self.best, *limits, *counted, self.drawn[now], self.drawn[before], self.weights[before],
-                    self.weights[now], self.columns, **top_k, **first, **shape,
-                )  # fmt: skip
+                    *row, self.best, *limits, *counted, drawn, *before, weights, self.columns, **top_k, **first, **shape
+                )
         last = (self.drawn[-1], self.weights[-1]) if self.sampled else (self.drawn, self.weights)
         kernels.pick_token[(rows,)](
             *row, self.best, *limits, *noise, *counted, *last, out, self.columns, SAMPLED=self.sampled,
