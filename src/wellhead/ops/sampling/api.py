@@ -10,7 +10,7 @@ import torch
 
 from wellhead.ops.checks import expect_rows
 from wellhead.ops.host_copies import send
-from wellhead.ops.sampling.configs import SPLITS, Config, choose_config
+from wellhead.ops.sampling.configs import Config, choose_config, rows_of_each
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Sampler:
     k: torch.Tensor  # int32 [rows], 0 = all
     p: torch.Tensor  # fp32 [rows], 1 = all
     seed: torch.Tensor  # int64 [rows]
-    best: torch.Tensor  # int64 [rows * splits], of the logits
-    drawn: torch.Tensor  # int64 [rounds, rows * splits]
-    weights: torch.Tensor  # int64 [rounds, rows * splits * 2]
-    counts: torch.Tensor  # int32 [2, rows * splits * 16], in turn
+    best: torch.Tensor  # int64 [parts], of the logits; a row's parts are neighbours
+    drawn: torch.Tensor  # int64 [rounds, parts]
+    weights: torch.Tensor  # int64 [rounds, parts * 2]
+    counts: torch.Tensor  # int32 [2, parts * 16], in turn
     state: torch.Tensor  # int64 [rows, 9, 2]
 
     def set(
@@ -135,19 +135,20 @@ def plan(
         raise ValueError(f"sampling cannot be planned: {why}")
     if (top_k or top_p) and not sampled:
         raise ValueError("sampling cannot be planned: top_k or top_p without sampled; greedy rows have no use for them")
-    return Sampler(rows, columns, sampled, top_k, top_p, None, **_buffers(rows, sampled, top_k, top_p, device))
+    parts = max((some * choose_config(some, columns).splits for some in rows_of_each(rows, columns)), default=0)
+    return Sampler(rows, columns, sampled, top_k, top_p, None, **_buffers(rows, parts, sampled, top_k, top_p, device))
 
 
 def _buffers(
-    rows: int, sampled: bool, top_k: bool, top_p: bool, device: torch.device | str, splits: int = SPLITS[0]
+    rows: int, parts: int, sampled: bool, top_k: bool, top_p: bool, device: torch.device | str
 ) -> dict[str, torch.Tensor]:
-    """A sampler's, for any choice of up to so many splits."""
+    """A sampler's, for so many rows and parts of rows."""
     from wellhead.ops.sampling.kernels import ROUNDS
 
     def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
 
-    parts, rounds = rows * splits, ROUNDS if top_p else int(sampled)
+    rounds = ROUNDS if top_p else int(sampled)
     return {
         "temperature": zeros(rows, dtype=torch.float32), "k": zeros(rows, dtype=torch.int32),
         "p": zeros(rows, dtype=torch.float32) + 1, "seed": zeros(rows), "best": zeros(parts),
