@@ -44,7 +44,7 @@ def choose(
             spans[item.request] = range(low, low := low + 1 + item.drafts)
     chosen, drawn = scores.best, {r: span for r, span in spans.items() if sampler is not None and sampler.takes(r)}
     if sampler is not None and drawn:
-        chosen = sampler.draw(scores, drawn, unread=any(item.ahead for item in work))
+        chosen = sampler.draw(scores, drawn, unread=int(any(item.ahead for item in work)))
     return Launched(work, chunks, scores, spans, drawn, chosen, Coming(chosen))
 
 

@@ -30,7 +30,7 @@ from wellhead.ops.sampling.thresholds import (
 from wellhead.ops.topk.kernels import ordered_key
 
 PASSES = 8
-ROUNDS = 3  # of 100 draws with top_p 0.9 one wants the second, of 10,000 two the fourth
+ROUNDS = 3  # of 10,000 draws with top_p 0.9 a thousand want the second, two a fourth
 LAST = tl.constexpr(2147483647)  # behind every id
 
 
