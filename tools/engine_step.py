@@ -1,6 +1,7 @@
 """What a decode step takes an engine, beside what its graph takes the card: the rest is the host's, or draws tokens.
 
     python -m tools.engine_step --layers 16 --batch 1 8 64 --jsonl engine.jsonl
+    python -m tools.engine_step --layers 16 --batch 1 8 --drafts 3
 
 Requests of 700 random tokens over the first layers of a published model, random weights; the time between two steps in
 which all of them gain a token, read after each step or overlapped, greedy or drawn (temperature 1, top_p 0.9). Where
@@ -13,23 +14,26 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from copy import copy
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
 
 from wellhead.engine.core import Engine
 from wellhead.engine.device_runner import DeviceRunner
+from wellhead.engine.device_speculative_runner import DeviceSpeculativeRunner
 from wellhead.engine.request import Request
+from wellhead.engine.runner import MakeRunner
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.model.config_file import load_config
 from wellhead.model.device_graphs import DecodeStep
 from wellhead.model.device_model import DeviceModel
+from wellhead.model.device_speculative import SpeculativeStep
 from wellhead.model.dummy import dummy_weights
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import WHOLE
@@ -42,15 +46,19 @@ PROMPT, SETTLING = 700, 10  # tokens; steps that are not counted
 KINDS: dict[str, dict[str, float]] = {"greedy": {}, "drawn": {"temperature": 1.0, "top_p": 0.9}}
 
 
-def made(name: str, layers: int, most: int, context: int) -> Engine:
+def made(name: str, layers: int, most: int, context: int, drafts: int = 0) -> Engine:
     """An engine for `most` requests, over weights that nobody trained."""
     config = load_config(first_layers(published_config(name), layers))
-    model = DeviceModel(dummy_weights(config, WHOLE, "cuda", with_mtp=False), config, Numerics.named("checkpoint"))
-    runner = partial(DeviceRunner, chunk_tokens=512, context=context)
+    weights = dummy_weights(config, WHOLE, "cuda", with_mtp=drafts > 0)
+    model = DeviceModel(weights, config, Numerics.named("checkpoint"))
+    given: dict[str, Any] = {"chunk_tokens": 512, "context": context}
+    runner: MakeRunner = partial(DeviceRunner, **given)
+    if drafts:
+        runner = partial(DeviceSpeculativeRunner, **given, speculative_tokens=drafts)
     pages = max(most * pages_for(2 * PROMPT), pages_for(context))
     return Engine(
         model, None, frozenset(), max_running=most, num_pages=pages, window_pages=4 * most, prefix_caching=False,
-        context_length=context, make_runner=runner,
+        speculative_tokens=drafts, context_length=context, make_runner=runner,
     )  # fmt: skip
 
 
@@ -77,31 +85,33 @@ def run(engine: Engine, batch: int, params: dict[str, Any], tokens: int) -> tupl
 @contextmanager
 def graphs_timed(engine: Engine, took: list[tuple[torch.cuda.Event, torch.cuda.Event]]) -> Iterator[None]:
     """Events around every graph that is launched inside."""
-    decodes = engine._runner._decode  # type: ignore[attr-defined]
-    of = decodes.of
+    runner: Any = engine._runner
+    ladder = runner._steps if engine._scheduler._most_drafts else runner._decode
+    of = ladder.of
 
-    def timed(requests: int, pages: int) -> DecodeStep:
-        step = of(requests, pages)
+    def timed(run: Callable[[], None]) -> None:
+        took.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+        took[-1][0].record()
+        run()
+        took[-1][1].record()
 
-        def run() -> None:
-            took.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
-            took[-1][0].record()
-            step.run()
-            took[-1][1].record()
+    def given(requests: int, pages: int) -> DecodeStep | SpeculativeStep:
+        step = copy(of(requests, pages))
+        for name in ("verify", "draft") if engine._scheduler._most_drafts else ("run",):
+            object.__setattr__(step, name, partial(timed, getattr(step, name)))
+        return step
 
-        return replace(step, run=run)
-
-    decodes.of = timed
+    ladder.of = given
     try:
         yield
     finally:
-        decodes.of = of
+        ladder.of = of
 
 
 def measured(engine: Engine, batch: int, params: dict[str, Any], tokens: int) -> dict[str, Any]:
-    """Milliseconds of a step in turn, of its graph, of a step that overlaps; ValueError where their answers differ."""
+    """Milliseconds of a step in turn, of its graphs, of a step that overlaps; ValueError where their answers differ."""
     events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-    engine._overlap = False
+    engine._overlap, graphs = False, 2 if engine._scheduler._most_drafts else 1
     with graphs_timed(engine, events):
         in_turn, answers = run(engine, batch, params, tokens)
     middle = [begin.elapsed_time(end) for begin, end in events[len(events) // 3 : -len(events) // 3]]
@@ -111,8 +121,8 @@ def measured(engine: Engine, batch: int, params: dict[str, Any], tokens: int) ->
     if same < batch:
         raise ValueError(f"{batch - same} of {batch} answers are others where steps overlap; those have no speed")
     return {
-        "graph_ms": round(median(middle), 4), "in_turn_ms": round(in_turn, 4), "overlapped_ms": round(overlapped, 4),
-        "same_answers": same,
+        "graph_ms": round(graphs * mean(middle), 4), "in_turn_ms": round(in_turn, 4),
+        "overlapped_ms": round(overlapped, 4), "same_answers": same,
     }  # fmt: skip
 
 
@@ -125,11 +135,12 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--layers", type=int, default=16, help="its first layers (16)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="requests (1)")
     parser.add_argument("--context", type=int, default=1 << 20, help="tokens a request may have (1048576)")
+    parser.add_argument("--drafts", type=int, choices=range(4), default=0, help="that each step checks a request (0)")
     parser.add_argument("--tokens", type=int, default=200, help="that each request gains (200)")
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="append the results to FILE")
     args = parser.parse_args(words)
     card = needed_card()
-    engine = made(args.config, args.layers, max(args.batch), args.context)
+    engine = made(args.config, args.layers, max(args.batch), args.context, args.drafts)
     told = shlex.join(["python", "-m", "tools.engine_step", *without_files(words)])
     for batch in args.batch:
         for kind, params in KINDS.items():

@@ -44,7 +44,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def planned(fraction: float, **more: Any) -> tuple[int, int]:
     config = load_config(resolve_model())
-    steps = Steps(512, tuple(ladder(32)), config.max_position_embeddings, **more)
+    steps = Steps(2048, tuple(ladder(32)), config.max_position_embeddings, **more)
     choices = choose_ops(config, WHOLE, FEATURES)
     plan = plan_memory(config, CHECKPOINT, WHOLE, int(TOTAL * fraction), steps, choices, slots=32)
     return plan.pages, plan.window_pages
@@ -52,7 +52,7 @@ def planned(fraction: float, **more: Any) -> tuple[int, int]:
 
 def pages(fraction: float, **more: Any) -> tuple[int, int]:
     config = load_config(resolve_model())
-    given: dict[str, Any] = {"num_pages": None, "slots": 32, "chunk_tokens": 512, **more}
+    given: dict[str, Any] = {"num_pages": None, "slots": 32, "chunk_tokens": 2048, **more}
     return pages_within(fraction, config, CHECKPOINT, WHOLE, "cuda:0", **given)
 
 

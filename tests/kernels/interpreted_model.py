@@ -12,7 +12,7 @@ from wellhead.model.checkpoint import open_checkpoint
 from wellhead.model.deepseek_v4 import DeepseekV4
 from wellhead.model.device_graphs import DecodeSteps
 from wellhead.model.device_model import DeviceModel
-from wellhead.model.device_step import StepInputs
+from wellhead.model.device_prompts import PromptSteps
 from wellhead.model.load import load_model
 from wellhead.model.locate import resolve_model
 from wellhead.model.numerics import Numerics
@@ -36,14 +36,14 @@ def test_prefill_and_decode_agree_with_the_reference_model() -> None:
     tokens = torch.randint(3, config.vocab_size, (PROMPT + DECODED,), generator=generator).tolist()
     chunks = [(low, min(PROMPT, low + CHUNK)) for low in range(0, PROMPT, CHUNK)]
     chunks += [(at, at + 1) for at in range(PROMPT, PROMPT + DECODED)]
-    prefill = model.workspace(CHUNK, 1024, chunked=True)
+    prompts = PromptSteps(model, states[1], CHUNK, 1024, 2, captured=DEVICE == "cuda")
     decode = DecodeSteps(model, states[1], 1024, (2,), captured=False)
     for low, high in chunks:
-        batch = Batch.build([Chunk(tokens[low:high], low, [2, 0, 3, 1], 1, logits="all")])
+        chunk = Chunk(tokens[low:high], low, [2, 0, 3, 1], 1, logits="all")
+        batch = Batch.build([chunk])
         expected = reference.logits(reference.forward(batch, states[0]))
         if high - low > 1:
-            streams = model.forward(StepInputs.of(batch, DEVICE, chunked=True), states[1], prefill)
-            found = model.logits(streams, prefill).cpu()
+            found = model.logits(prompts.streams[: high - low], prompts.run([chunk]).workspace).cpu()
         else:  # beside a row of padding
             step = decode.of(1, 4)
             for table in (step.inputs.page_table, step.inputs.window_table):

@@ -21,7 +21,7 @@ from wellhead.model.deepseek_v4 import DeepseekV4
 from wellhead.model.device_graphs import DecodeSteps
 from wellhead.model.device_kernels import functions_of
 from wellhead.model.device_model import DeviceModel, chosen
-from wellhead.model.device_step import StepInputs
+from wellhead.model.device_prompts import PromptSteps
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.load import load_model
 from wellhead.model.numerics import Numerics
@@ -151,16 +151,17 @@ def test_references_on_the_device_compute_the_model(keys: str) -> None:
     weights, _ = load_device_weights(checkpoint, WHOLE, DEVICE)
     model = DeviceModel(weights, checkpoint.config, numerics, impl=REFERENCE)
     assert {impl for _, impl, _ in model.describe()} == {REFERENCE}
-    states, width = (reference.allocate(2, 3), model.allocate(2, 3)), 2
+    states = reference.allocate(2, 3), model.allocate(2, 3)
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(3, checkpoint.config.vocab_size, (143,), generator=generator).tolist()
-    prefill, decode = model.workspace(140, 512, chunked=True), DecodeSteps(model, states[1], 512, (2,), captured=False)
+    prompts = PromptSteps(model, states[1], 140, 512, 3, captured=False)
+    decode = DecodeSteps(model, states[1], 512, (2,), captured=False)
     for low, high in ((0, 60), (60, 140), (140, 141), (141, 142)):
-        batch = Batch.build([Chunk(tokens[low:high], low, [1, 0], 1, logits="all")], table_width=width)
+        chunk = Chunk(tokens[low:high], low, [1, 0], 1, logits="all")
+        batch = Batch.build([chunk])
         expected = reference.logits(reference.forward(batch, states[0]))
         if high - low > 1:
-            streams = model.forward(StepInputs.of(batch, DEVICE, chunked=True), states[1], prefill)
-            found = model.logits(streams, prefill)
+            found = model.logits(prompts.streams[: high - low], prompts.run([chunk]).workspace)
         else:  # beside a row of padding
             step = decode.of(1, 2)
             step.inputs.page_table.fill_(0)  # what a longer request left behind its own pages is not looked at

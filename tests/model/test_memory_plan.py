@@ -192,5 +192,5 @@ def test_estimates_are_counted(tiny: ModelConfig) -> None:
         return plan_memory(tiny, CHECKPOINT, split, 10**9, own, tiny_choices(split), slots=1, estimates=estimates)
 
     assert (plan().reserved, plan(Split(0, 2)).reserved) == (10_000_000, 30_000_000)
-    assert plan().graphs - plan(estimates=NOTHING).graphs == 3 * tiny.num_hidden_layers * 10
+    assert plan().graphs - plan(estimates=NOTHING).graphs == (3 + 1) * tiny.num_hidden_layers * 10
     assert plan(captured=False).graphs == plan(estimates=NOTHING).graphs

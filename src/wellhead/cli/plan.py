@@ -10,6 +10,7 @@ from wellhead import environment
 from wellhead.cli import options
 from wellhead.cli.plan_report import Answer, as_json, as_text
 from wellhead.dispatch import capability, cards, libraries
+from wellhead.model.reach import CHUNK_TOKENS
 
 if TYPE_CHECKING:
     from wellhead.dispatch.cards import CardModel
@@ -50,8 +51,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--concurrency", type=int, default=1, metavar="C", help="requests together (1)")
     parser.add_argument("--speculative-tokens", type=int, default=0, metavar="K", help="drafts of the MTP layer (0)")
     parser.add_argument(
-        "--chunked-prefill-size", dest="chunk_tokens", type=int, default=512, metavar="N",
-        help="tokens of a step at most (512)",
+        "--chunked-prefill-size", dest="chunk_tokens", type=int, default=CHUNK_TOKENS, metavar="N",
+        help="tokens of a step at most (2048)",
     )  # fmt: skip
     parser.add_argument("--mem-fraction", type=float, default=0.9, metavar="F", help="part of a card to take (0.9)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

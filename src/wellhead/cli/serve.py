@@ -50,7 +50,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--max-running-requests", type=int, default=32, metavar="N", help="requests computed together (32)"
     )
     sizes.add_argument(
-        "--chunked-prefill-size", dest="chunk_tokens", type=int, metavar="N", help="tokens of a step at most (512)"
+        "--chunked-prefill-size", dest="chunk_tokens", type=int, metavar="N", help="tokens of a step at most (2048)"
     )
     sizes.add_argument(
         "--cuda-graph-max-bs", dest="largest_graph", type=int, metavar="N",

@@ -16,6 +16,7 @@ from wellhead.engine.sampling_params import SamplingParams
 from wellhead.engine.scheduler import Counters, Work
 from wellhead.model.batch import Chunk
 from wellhead.model.load import ServedModel
+from wellhead.model.reach import CHUNK_TOKENS
 from wellhead.model.state import PAGE_TOKENS, pages_for
 from wellhead.text.tokenizer import Tokenizer
 
@@ -32,7 +33,7 @@ class Engine:
         eos_ids: frozenset[int],
         *,
         max_running: int = 32,
-        chunk_tokens: int = 512,
+        chunk_tokens: int = CHUNK_TOKENS,
         num_pages: int | None = None,
         window_pages: int | None = None,
         prefix_caching: bool = True,

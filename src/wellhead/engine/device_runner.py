@@ -1,4 +1,4 @@
-"""A step on a card: requests with one token as a captured decode, the others together as a prefill."""
+"""A step on a card: requests with one token as a captured decode, the others together as prompts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from wellhead.engine.story import Phase, span, untold
 from wellhead.model.batch import Batch, Chunk, longest
 from wellhead.model.device_graphs import DecodeSteps
 from wellhead.model.device_model import DeviceModel
-from wellhead.model.device_step import StepInputs
-from wellhead.model.state import PAGE_TOKENS, pages_for
+from wellhead.model.device_prompts import Prompts, PromptSteps
+from wellhead.model.device_workspace import Workspace
+from wellhead.model.state import PAGE_TOKENS
 from wellhead.model.working_memory import logit_rows
 from wellhead.ops.host_copies import send
 
@@ -66,8 +67,7 @@ class DeviceRunner(StepRunner):
             model.choices.check_captured()
         super().__init__(model, num_pages, num_slots, window_pages, phase=phase)
         context = min(context or model.config.max_position_embeddings, num_pages * PAGE_TOKENS)
-        self._model, self._width, self._logit_rows = model, pages_for(context), logit_rows(num_slots)
-        self._prefill = model.workspace(chunk_tokens, context, chunked=True)
+        self._model, self._logit_rows = model, logit_rows(num_slots)
         if model.choices.of("sampling") != REFERENCE:
             self.sampler = DeviceSampler(num_slots * self.each, model.config.vocab_size, model.device)
         self._compiles = model.device.type == "cuda"  # nothing else compiles
@@ -77,10 +77,11 @@ class DeviceRunner(StepRunner):
         with phase(f"{'capturing' if captured else 'compiling'} decodes of {span(sizes)} requests"):
             self._make_steps(context, sizes, captured)
             self._settle()
-        if self._compiles:
-            with phase(f"compiling prefills of 2 to {chunk_tokens} tokens"):
+        with phase(f"compiling prompts of up to {chunk_tokens} tokens"):
+            self._prompts = PromptSteps(model, self.state, chunk_tokens, context, num_slots, captured=captured)
+            if self._compiles:
                 self._warm_up(chunk_tokens)
-                self._settle()
+            self._settle()
 
     def _make_steps(self, context: int, sizes: Sequence[int], captured: bool) -> None:
         """What computes decoding requests, for batches of these sizes, compiled."""
@@ -96,11 +97,11 @@ class DeviceRunner(StepRunner):
         if self._compiles:
             torch.cuda.synchronize()
 
-    def _warm_up(self, chunk_tokens: int) -> list[int]:
-        """Compile what every later step launches beside them, see `engine.warm_up`; the sizes of prefills."""
+    def _warm_up(self, chunk_tokens: int) -> None:
+        """Compile what every later step launches beside them, see `engine.warm_up`."""
         if self.sampler is not None:
             self.sampler.warm_up()
-        return warm_up.warm_prefill(self._model, self.state, self._prefill, self._width, chunk_tokens)
+        warm_up.warm_prompts(self._model, self.state, self._prompts, chunk_tokens)
 
     def compute(self, chunks: Sequence[Chunk], rows: Sequence[int] = ()) -> Scores:
         with self._frozen():
@@ -140,40 +141,38 @@ class DeviceRunner(StepRunner):
             chosen = chosen[at]
         token_ids[:count].copy_(chosen[:count])
 
-    def _compute_prompts(self, chunks: Sequence[Chunk], which: Sequence[int], parts: Parts) -> StepInputs:
-        """Chunks of any length, computed together; the streams of their tokens stay in the prefill's workspace."""
-        model = self._model
-        batch = Batch.build([chunks[i] for i in which], table_width=self._width)
-        inputs = StepInputs.of(batch, model.device, chunked=True)
-        streams = model.forward(inputs, self.state, self._prefill)
-        if len(batch.logits_at):
-            logits, best = self._logits(streams, batch.logits_at.to(model.device))
+    def _compute_prompts(self, chunks: Sequence[Chunk], which: Sequence[int], parts: Parts) -> Prompts:
+        """Chunks of any length, computed together; the streams of their tokens stay in those of the prompts."""
+        done = self._prompts.run([chunks[i] for i in which])
+        if len(done.batch.logits_at):
+            streams = self._prompts.streams[: len(done.batch.positions)]
+            logits, best = self._logits(streams, done.batch.logits_at.to(self._model.device), done.workspace)
             row, wanted = 0, dict[int, Sequence[int]]()
             for index in which:
                 count = {"none": 0, "last": 1, "all": len(chunks[index].token_ids)}[chunks[index].logits]
                 wanted[index] = range(row, row := row + count)
             parts.add(logits, best, wanted)
-        return inputs
+        return done
 
-    def _logits(self, streams: torch.Tensor, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _logits(self, streams: torch.Tensor, at: torch.Tensor, ws: Workspace) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [N, V] and best ids [N] of the rows `at`. Whole chunks' (scoring wants them) have no room on the
         device: they are made in parts and collected on the host.
         """
         most = self._logit_rows
         if len(at) <= most:
-            return self._part(streams[at])
+            return self._part(streams[at], ws)
         logits, best = torch.empty(len(at), self.config.vocab_size), []
         for low in range(0, len(at), most):
-            part, own = self._part(streams[at[low : low + most]])
+            part, own = self._part(streams[at[low : low + most]], ws)
             logits[low : low + most] = part
             best.append(own)
             del part  # or the next one needs as much beside it
         return logits, torch.cat(best)
 
-    def _part(self, streams: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self._model.logits(streams, self._prefill)
+    def _part(self, streams: torch.Tensor, ws: Workspace) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self._model.logits(streams, ws)
         best = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-        self._model.best(logits, self._prefill, best)
+        self._model.best(logits, ws, best)
         return logits, best
 
 

@@ -17,20 +17,18 @@ from wellhead.engine.story import Phase, untold
 from wellhead.model.batch import Chunk, longest
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_mtp import DeviceMtp
+from wellhead.model.device_prompts import Prompts
 from wellhead.model.device_speculative import SpeculativeStep, SpeculativeSteps
-from wellhead.model.device_step import StepInputs
 
 
 @dataclass(frozen=True)
 class _Computed:
-    """The last step's chunks: those that brought their newest token, `step` holds their streams; and those of prompts,
-    whose streams are in the prefill's workspace in the order of `inputs`.
-    """
+    """The last step's chunks: those that brought their newest token, whose streams `step` has, and those of prompts."""
 
     trial: Sequence[int]
     prompts: Sequence[int]
     step: SpeculativeStep | None
-    inputs: StepInputs | None
+    done: Prompts | None
 
 
 class DeviceSpeculativeRunner(DeviceRunner):
@@ -67,18 +65,14 @@ class DeviceSpeculativeRunner(DeviceRunner):
                 step.verify()
                 step.draft()
 
-    def _warm_up(self, chunk_tokens: int) -> list[int]:
-        sizes = super()._warm_up(chunk_tokens)
-        # one token of a prompt is a prefill here: steps on trial have at least two places
-        single = warm_up.padding(1, self._width, self._model.device)
-        self._model.logits(self._model.forward(single, self.state, self._prefill), self._prefill)
-        warm_up.warm_drafts(self._mtp, self.state, self._prefill, self._width, [1, *sizes])
-        return [1, *sizes]
+    def _warm_up(self, chunk_tokens: int) -> None:
+        super()._warm_up(chunk_tokens)
+        warm_up.warm_drafts(self._mtp, self.state, self._prompts, chunk_tokens)
 
     def _compute(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> Scores:
         trial = [index for index, chunk in enumerate(chunks) if self._on_trial(chunk)]
         prompts = [index for index, chunk in enumerate(chunks) if not self._on_trial(chunk)]
-        parts, step, inputs = Parts(), None, None
+        parts, step, done = Parts(), None, None
         if trial:
             step = self._steps.of(len(trial), longest(chunks[i] for i in trial))
             places = step.load([chunks[i] for i in trial])
@@ -86,8 +80,8 @@ class DeviceSpeculativeRunner(DeviceRunner):
             self._count(step.captured)
             parts.add(step.logits, step.best, dict(zip(trial, places, strict=True)))
         if prompts:
-            inputs = self._compute_prompts(chunks, prompts, parts)
-        self._computed = _Computed(trial, prompts, step, inputs)
+            done = self._compute_prompts(chunks, prompts, parts)
+        self._computed = _Computed(trial, prompts, step, done)
         return parts.scores()
 
     def execute(self, orders: Orders) -> Scores:
@@ -135,23 +129,23 @@ class DeviceSpeculativeRunner(DeviceRunner):
         """Guesses of every chunk that wants logits, those on trial from the step that has drafted; the prompts' tokens,
         followed by `following`, go through the drafting layer here.
         """
-        done = self._computed
+        last, prompts = self._computed, self._computed.done
         parts: list[torch.Tensor] = []
         order: list[int] = []
-        if done.step is not None:
-            parts.append(done.step.guesses[: len(done.trial)])
-            order += done.trial
+        if last.step is not None:
+            parts.append(last.step.guesses[: len(last.trial)])
+            order += last.trial
         if following is not None:
-            assert done.inputs is not None
-            ws, device = self._prefill, self._model.device
-            streams = self._mtp.forward(ws.streams[: len(following)], following, done.inputs, self.state, ws)
-            ends = list(accumulate(len(chunks[index].token_ids) for index in done.prompts))
-            sampling = [place for place, index in enumerate(done.prompts) if chunks[index].logits != "none"]
+            assert prompts is not None
+            ws, device = prompts.workspace, self._model.device
+            streams = self._mtp.forward(ws.streams[: len(following)], following, prompts.inputs, self.state, ws)
+            ends = list(accumulate(len(chunks[index].token_ids) for index in last.prompts))
+            sampling = [place for place, index in enumerate(last.prompts) if chunks[index].logits != "none"]
             if sampling:
                 at = torch.tensor([ends[place] - 1 for place in sampling], device=device)
-                last = done.inputs.only(at)
-                parts.append(self._mtp.guess(streams[at], last, self.state, ws, self._guesses))
-                order += [done.prompts[place] for place in sampling]
+                newest = prompts.inputs.only(at)
+                parts.append(self._mtp.guess(streams[at], newest, self.state, ws, self._guesses))
+                order += [last.prompts[place] for place in sampling]
         guesses = torch.cat(parts) if parts else torch.empty(0, self._guesses, dtype=torch.int64)
         return guesses if order == sorted(order) else guesses[sorted(range(len(order)), key=order.__getitem__)]
 

@@ -25,6 +25,7 @@ from wellhead.model.config import ModelConfig
 from wellhead.model.layers_attention import Ablation
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
+from wellhead.model.reach import CHUNK_TOKENS
 from wellhead.model.split import Split
 from wellhead.text.tokenizer import Tokenizer
 
@@ -79,7 +80,7 @@ class LLM:
         numerics: str = "checkpoint",
         index_keys: str = "fp8",
         max_running: int = 32,
-        chunk_tokens: int = 512,
+        chunk_tokens: int = CHUNK_TOKENS,
         num_pages: int | None = None,
         window_pages: int | None = None,
         prefix_caching: bool = True,

@@ -18,6 +18,7 @@ from wellhead.model.load import ServedModel, load_device_model, load_model
 from wellhead.model.memory_plan import OutOfMemory, plan_memory
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
+from wellhead.model.reach import CHUNK_TOKENS
 from wellhead.model.split import Split
 from wellhead.model.working_memory import Steps
 
@@ -27,7 +28,7 @@ def load_with_runner(
     numerics: Numerics,
     device: str = "cpu",
     *,
-    chunk_tokens: int = 512,
+    chunk_tokens: int = CHUNK_TOKENS,
     context_length: int | None = None,
     largest_graph: int | None = None,
     impl: str | Mapping[str, str] = AUTO,

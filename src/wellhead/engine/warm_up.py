@@ -1,9 +1,10 @@
 """Every kernel that a step can launch, compiled before the first request.
 
-A decode step has one of the ladder's sizes, and each of them runs here or is captured: its shapes are all there are.
+A decode step has one of the ladder's sizes, a short prompt one of `device_prompts.SIZES`, and each of them runs here or
+is captured: their shapes are all there are.
 
-A prefill has any number of tokens T from 2 to the chunk, any number of finished blocks, of requests and of wanted
-logits. What a launch compiles for depends on them in these ways only:
+A longer step over prompts has any number of tokens T up to the chunk, any number of finished blocks, of requests and of
+wanted logits. What a launch compiles for depends on them in these ways only:
 
 1. The tile, and which of two kernels. Every op's `choose_config` gives one answer for all T up to the next power of
    two, or has decided for the workspace's largest T.
@@ -21,14 +22,12 @@ The steps hold padding alone (state slots -1), which reads no cache and writes n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_mtp import DeviceMtp
+from wellhead.model.device_prompts import PromptSteps
 from wellhead.model.device_step import StepInputs
-from wellhead.model.device_workspace import Workspace
 from wellhead.model.state import ModelState
 
 LOGITS = 128  # rows from which the vocabulary's product has one tile
@@ -65,21 +64,27 @@ def padding(tokens: int, pages: int, device: torch.device) -> StepInputs:
     )
 
 
-def warm_prefill(model: DeviceModel, state: ModelState, ws: Workspace, pages: int, chunk_tokens: int) -> list[int]:
-    """Run prefills of `prefill_sizes`, and the head over as many rows; those sizes."""
-    sizes = prefill_sizes(chunk_tokens)
-    for tokens in sizes:
-        streams = model.forward(padding(tokens, pages, model.device), state, ws)
-        for rows in (1, tokens) if tokens <= LOGITS else (1,):
-            best = torch.empty(rows, dtype=torch.int64, device=model.device)
-            model.best(model.logits(streams[:rows], ws), ws, best)
-    return sizes
+def warm_prompts(model: DeviceModel, state: ModelState, prompts: PromptSteps, chunk_tokens: int) -> None:
+    """Run what steps over prompts launch: those that are not captured, of every reach, and the head."""
+    for step in prompts.steps.values():
+        if not step.captured:
+            step.run()
+    largest = max(prompts.sizes, default=0)
+    for pages, ws in prompts.by_reach.items():
+        for tokens in prefill_sizes(chunk_tokens):
+            if tokens > largest:
+                model.forward(padding(tokens, pages, model.device), state, ws)
+    for rows in (1, *prefill_sizes(min(LOGITS, chunk_tokens))):  # whatever the reach
+        best = torch.empty(rows, dtype=torch.int64, device=model.device)
+        streams = prompts.streams.new_zeros(rows, *prompts.streams.shape[1:])
+        model.best(model.logits(streams, ws), ws, best)
 
 
-def warm_drafts(mtp: DeviceMtp, state: ModelState, ws: Workspace, pages: int, sizes: Sequence[int]) -> None:
-    """Run the drafting layer over that many tokens, and its chain for up to LOGITS requests."""
-    for tokens in sizes:
-        inputs = padding(tokens, pages, ws.streams.device)
-        streams = mtp.forward(ws.streams[:tokens].zero_(), inputs.token_ids, inputs, state, ws)
-        if tokens <= LOGITS:
-            mtp.guess(streams, inputs.only(torch.arange(tokens, device=streams.device)), state, ws, 2)
+def warm_drafts(mtp: DeviceMtp, state: ModelState, prompts: PromptSteps, chunk_tokens: int) -> None:
+    """Run the drafting layer behind prompts of any length and reach, and its chain for up to LOGITS requests."""
+    for pages, ws in prompts.by_reach.items():
+        for tokens in (1, *prefill_sizes(chunk_tokens)):
+            inputs = padding(tokens, pages, ws.streams.device)
+            streams = mtp.forward(ws.streams[:tokens].zero_(), inputs.token_ids, inputs, state, ws)
+            if tokens <= LOGITS:
+                mtp.guess(streams, inputs.only(torch.arange(tokens, device=streams.device)), state, ws, 2)

@@ -15,8 +15,8 @@ from wellhead.model.device_aside import URGENT
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_step import StepInputs
 from wellhead.model.device_workspace import Workspace
-from wellhead.model.reach import fitting, reaches
-from wellhead.model.state import ModelState, pages_for
+from wellhead.model.reach import fitting
+from wellhead.model.state import ModelState
 from wellhead.ops.host_copies import send
 
 LADDER = (1, 2, 4, 8, 16, 32, 64)
@@ -73,18 +73,18 @@ class DecodeSteps:
         for size in sorted(set(sizes), reverse=True):
             logits = torch.empty(size, model.config.vocab_size, device=model.device)
             best = torch.zeros(size, dtype=torch.int64, device=model.device)
-            for reach in reversed(reaches(context)):
-                self.steps[size, pages_for(reach)] = self._step(model, state, reach, size, logits, best)
+            for pages, ws in reversed(model.workspace(size, context).by_reach(context).items()):
+                self.steps[size, pages] = self._step(model, state, pages, ws, logits, best)
 
     def of(self, requests: int, pages: int) -> DecodeStep:
         """The smallest step that holds so many of up to so many pages; ValueError beyond the largest."""
         return fitting(self.steps, requests, pages)
 
     def _step(
-        self, model: DeviceModel, state: ModelState, reach: int, size: int, logits: torch.Tensor, best: torch.Tensor
-    ) -> DecodeStep:
-        inputs = empty_inputs(size, pages_for(reach), model.device)
-        ws = model.workspace(size, reach)
+        self, model: DeviceModel, state: ModelState, pages: int, ws: Workspace, logits: torch.Tensor,
+        best: torch.Tensor,
+    ) -> DecodeStep:  # fmt: skip
+        size, inputs = ws.tokens, empty_inputs(ws.tokens, pages, model.device)
 
         def compute() -> None:
             logits.copy_(model.logits(model.forward(inputs, state, ws), ws))

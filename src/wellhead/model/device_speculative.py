@@ -19,8 +19,9 @@ from wellhead.model.device_graphs import capture
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_mtp import DeviceMtp
 from wellhead.model.device_step import StepInputs
-from wellhead.model.reach import fitting, reaches
-from wellhead.model.state import ModelState, pages_for
+from wellhead.model.device_workspace import Workspace
+from wellhead.model.reach import fitting
+from wellhead.model.state import ModelState
 from wellhead.ops.host_copies import send
 
 Run = Callable[[], None]
@@ -41,15 +42,15 @@ class SpeculativeStep:
     """`size` requests of 1 + drafts places each: `load`, `verify`, perhaps `choose`, `draft`."""
 
     def __init__(
-        self, mtp: DeviceMtp, model: DeviceModel, state: ModelState, context: int, size: int, results: Results
+        self, mtp: DeviceMtp, model: DeviceModel, state: ModelState, width: int, ws: Workspace, results: Results
     ):
-        self.size, self._drafts = size, results.guesses.shape[1]
-        self.each = 1 + self._drafts
-        self._mtp, self._model, self._state, width = mtp, model, state, pages_for(context)
-        places, device = size * self.each, model.device
+        self._drafts = results.guesses.shape[1]
+        self.each, self.workspace = 1 + self._drafts, ws
+        self.size = size = ws.tokens // self.each
+        self._mtp, self._model, self._state = mtp, model, state
+        places, device = ws.tokens, model.device
         self.logits, self.best = results.logits[:places], results.best[:places]
         self.guesses = results.guesses[:size]
-        self.workspace = model.workspace(places, context, chunked=True)
 
         def full(value: int, *shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.full(shape, value, dtype=dtype, device=device)
@@ -155,8 +156,11 @@ class SpeculativeSteps:
             torch.zeros(most, drafts, dtype=torch.int64, device=device),
         )
         self.steps = {
-            (size, pages_for(reach)): SpeculativeStep(mtp, model, state, reach, size, results)
-            for size in sorted(set(sizes), reverse=True) for reach in reversed(reaches(context))
+            (size, pages): SpeculativeStep(mtp, model, state, pages, ws, results)
+            for size in sorted(set(sizes), reverse=True)
+            for pages, ws in reversed(
+                model.workspace(size * (1 + drafts), context, chunked=True).by_reach(context).items()
+            )
         }  # fmt: skip
         if captured:
             pool = torch.cuda.graph_pool_handle()

@@ -1,7 +1,10 @@
-"""Plans of every op, and the buffers between them, for steps of up to a number of tokens; all layers share them."""
+"""Plans of every op, and the buffers between them, for steps of up to a number of tokens; all layers share them, and
+steps that run one at a time may share the buffers (`part`, `by_reach`).
+"""
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import torch
@@ -15,8 +18,9 @@ from wellhead.model.device_aside import PATIENT, Aside
 from wellhead.model.device_kernels import functions_of
 from wellhead.model.device_layout import side_parts
 from wellhead.model.numerics import Numerics
+from wellhead.model.reach import reaches
 from wellhead.model.split import Split
-from wellhead.model.state import PAGE_TOKENS, records_per_page
+from wellhead.model.state import PAGE_TOKENS, pages_for, records_per_page
 from wellhead.ops.addresses.api import Wanted
 from wellhead.ops.moe.api import Mxfp4Experts
 from wellhead.ops.norm_quant.api import Rounded
@@ -30,18 +34,46 @@ class Workspace:
         self, config: ModelConfig, numerics: Numerics, split: Split, choices: Choices, tokens: int, pages: int, *,
         chunked: bool, device: torch.device | str,
     ):  # fmt: skip
-        def use(op: str) -> Any:
-            return functions_of(op, choices.of(op, tokens))
-
-        linear, bf16_linear, norm_quant, rope = map(use, ("linear", "bf16_linear", "norm_quant", "rope"))
-        kv_store, compressor, indexer, topk = map(use, ("kv_store", "compressor", "indexer", "topk"))
-        sparse_mla, output_projection, routing, moe = map(use, ("sparse_mla", "output_projection", "routing", "moe"))
-        hyper_connection, addresses = use("hyper_connection"), use("addresses")
-        self.config, self.tokens = config, tokens
+        self._of = (config, numerics, split, choices, chunked, device)
+        self.config = config
         # branches of a step: the compressor's rows (and index keys), records; routing; mixing weights; queries
         self.keys, self.records, self.routing, self.weighing = (Aside(torch.device(device)) for _ in range(4))
         self.queries = Aside(torch.device(device), PATIENT)
         self.ahead = Ahead(torch.device(device), tokens)
+        self._index_logits = torch.empty(min(tokens, INDEX_ROWS) * pages * records_per_page(4), device=device)
+        self._plan_tokens(tokens)
+        self._plan_reach(pages)
+        self._allocate()
+
+    def part(self, tokens: int) -> Workspace:
+        """For steps of up to `tokens` tokens, no more than this one's: other plans, the same buffers between them."""
+        other = copy(self)
+        other._plan_tokens(tokens)
+        other._plan_reach(self._pages)
+        return other
+
+    def by_reach(self, context: int) -> dict[int, Workspace]:
+        """For each of the `reaches` of a context, which this one is for, by pages: the same buffers."""
+        found = {}
+        for pages in map(pages_for, reaches(context)):
+            found[pages] = copy(self)
+            if pages != self._pages:
+                found[pages]._plan_reach(pages)
+        return found
+
+    def _plan_tokens(self, tokens: int) -> None:
+        """What does not depend on how long requests are."""
+        config, numerics, split, choices, chunked, device = self._of
+        self.tokens = tokens
+
+        def use(op: str) -> Any:
+            return functions_of(op, choices.of(op, tokens))
+
+        linear, bf16_linear, norm_quant, rope = map(use, ("linear", "bf16_linear", "norm_quant", "rope"))
+        kv_store, compressor, indexer, hyper_connection = map(
+            use, ("kv_store", "compressor", "indexer", "hyper_connection")
+        )
+        sparse_mla, output_projection, routing, moe = map(use, ("sparse_mla", "output_projection", "routing", "moe"))
         self.mixing, self.indexing = hyper_connection, indexer
         world, eps, d, limit = split.world, config.rms_norm_eps, config.hidden_size, config.swiglu_limit
         heads, groups = config.num_attention_heads // world, config.o_groups // world
@@ -59,26 +91,20 @@ class Workspace:
         self.turn_back = rope.plan(heads, dim, inverse=True)
         width = groups * config.o_lora_rank
         self.round_z, self.wo_b = norm_quant.plan(width, eps), linear.plan(d, width)
-        scale = dim**-0.5
-        records = {0: 0, 4: config.index_topk, 128: pages * records_per_page(128)}
+        records = {0: 0, 4: config.index_topk}
         self.attend = {
-            ratio: sparse_mla.plan(tokens, heads, config.sliding_window + records[ratio], scale, device=device)
-            for ratio in sorted(set(config.compress_ratios))
+            ratio: sparse_mla.plan(tokens, heads, config.sliding_window + records[ratio], dim**-0.5, device=device)
+            for ratio in sorted(set(config.compress_ratios) - {128})
         }
         plan_compressor = compressor.plan_prefill if chunked else compressor.plan_decode
         self.compress = {
             ratio: plan_compressor(ratio, dim, eps, page_size=records_per_page(ratio)) for ratio in (4, 128)
         }
         self.compress_index = plan_compressor(4, config.index_head_dim, eps, keys=self.layout)
-        index_heads, index_dim = config.index_n_heads, config.index_head_dim
-        sides = {ratio: side_parts(config, ratio) for ratio in (4, 128)}
-        self.side = {ratio: bf16_linear.plan(parts, d) for ratio, parts in sides.items()}
+        index_heads = config.index_n_heads
+        self.side = {ratio: bf16_linear.plan(side_parts(config, ratio), d) for ratio in (4, 128)}
         self.index_wq_b = linear.plan(index_heads * config.index_head_dim, q_rank)
         self.index_scale = config.index_head_dim**-0.5 * index_heads**-0.5
-        rows = min(tokens, INDEX_ROWS)
-        columns = pages * records_per_page(4)
-        self.index_logits = indexer.plan(rows, index_heads, columns, self.layout, chunked=chunked)
-        self.topk = topk.plan(rows, columns, config.index_topk, device=device)
         self.router = routing.plan(
             tokens, d, config.n_routed_experts, config.num_experts_per_tok, config.routed_scaling_factor, device=device
         )
@@ -95,16 +121,40 @@ class Workspace:
         shared = config.moe_intermediate_size * config.n_shared_experts // world
         self.shared_w13, self.shared_w2 = linear.plan(2 * shared, d), linear.plan(d, shared)
         self.shared_middle = moe.plan_shared(shared, limit)
-        wanted = {4: Wanted(config.index_topk, every=False), 128: Wanted(records[128], every=True)}
+        sampled = choices.of("sampling") != REFERENCE
+        self.greedy = sampling.plan(tokens, config.vocab_size, sampled=False, device=device) if sampled else None
+        self.vocabulary = bf16_linear.plan(config.vocab_size // world, d)
+
+    def _plan_reach(self, pages: int) -> None:
+        """What does."""
+        config, _, split, choices, chunked, device = self._of
+        self._pages, tokens = pages, self.tokens
+        indexer, topk, sparse_mla, addresses = (
+            functions_of(op, choices.of(op, tokens)) for op in ("indexer", "topk", "sparse_mla", "addresses")
+        )
+        rows, columns, records = min(tokens, INDEX_ROWS), pages * records_per_page(4), pages * records_per_page(128)
+        self.index_logits = indexer.plan(rows, config.index_n_heads, columns, self.layout, chunked=chunked)
+        self.logits_of_index = self._index_logits[: rows * columns].view(rows, columns)
+        self.topk = topk.plan(rows, columns, config.index_topk, device=device)
+        if 128 in config.compress_ratios:
+            heads, most = config.num_attention_heads // split.world, config.sliding_window + records
+            every = sparse_mla.plan(tokens, heads, most, config.head_dim**-0.5, device=device)
+            self.attend = self.attend | {128: every}
+        wanted = {4: Wanted(config.index_topk, every=False), 128: Wanted(records, every=True)}
         self.addresses = addresses.plan(
             tokens, pages, config.sliding_window, PAGE_TOKENS,
             {ratio: wanted[ratio] for ratio in wanted if ratio in config.compress_ratios}, device=device,
         )  # fmt: skip
-        sampled = choices.of("sampling") != REFERENCE
-        self.greedy = sampling.plan(tokens, config.vocab_size, sampled=False, device=device) if sampled else None
-        self.no_draw = torch.zeros(tokens, dtype=torch.int64, device=device)
-        self.vocabulary = bf16_linear.plan(config.vocab_size // world, d)
 
+    def _allocate(self) -> None:
+        """The buffers between launches."""
+        config, numerics, split, _, _, device = self._of
+        tokens, world, d, dim = self.tokens, split.world, config.hidden_size, config.head_dim
+        heads, width = config.num_attention_heads // world, config.o_groups // world * config.o_lora_rank
+        q_rank, packed = config.q_lora_rank, numerics.index_keys == "fp4"
+        index_heads, index_dim = config.index_n_heads, config.index_head_dim
+        sides = {ratio: side_parts(config, ratio) for ratio in (4, 128)}
+        shared = config.moe_intermediate_size * config.n_shared_experts // world
         bf16, e4m3, u8 = torch.bfloat16, torch.float8_e4m3fn, torch.uint8
 
         def empty(*shape: int, dtype: torch.dtype = bf16) -> torch.Tensor:
@@ -124,9 +174,9 @@ class Workspace:
         self.index_weights, self.index_scaled = empty(index_heads), empty(index_heads, dtype=torch.float32)
         self.index_codes = empty(index_heads, 64 if packed else 128, dtype=u8 if packed else e4m3)
         self.index_tail = empty(index_heads, 4, dtype=u8) if packed else empty(index_heads, dtype=torch.float32)
-        self.logits_of_index = torch.empty(rows, columns, dtype=torch.float32, device=device)
         self.selected = empty(config.index_topk, dtype=torch.int64)
         self.no_slots = torch.full((tokens, 16), -1, dtype=torch.int64, device=device)
+        self.no_draw = torch.zeros(tokens, dtype=torch.int64, device=device)
         self.nothing = torch.zeros(tokens, dtype=torch.int32, device=device)
         self.window_length = torch.full((tokens,), config.sliding_window, dtype=torch.int32, device=device)
         top_k = config.num_experts_per_tok

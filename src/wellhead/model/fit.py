@@ -12,6 +12,7 @@ from wellhead.model.choices import Choices, choose_ops
 from wellhead.model.config import ModelConfig
 from wellhead.model.memory_plan import MemoryPlan, largest, plan_memory
 from wellhead.model.numerics import Numerics
+from wellhead.model.reach import CHUNK_TOKENS
 from wellhead.model.split import Experts, Split, splits
 from wellhead.model.state import PAGE_TOKENS, pages_for
 from wellhead.model.working_memory import Steps
@@ -28,7 +29,7 @@ class Wanted:
     context: int
     requests: int
     sizes: tuple[int, ...]
-    chunk_tokens: int = 512
+    chunk_tokens: int = CHUNK_TOKENS
     drafts: int = 0
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from wellhead.model.choices import Choices
 from wellhead.model.config import ModelConfig
 from wellhead.model.numerics import Numerics
-from wellhead.model.reach import reaches
+from wellhead.model.reach import captured_sizes, reaches
 from wellhead.model.split import Split
 from wellhead.model.standing_memory import StateBytes, WeightBytes, state_bytes, weight_bytes
 from wellhead.model.state import PAGE_TOKENS, pages_for
@@ -44,7 +44,8 @@ class Estimates:
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes of one rank, and what is left for pages: `tokens` = `pages` * 256 of all requests together. `workspace` is
-    what steps with prompts and the drawing of tokens take, `graphs` what the decodes take, captured or not.
+    what steps with prompts and the drawing of tokens take, `graphs` what the decodes take, captured or not, and the
+    prompts' graphs.
     """
 
     available: int
@@ -91,7 +92,7 @@ class MemoryPlan:
             ("vocabulary", self.weights.vocabulary),
             (f"caches of {self.tokens:,} tokens, {self.slots} request{'s' * (self.slots > 1)}", self.caches),
             ("workspace of prompts and sampling", self.workspace),
-            ("decode steps and their graphs", self.graphs),
+            ("decode steps, graphs", self.graphs),
             ("context and communication (estimate)", self.reserved),
             ("free", self.available - self.used),
         ]
@@ -131,7 +132,8 @@ def plan_memory(
     graphs = decode_bytes(config, numerics, split, choices, steps)
     if steps.captured:
         nodes = estimates.nodes_a_layer * (config.num_hidden_layers + steps.drafts)
-        graphs += len(steps.sizes) * len(reaches(steps.context)) * nodes * estimates.bytes_a_graph_node
+        sizes = [*steps.sizes, *(captured_sizes(steps.chunk_tokens) if steps.chunk_tokens else ())]
+        graphs += len(sizes) * len(reaches(steps.context)) * nodes * estimates.bytes_a_graph_node
     reserved = estimates.context + (estimates.nccl if split.world > 1 else 0)
     empty = MemoryPlan(available, weights, state, slots, workspace, graphs, reserved, 0, 0)
 

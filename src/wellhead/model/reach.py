@@ -1,5 +1,6 @@
-"""How long a request may be for a captured decode: as its launches are planned for the longest one, short ones want
-steps of their own.
+"""Which steps there are beside the longest: how long requests may be, and how many tokens of prompts are captured.
+
+As a step's launches are planned for the longest request, short ones want steps of their own.
 
 A step planned for a million tokens takes one request of 4,096 tokens 7 % longer than a step planned for those (H100,
 docs/log.md): the choice among index logits is three launches instead of one, attention has more parts to merge.
@@ -11,12 +12,19 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 REACHES = (1 << 13, 1 << 15, 1 << 18)  # tokens; up to the second a row of index logits is one program's
+CHUNK_TOKENS = 2048  # of a step at most, where nothing is said: 512 read nearly all weights as well (docs/log.md)
+PROMPTS = (16, 64, 256)  # tokens of a captured step over prompts; with more the card has more to do than the host
 Step = TypeVar("Step")
 
 
 def reaches(context: int) -> list[int]:
-    """Numbers of tokens that decodes are planned for where requests have up to `context`, the longest last."""
+    """Numbers of tokens that steps are planned for where requests have up to `context`, the longest last."""
     return [*(reach for reach in REACHES if 2 * reach <= context), context]
+
+
+def captured_sizes(chunk_tokens: int) -> list[int]:
+    """Numbers of tokens of captured steps over prompts of up to `chunk_tokens`: what is between is filled up."""
+    return sorted({min(size, chunk_tokens) for size in PROMPTS})
 
 
 def fitting(steps: Mapping[tuple[int, int], Step], requests: int, pages: int) -> Step:

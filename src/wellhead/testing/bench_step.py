@@ -16,13 +16,14 @@ from wellhead.model.device_graphs import DecodeStep, DecodeSteps
 from wellhead.model.device_layout import DeviceLayout
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_mtp import DeviceMtp
+from wellhead.model.device_prompts import PromptSteps
 from wellhead.model.device_speculative import SpeculativeStep, SpeculativeSteps
-from wellhead.model.device_step import StepInputs
 from wellhead.model.device_weights import ModelWeights
 from wellhead.model.dummy import dummy_weights
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.published import first_layers, published_config
+from wellhead.model.reach import captured_sizes
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState, pages_for
 from wellhead.model.step_bytes import step_bytes
@@ -146,20 +147,20 @@ class StepBench:
         return Whole(measured, layers, moved.total())
 
     def prefill(self, tokens: int, roof: Roof) -> Measured:
-        """The last `tokens` tokens of one request's context, computed together, launch by launch as an engine does."""
+        """The last `tokens` tokens of one request's context, computed together as an engine does it."""
         ids = torch.randint(self.config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(tokens)).tolist()
         chunk = Chunk(ids, self.context - tokens, range(self._width), 0, logits="last")
-        batch = Batch.build([chunk], table_width=pages_for(self.limit))
-        inputs = StepInputs.of(batch, self.model.device, chunked=True)
-        ws = self.model.workspace(tokens, self.limit, chunked=True)
+        sizes = [size for size in captured_sizes(tokens) if size == tokens]
+        prompts = PromptSteps(self.model, self.state, tokens, self.limit, 1, sizes=sizes)
         logits: list[torch.Tensor] = []
 
         def run() -> None:
-            logits[:] = [self.model.logits(self.model.forward(inputs, self.state, ws)[-1:], ws)]
+            ws = prompts.run([chunk]).workspace
+            logits[:] = [self.model.logits(prompts.streams[tokens - 1 : tokens], ws)]
 
         times = [_took(run) for _ in range(WARM_UPS + PREFILLS)]
         _check(logits[0])
-        distinct = _distinct(ws.ids[:tokens])
+        distinct = _distinct(prompts.ids[:tokens])
         return self._measured(times[WARM_UPS:], roof, "prefill", run, lambda _: None, tokens, 1, distinct)
 
     def _measured(

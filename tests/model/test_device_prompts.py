@@ -1,0 +1,98 @@
+"""Steps over prompts: filled up to a captured size or launched as they are, for short requests or long ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from wellhead.dispatch.spec import REFERENCE
+from wellhead.model.batch import Chunk
+from wellhead.model.checkpoint import open_checkpoint, resolve_model
+from wellhead.model.device_model import DeviceModel
+from wellhead.model.device_prompts import PromptSteps
+from wellhead.model.numerics import Numerics
+from wellhead.model.parallel import WHOLE
+from wellhead.model.reach import captured_sizes
+from wellhead.model.state import ModelState
+from wellhead.model.stream import load_device_weights
+
+pytest.importorskip("triton")
+VOCABULARY, CONTEXT = 3072, 16384
+
+
+@pytest.fixture(scope="module")
+def model() -> DeviceModel:
+    """Every op in torch, where a row's bits do not depend on the rows beside it."""
+    checkpoint = open_checkpoint(resolve_model())
+    weights, _ = load_device_weights(checkpoint, WHOLE, "cpu")
+    return DeviceModel(weights, checkpoint.config, Numerics.named("checkpoint"), impl=REFERENCE)
+
+
+@pytest.fixture
+def states(model: DeviceModel) -> tuple[ModelState, ModelState]:
+    return model.allocate(6, 3), model.allocate(6, 3)
+
+
+def tokens(count: int, seed: int) -> list[int]:
+    return torch.randint(3, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def ran(steps: PromptSteps, chunks: Sequence[Chunk]) -> torch.Tensor:
+    steps.run(chunks)
+    return steps.streams[: sum(len(chunk.token_ids) for chunk in chunks)].clone()
+
+
+def test_sizes_end_with_the_chunk() -> None:
+    assert captured_sizes(2048) == captured_sizes(256) == [16, 64, 256]
+    assert captured_sizes(100) == [16, 64, 100] and captured_sizes(8) == [8] and captured_sizes(16) == [16]
+
+
+def test_what_fills_a_step_up_changes_nothing(model: DeviceModel, states: tuple[ModelState, ModelState]) -> None:
+    """Chunks of several requests, one behind the other, against steps that are exactly as long."""
+    filled = PromptSteps(model, states[0], 80, CONTEXT, 3, captured=False)
+    exact = PromptSteps(model, states[1], 80, CONTEXT, 3, sizes=(), captured=False)
+    assert filled.sizes == [16, 64, 80] and not exact.sizes
+    for lengths, starts in (((40, 7), (0, 0)), ((3, 9), (40, 7)), ((70,), (43,)), ((1, 2, 1), (113, 16, 0))):
+        chunks = [
+            Chunk(tokens(length, 7 * slot + start), start, [slot, 5 - slot], slot)
+            for slot, (length, start) in enumerate(zip(lengths, starts, strict=True))
+        ]
+        assert torch.equal(ran(filled, chunks), ran(exact, chunks)), lengths
+    for one, other in zip(states[0].layers, states[1].layers, strict=True):
+        for name in ("window", "compressed", "index_keys", "compressor", "index_compressor"):
+            left, right = getattr(one, name), getattr(other, name)
+            assert left is None or torch.equal(left.view(torch.uint8), right.view(torch.uint8)), name
+
+
+def test_inputs_are_those_of_the_tokens_alone(model: DeviceModel, states: tuple[ModelState, ModelState]) -> None:
+    steps = PromptSteps(model, states[0], 64, CONTEXT, 3, captured=False)
+    steps.run([Chunk(tokens(60, 1), 0, [1], 0)])
+    done = steps.run([Chunk(tokens(5, 2), 60, [1], 0), Chunk(tokens(4, 3), 0, [2], 2)])
+    inputs = done.inputs
+    assert inputs.positions.tolist() == [60, 61, 62, 63, 64, 0, 1, 2, 3]
+    assert inputs.rows.tolist() == [0] * 5 + [1] * 4 and inputs.state_slots.tolist() == [0] * 5 + [2] * 4
+    assert inputs.firsts is not None and inputs.firsts.tolist() == [0] * 5 + [5] * 4
+    assert inputs.ends is not None and inputs.ends[4].tolist() == [3, 8, -1, -1, -1, -1, -1]
+    assert inputs.ends[128].tolist() == [-1] * 3
+
+
+def test_short_requests_take_plans_for_short_ones(model: DeviceModel, states: tuple[ModelState, ModelState]) -> None:
+    steps = PromptSteps(model, states[0], 20, CONTEXT, 3, captured=False)
+    assert list(steps.by_reach) == [32, 64] and set(steps.steps) == {(16, 32), (16, 64), (20, 32), (20, 64)}
+    run = [steps.run([Chunk([5] * count, 0, range(pages), 0)]) for count, pages in ((9, 4), (9, 32), (20, 33))]
+    assert all(done.workspace is steps.by_reach[pages] for done, pages in zip(run, (32, 32, 64), strict=True))
+    with pytest.raises(ValueError, match="prompts of 21 tokens, one with 1 pages; a step takes 20 of requests with"):
+        steps.run([Chunk([5] * 21, 0, [0], 0)])
+    with pytest.raises(ValueError, match="one with 65 pages"):
+        steps.run([Chunk([5] * 2, 0, range(65), 0)])
+
+
+def test_steps_share_the_buffers_between_launches(model: DeviceModel, states: tuple[ModelState, ModelState]) -> None:
+    steps = PromptSteps(model, states[0], 20, CONTEXT, 3, captured=False)
+    short, long = steps.by_reach.values()
+    for name, buffer in vars(long).items():
+        if isinstance(buffer, torch.Tensor):
+            assert getattr(short, name).data_ptr() == buffer.data_ptr(), name
+    assert short.attend[4] is long.attend[4] and short.attend[128] is not long.attend[128]
