@@ -21,10 +21,10 @@ _NATIVE = {"sm120": _SCALED, "sm121@3.9": _SCALED}
 
 
 def builds(name: str) -> tuple[KernelBuild, ...]:
-    """Both launches for every tile that few, some and many slots an expert choose."""
+    """Both products for every tile that few, some and many slots an expert choose, and what runs in front of them."""
     from wellhead.ops.moe import prefill_kernels as kernels
     from wellhead.ops.moe.grouped_configs import choose_prefill
-    from wellhead.ops.moe.prefill_api import PRODUCTS, down_constants, gate_up_constants
+    from wellhead.ops.moe.prefill_api import GROUPS, PRODUCTS, down_constants, gate_up_constants
 
     product = PRODUCTS[name]
     native = product.native
@@ -58,9 +58,11 @@ def builds(name: str) -> tuple[KernelBuild, ...]:
                 f"down[{tile}]", kernels.down_kernel, signature, given, config.down_warps, config.num_stages, mma
             )
         )
-    if product.rounded and not native:
+    if product.widens:
         signature = {"codes": "*u8", "scale": "*u8", "out": "*bf16", "D": "i32:16", "BLOCK": "constexpr"}
         found.append(KernelBuild("widen[1024]", kernels.widen_kernel, signature, {"BLOCK": 1024}))
+        signature = {"h": "*bf16", "M_INTER": "i32:16", "GROUPS": "constexpr"}
+        found.append(KernelBuild(f"round_hidden[{GROUPS}]", kernels.round_hidden_kernel, signature, {"GROUPS": GROUPS}))
     return tuple(found)
 
 
