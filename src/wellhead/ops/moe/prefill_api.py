@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops import card
 from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
 from wellhead.ops.moe import api
-from wellhead.ops.moe.configs import FEW_TOKENS
+from wellhead.ops.moe.configs import few_tokens
 from wellhead.ops.moe.grouped import Grouped, Tiles, check_mxfp4, refusal, workspaces
 from wellhead.ops.moe.grouped_configs import choose_prefill
 from wellhead.ops.moe.packed import PackedWeights
@@ -109,7 +110,7 @@ def plan_prefill(
     why = refusal(tokens, d, m, top_k)
     if why is not None:
         raise ValueError(f"MXFP4 experts cannot be planned: {why}")
-    config = choose_prefill(tokens, top_k, experts, product.rounded)
+    config = choose_prefill(tokens, top_k, experts, product.native, card.has("wgmma"))
     hidden, scale, each = workspaces(tokens, d, m, top_k, product.native, device)
     widened = torch.empty(tokens, d, dtype=torch.bfloat16, device=device) if product.widens else None
     return Mxfp4Prefill(
@@ -121,11 +122,11 @@ def plan(
     tokens: int, d: int, m: int, experts: int, top_k: int, limit: float, product: Product, *,
     device: torch.device | str,
 ) -> api.Mxfp4Experts | Mxfp4Prefill:  # fmt: skip
-    """The plan for at most `tokens` tokens: up to FEW_TOKENS the kernels that stream, beyond them `product`.
+    """The plan for at most `tokens` tokens: up to `few_tokens` the kernels that stream, beyond them `product`.
 
     Both run over (codes, scale, ids, weights, lists, packed, shared) with lists in blocks of `config.group`. W4A16 has
     no form for few tokens: those kernels multiply E4M3.
     """
-    if tokens <= FEW_TOKENS and product.rounded:
+    if product.rounded and tokens <= few_tokens(card.has("wgmma") and not product.native):
         return api.plan(tokens, d, m, experts, top_k, limit, device=device)
     return plan_prefill(tokens, d, m, experts, top_k, limit, product, device=device)
