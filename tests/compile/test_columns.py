@@ -15,8 +15,9 @@ import pytest
 
 pytest.importorskip("triton")
 
+from wellhead.dispatch.capability import SHARED_BYTES
 from wellhead.ops import registry
-from wellhead.testing.compile_column import Row, column, last_line, objections
+from wellhead.testing.compile_column import Row, builds, column, compile_row, last_line, objections
 
 # What kernels read before they wait for the kernel in front: weights, a step's inputs, lists that older ones wrote
 EARLY = {
@@ -69,6 +70,16 @@ def test_column(version: str, capsys: pytest.CaptureFixture[str]) -> None:
         if row.early:
             early.setdefault(row.kernel.split(":")[1], set()).update(row.early)
     assert early == EARLY
+
+
+def test_what_only_warp_groups_hold_is_built_for_them_alone() -> None:
+    given = [(op, build) for op, build in builds("sm90") if build.unit == "wgmma"]
+    assert given and not any(build.unit for arch in compile_table.ARCHS for _, build in builds(arch))
+    rows = [compile_row(op, build, "sm90") for op, build in given]
+    assert not objections(rows), "\n".join(objections(rows))
+    assert all(row.claim is not None and row.shared_bytes <= SHARED_BYTES["sm90"] for row in rows)
+    if tritons.installed() == tritons.PINNED:
+        assert not [row.where for row in rows if row.spill_bytes]
 
 
 def jit_functions(folder: Path) -> Iterator[tuple[str, set[str]]]:

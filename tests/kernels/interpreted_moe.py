@@ -66,6 +66,16 @@ def test_tiles_of_either_kind_of_product(d: int, m: int, warp_groups: bool, monk
     assert agree(found(case), expected(case))
 
 
+@pytest.mark.parametrize(("d", "m"), [(512, 256), (256, 384)])
+def test_many_tokens_streamed_by_warp_groups(d: int, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 256 inputs, or 128 where 256 does not divide a row."""
+    monkeypatch.setattr(api.card, "has", lambda feature: feature == "wgmma")
+    case = drawn(67, d=d, m=m, experts=3)
+    config = api.choose_config(67, 2, 3, d, m, True)
+    assert (config.group, config.inputs, config.down_inputs) == (8, 256, 256 if m == 256 else 128)
+    assert agree(found(case), expected(case))
+
+
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_widths_that_only_128_divides(tokens: int) -> None:
     """V4-Pro's experts over eight ranks: four blocks of a row a step, two tokens to a group."""

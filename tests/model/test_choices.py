@@ -133,7 +133,7 @@ def test_the_choice_is_made_of_the_sizes_that_are_planned(flash: ModelConfig, mo
 )
 def test_the_choice_decides_the_plan_of_the_experts(flash: ModelConfig, name: str, arch: str, kind: str) -> None:
     choices = choose_ops(flash, WHOLE, capability.features_of(capability.simulated(arch), "3.7.1"), {"moe": name})
-    few, many = (Workspace(flash, SERVED, WHOLE, choices, t, 1, chunked=True, device="meta") for t in (16, 128))
+    few, many = (Workspace(flash, SERVED, WHOLE, choices, t, 1, chunked=True, device="meta") for t in (16, 512))
     product = many.experts.product
     assert (product.native, product.rounded) == (kind == "native", kind != "w4a16")
     assert type(few.experts).__name__ == ("Mxfp4Prefill" if kind == "w4a16" else "Mxfp4Experts")

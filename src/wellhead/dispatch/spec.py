@@ -28,6 +28,7 @@ class KernelBuild:
     mma: Mapping[str, str] = field(default_factory=dict)
     """arch ("sm120", "sm90", ...) -> substring that the PTX must hold; empty = no tensor core claimed."""
     hot: bool = True  # on the decode path: spills are an error
+    unit: str | None = None  # of `capability.has_unit`: no card without it is given this variant
 
     def __post_init__(self) -> None:
         constexpr = {name for name, kind in self.signature.items() if kind == "constexpr"}

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from wellhead.dispatch.capability import has_unit
 from wellhead.dispatch.crosscompile import TARGETS, claimed, compile_for
 from wellhead.dispatch.spec import KernelBuild
 from wellhead.ops import peer_sum, registry
@@ -52,12 +53,13 @@ class Row:
         return f"{self.op}/{self.build} on {self.arch}, Triton {self.triton}"
 
 
-def builds() -> Iterator[tuple[str, KernelBuild]]:
-    """(op, build) of every implementation of every SPEC, and of the sums over ranks, which are no op of one card."""
-    for spec in registry.specs():
-        for impl in spec.impls:
-            yield from ((spec.name, build) for build in impl.builds())
-    yield from (("peer_sum", build) for build in peer_sum.builds())
+def builds(arch: str) -> Iterator[tuple[str, KernelBuild]]:
+    """(op, build) of every implementation of every SPEC, and of the sums over ranks, which are no op of one card: those
+    that a card of that architecture can be given.
+    """
+    every = [(spec.name, build) for spec in registry.specs() for impl in spec.impls for build in impl.builds()]
+    every += [("peer_sum", build) for build in peer_sum.builds()]
+    yield from ((op, build) for op, build in every if build.unit is None or has_unit(build.unit, arch))
 
 
 def compile_row(op: str, build: KernelBuild, arch: str) -> Row:
@@ -127,7 +129,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("arch", nargs="+", choices=list(TARGETS))
     archs = parser.parse_args(arguments).arch
-    rows = [compile_row(op, build, arch) for op, build in builds() for arch in archs]
+    rows = [compile_row(op, build, arch) for arch in archs for op, build in builds(arch)]
     json.dump([asdict(row) for row in rows], sys.stdout)
 
 

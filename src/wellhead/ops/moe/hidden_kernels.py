@@ -25,7 +25,7 @@ def swiglu(acc, weight, limit, G: tl.constexpr, R: tl.constexpr):
 @triton.jit
 def round_hidden(hidden):
     """bf16 [G, 128] -> (E4M3 bytes [G, 128], int32 UE8M0 byte [G]): `formats.block_fp8.quantize_rows`."""
-    tl.static_assert(hidden.shape[1] == 128, "a program rounds its 128 hidden channels together: R is 256")
+    tl.static_assert(hidden.shape[1] == 128, "128 channels are rounded together: R is 256 where a product does it")
     wide = hidden.to(tl.float32)
     exponent = scale_exponent(tl.max(tl.abs(wide), axis=1))
     return e4m3_bytes(wide * power_of_two(254 - exponent)[:, None]), exponent

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops import card
 from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
 from wellhead.ops.moe import api
-from wellhead.ops.moe.configs import FEW_TOKENS
+from wellhead.ops.moe.configs import few_tokens
 from wellhead.ops.moe.grouped import Grouped, Tiles, check_mxfp4, refusal, workspaces
 from wellhead.ops.moe.grouped_configs import choose_prefill
 from wellhead.ops.moe.packed import PackedWeights
@@ -23,10 +24,16 @@ class Product:
     rounded: bool  # activations are E4M3 per 128 in front of both products, as the checkpoint was made for
     native: bool  # block-scaled instructions over E4M3; otherwise bf16, which holds every factor exactly
 
+    @property
+    def widens(self) -> bool:
+        """Rounded activations are widened to bf16 in front of each product."""
+        return self.rounded and not self.native
+
 
 W4A8 = Product(rounded=True, native=True)
 W4A8_BF16 = Product(rounded=True, native=False)
 W4A16 = Product(rounded=False, native=False)
+GROUPS = 8  # of 128 hidden channels that a program rounds
 PRODUCTS = {"w4a8": W4A8, "w4a8-bf16": W4A8_BF16, "w4a16": W4A16}
 
 
@@ -38,7 +45,8 @@ class Mxfp4Prefill(Grouped):
     [T, d] with x_scale u8 [T, d/128] if the product is rounded, otherwise bf16 with x_scale None and no rounding to
     E4M3 anywhere. `lists` are ExpertLists in blocks of `config.group`, of the same ids; an id that no list holds adds
     nothing and its expert is not read. g, u, the hidden vector and each expert's result are rounded to bf16. T may be
-    0. Two launches, three for W4A8_BF16, which first widens x. Allocates, synchronises nothing.
+    0. Two launches, four for W4A8_BF16, which widens x in front of the first and rounds the hidden vector between them.
+    Allocates, synchronises nothing.
     """
 
     config: Tiles
@@ -75,6 +83,10 @@ class Mxfp4Prefill(Grouped):
             d, m, self.top_k, self.limit,
             **gate_up_constants(c, self.product), num_warps=c.num_warps, num_stages=c.num_stages,
         )  # fmt: skip
+        if self.product.widens:
+            kernels.round_hidden_kernel[(tokens * self.top_k, -(-m // (128 * GROUPS)))](
+                self.hidden, m, GROUPS=GROUPS, num_warps=4
+            )
         kernels.down_kernel[(blocks * (d // c.down_rows),)](
             self.hidden, self.hidden_scale, w2, packed.s2, lists.block_expert, lists.slots, self.each, d, m,
             **down_constants(c, self.product), num_warps=c.down_warps, num_stages=c.num_stages,
@@ -83,9 +95,7 @@ class Mxfp4Prefill(Grouped):
 
 
 def gate_up_constants(config: Tiles, product: Product) -> dict[str, int | bool]:
-    return {
-        "G": config.group, "R": config.rows, "KC": config.inputs, "ROUNDED": product.rounded, "NATIVE": product.native
-    }  # fmt: skip
+    return {"G": config.group, "R": config.rows, "KC": config.inputs, "NATIVE": product.native}
 
 
 def down_constants(config: Tiles, product: Product) -> dict[str, int | bool]:
@@ -100,11 +110,9 @@ def plan_prefill(
     why = refusal(tokens, d, m, top_k)
     if why is not None:
         raise ValueError(f"MXFP4 experts cannot be planned: {why}")
-    config = choose_prefill(tokens, top_k, experts, product.rounded)
+    config = choose_prefill(tokens, top_k, experts, product.native, card.has("wgmma"))
     hidden, scale, each = workspaces(tokens, d, m, top_k, product.native, device)
-    widened = None
-    if product.rounded and not product.native:
-        widened = torch.empty(tokens, d, dtype=torch.bfloat16, device=device)
+    widened = torch.empty(tokens, d, dtype=torch.bfloat16, device=device) if product.widens else None
     return Mxfp4Prefill(
         tokens, d, m, experts, top_k, limit, config, hidden, scale, each, product=product, widened=widened
     )
@@ -114,11 +122,11 @@ def plan(
     tokens: int, d: int, m: int, experts: int, top_k: int, limit: float, product: Product, *,
     device: torch.device | str,
 ) -> api.Mxfp4Experts | Mxfp4Prefill:  # fmt: skip
-    """The plan for at most `tokens` tokens: up to FEW_TOKENS the kernels that stream, beyond them `product`.
+    """The plan for at most `tokens` tokens: up to `few_tokens` the kernels that stream, beyond them `product`.
 
     Both run over (codes, scale, ids, weights, lists, packed, shared) with lists in blocks of `config.group`. W4A16 has
     no form for few tokens: those kernels multiply E4M3.
     """
-    if tokens <= FEW_TOKENS and product.rounded:
+    if product.rounded and tokens <= few_tokens(card.has("wgmma") and not product.native):
         return api.plan(tokens, d, m, experts, top_k, limit, device=device)
     return plan_prefill(tokens, d, m, experts, top_k, limit, product, device=device)

@@ -1,11 +1,12 @@
 """MXFP4 experts for many tokens: a block of G slots of one expert meets R weight rows at a time on tensor cores.
 
-Two numerics. ROUNDED: activations are E4M3 with a power-of-two scale per 128, as the checkpoint was made for; the
-hidden vector is rounded where it is made, so a program holds 128 hidden channels. Otherwise activations stay bf16.
-Two products. NATIVE: weights widen to E4M3 in registers and block-scaled instructions apply both scales. Otherwise
-weights widen to bf16 and so do activations: a significand of at most four bits times a power of two is exact there, so
-the products differ in the order of fp32 sums only. A card without block-scaled instructions is given the second, as
-the compiler would lower the first to bf16 all the same, in a form that it does not pipeline.
+Two numerics. Rounded: activations are E4M3 with a power-of-two scale per 128, as the checkpoint was made for. Otherwise
+they stay bf16.
+Two products. NATIVE: weights widen to E4M3 in registers and block-scaled instructions apply both scales; the hidden
+vector is rounded where it is made, so a program holds 128 hidden channels. Otherwise weights widen to bf16, and rounded
+activations too, in launches of their own in front of each product: a significand of at most four bits times a power of
+two is exact there, so the products differ in the order of fp32 sums only. A card without block-scaled instructions is
+given the second, as the compiler would lower the first to bf16 all the same, in a form that it does not pipeline.
 """
 
 import triton
@@ -26,6 +27,19 @@ def widen_kernel(codes, scale, out, D, BLOCK: tl.constexpr):
     byte = tl.load(scale + token * (D // 128) + column // 128, mask=inside, other=0)
     value = e4m3(tl.load(codes + token * D + column, mask=inside, other=0)).to(tl.float32)
     tl.store(out + token * D + column, (value * power_of_two(byte)).to(tl.bfloat16), mask=inside)
+
+
+@triton.jit
+def round_hidden_kernel(h, M_INTER, GROUPS: tl.constexpr):
+    """h bf16 [slots, m] is rounded to E4M3 per 128 channels and widened again, in place. Grid (slots, ceil(m / 128
+    GROUPS)). A row of a slot that no block lists holds anything: nobody reads it, and no row depends on another.
+    """
+    slot, group = tl.program_id(0).to(tl.int64), tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    place = h + slot * M_INTER + group[:, None] * 128 + tl.arange(0, 128)[None, :]
+    inside = (group < M_INTER // 128)[:, None]
+    codes, exponent = round_hidden(tl.load(place, mask=inside, other=0.0))
+    value = e4m3(codes).to(tl.float32) * power_of_two(exponent)[:, None]
+    tl.store(place, value.to(tl.bfloat16), mask=inside)
 
 
 @triton.jit
@@ -77,9 +91,9 @@ def _product(
 def gate_up_kernel(
     x, x_scale, w13, s13, block_expert, block_slots, slot_weight, h, h_scale,
     D, M_INTER, TOP_K, limit,
-    G: tl.constexpr, R: tl.constexpr, KC: tl.constexpr, ROUNDED: tl.constexpr, NATIVE: tl.constexpr,
+    G: tl.constexpr, R: tl.constexpr, KC: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
-    """h[slot] = weight * silu(min(gate, limit)) * clamp(up), bf16 or rounded from bf16 to E4M3 with h_scale.
+    """h[slot] = weight * silu(min(gate, limit)) * clamp(up), bf16, or NATIVE rounded from bf16 to E4M3 with h_scale.
 
     One program per (block of G slots, R / 2 hidden channels), the programs of a block next to each other. x E4M3
     [T, D] with x_scale u8 [T, D/128], or bf16 [T, D]; w13 [E, 2m, D/2 bytes] and s13 u8 [E, 2m, D/32], rows gate_i,
@@ -97,14 +111,11 @@ def gate_up_kernel(
     hidden = swiglu(acc, tl.load(slot_weight + slot, mask=used, other=0.0), limit, G, R)
     channel = tile * (R // 2) + tl.arange(0, R // 2)
     place = h + slot[:, None] * M_INTER + channel[None, :]
-    if ROUNDED:
-        codes, exponent = round_hidden(hidden)
     if NATIVE:
+        codes, exponent = round_hidden(hidden)
         tl.store(place, codes.to(tl.float8e4nv, bitcast=True), mask=used[:, None])
         tl.store(h_scale + slot * (M_INTER // 128) + tile, exponent.to(tl.uint8), mask=used)
     else:
-        if ROUNDED:
-            hidden = (e4m3(codes).to(tl.float32) * power_of_two(exponent)[:, None]).to(tl.bfloat16)
         tl.store(place, hidden, mask=used[:, None])
 
 
@@ -116,8 +127,8 @@ def down_kernel(
 ):  # fmt: skip
     """y[slot] = bf16(w2 h[slot]): one program per (block of G slots, R output channels).
 
-    h and h_scale as `gate_up_kernel` wrote them; w2 [E, D, m/2 bytes], s2 u8 [E, D, m/32]; y bf16 [slots, D]. Rows of
-    slots that no block lists are not written.
+    h as `gate_up_kernel` left it with h_scale, or `round_hidden_kernel`; w2 [E, D, m/2 bytes], s2 u8 [E, D, m/32]; y
+    bf16 [slots, D]. Rows of slots that no block lists are not written.
     """
     tiles = D // R
     at, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles

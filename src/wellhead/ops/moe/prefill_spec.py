@@ -21,18 +21,23 @@ _NATIVE = {"sm120": _SCALED, "sm121@3.9": _SCALED}
 
 
 def builds(name: str) -> tuple[KernelBuild, ...]:
-    """Both launches for every tile that few, some and many slots an expert choose."""
+    """Both products for every tile that few, some and many slots an expert choose, and what runs in front of them."""
     from wellhead.ops.moe import prefill_kernels as kernels
+    from wellhead.ops.moe.grouped import Tiles
     from wellhead.ops.moe.grouped_configs import choose_prefill
-    from wellhead.ops.moe.prefill_api import PRODUCTS, down_constants, gate_up_constants
+    from wellhead.ops.moe.prefill_api import GROUPS, PRODUCTS, down_constants, gate_up_constants
 
     product = PRODUCTS[name]
     native = product.native
     rows, words = ("*fp8e4nv", "*i16") if native else ("*bf16", "*u8")
     lists = {"block_expert": "*i32", "block_slots": "*i32"}
     sizes = {"D": "i32:16", "M_INTER": "i32:16"}
+    units: dict[Tiles, str | None] = {}
+    for unit in (None, "wgmma"):
+        for tokens in (MANY, 1024, 4096):
+            units.setdefault(choose_prefill(tokens, 6, POOL, native, unit is not None), unit)
     found = []
-    for config in {choose_prefill(tokens, 6, POOL, product.rounded): None for tokens in (65, 1024, 4096)}:
+    for config, unit in units.items():
         mma = _NATIVE if native else _BF16
         given: dict[str, Any] = {
             **gate_up_constants(config, product),
@@ -42,25 +47,21 @@ def builds(name: str) -> tuple[KernelBuild, ...]:
             "x": rows, "x_scale": "*u8", "w13": words, "s13": "*u8", **lists, "slot_weight": "*fp32", "h": rows,
             "h_scale": "*u8", **sizes, "TOP_K": "i32", "limit": "fp32", **dict.fromkeys(given, "constexpr"),
         }  # fmt: skip
-        tile = f"{name},{config.group}"
-        found.append(
-            KernelBuild(
-                f"gate_up[{tile}]", kernels.gate_up_kernel, signature, given, config.num_warps, config.num_stages, mma
-            )
-        )
+        tile = f"{name},{config.group}{f',{unit}' if unit else ''}"
+        launched = config.num_warps, config.num_stages, mma
+        found.append(KernelBuild(f"gate_up[{tile}]", kernels.gate_up_kernel, signature, given, *launched, unit=unit))
         given = {**down_constants(config, product), **({} if native else {"h_scale": None})}
         signature = {
             "h": rows, "h_scale": "*u8", "w2": words, "s2": "*u8", **lists, "y": "*bf16", **sizes,
             **dict.fromkeys(given, "constexpr"),
         }  # fmt: skip
-        found.append(
-            KernelBuild(
-                f"down[{tile}]", kernels.down_kernel, signature, given, config.down_warps, config.num_stages, mma
-            )
-        )
-    if product.rounded and not native:
+        launched = config.down_warps, config.num_stages, mma
+        found.append(KernelBuild(f"down[{tile}]", kernels.down_kernel, signature, given, *launched, unit=unit))
+    if product.widens:
         signature = {"codes": "*u8", "scale": "*u8", "out": "*bf16", "D": "i32:16", "BLOCK": "constexpr"}
         found.append(KernelBuild("widen[1024]", kernels.widen_kernel, signature, {"BLOCK": 1024}))
+        signature = {"h": "*bf16", "M_INTER": "i32:16", "GROUPS": "constexpr"}
+        found.append(KernelBuild(f"round_hidden[{GROUPS}]", kernels.round_hidden_kernel, signature, {"GROUPS": GROUPS}))
     return tuple(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import product
 from typing import Any
 
 from wellhead.dispatch.spec import REFERENCE, Case, ErrorBudget, Impl, KernelBuild, OpSpec, Sizes
@@ -31,29 +32,35 @@ def few_builds() -> tuple[KernelBuild, ...]:
     from wellhead.ops.moe.shared_api import BLOCK
     from wellhead.ops.moe.shared_kernels import swiglu_round_kernel
 
-    found: dict[str, KernelBuild] = {}
+    found: dict[tuple[str, int], KernelBuild] = {}
     lists = {"group_expert": "*i32", "group_slots": "*i32"}
     sizes = {"D": "i32:16", "M_INTER": "i32:16"}
 
-    def add(name: str, kernel: Any, signature: dict[str, str], given: dict[str, Any], config: Config) -> None:
+    def add(tile: str, kernel: Any, signature: dict[str, str], given: dict[str, Any], config: Config) -> None:
+        unit = units[config]
+        name = f"{tile}{f',{unit}' if unit else ''}]"
         columns = given["G"] * given["KC"] // 32
         mma = _MMA | ({"sm90": "wgmma.mma_async"} if columns >= WARP_GROUP_COLUMNS else {})
         signature = signature | dict.fromkeys(given, "constexpr")
-        found[name] = KernelBuild(name, kernel, signature, given, config.num_warps, config.num_stages, mma)
+        made = KernelBuild(name, kernel, signature, given, config.num_warps, config.num_stages, mma, unit=unit)
+        found.setdefault((tile, config.num_stages), made)
 
-    planned = [(tokens, d, m, wgmma) for tokens in (1, 4, 16, 40, 64) for d, m in SIZES for wgmma in (False, True)]
-    for config in {choose_config(tokens, 6, POOL, d, m, wgmma): None for tokens, d, m, wgmma in planned}:
+    units: dict[Config, str | None] = {}
+    for unit in (None, "wgmma"):
+        for tokens, (d, m) in product((1, 4, 16, 40, 64, 128), SIZES):
+            units.setdefault(choose_config(tokens, 6, POOL, d, m, unit is not None), unit)
+    for config in units:
         given = {**gate_up_constants(config), "PDL": True}
         signature = {
             "x": "*u8", "x_scale": "*u8", "w13": "*u8", "s13": "*u8", **lists, "slot_weight": "*fp32", "h": "*bf16",
             **sizes, "TOP_K": "i32", "limit": "fp32",
         }  # fmt: skip
-        name = f"gate_up[{config.group},{config.rows}x{config.inputs}]"
-        add(name, kernels.gate_up_kernel, signature, given, config)
+        tile = f"gate_up[{config.group},{config.rows}x{config.inputs}"
+        add(tile, kernels.gate_up_kernel, signature, given, config)
         given = {**down_constants(config), "PDL": True}
         signature = {"h": "*u8", "h_scale": "*u8", "w2": "*u8", "s2": "*u8", **lists, "y": "*bf16", **sizes}
-        name = f"down[{config.group},{config.down_rows}x{config.down_inputs}]"
-        add(name, kernels.down_kernel, signature, given, config)
+        tile = f"down[{config.group},{config.down_rows}x{config.down_inputs}"
+        add(tile, kernels.down_kernel, signature, given, config)
     given = {"PLACES": 6, "BLOCK": addends.BLOCK, "PDL": True}
     signature = {
         "rows": "*bf16", "ids": "*i32", "last": "*bf16", "out": "*bf16", "D": "i32:16", "FIRST": "i32", "COUNT": "i32",
@@ -93,11 +100,12 @@ def prepare(inputs: Mapping[str, Any]) -> Callable[[], Any]:
     """What a plan for these sizes runs: few tokens or many, MXFP4 or FP8."""
     import torch
 
-    from wellhead.ops.moe.configs import FEW_TOKENS
+    from wellhead.ops import card
+    from wellhead.ops.moe.configs import few_tokens
 
     if inputs["w13"].dtype == torch.float8_e4m3fn:
         return fp8_spec.prepare(inputs)
-    if len(inputs["x"]) > FEW_TOKENS:
+    if len(inputs["x"]) > few_tokens(card.has("wgmma")):
         return prefill_spec.prepare("w4a8-bf16", inputs)
     return prepare_few(inputs)
 
@@ -166,7 +174,7 @@ SPEC = OpSpec(
     ),
     cases=tuple(_case(tokens, d, m, k) for d, m, k in SHAPES for tokens in (1, 4, 16, 64))
     + (_case(1, 4096, 1024, 6),)  # a rank of two
-    + tuple(_case(tokens, *SHAPES[0], 256) for tokens in (16, 64))  # as many as V4-Flash has
+    + tuple(_case(tokens, *SHAPES[0], 256) for tokens in (16, 64, 128, 256, 512, 2048))  # as many as V4-Flash has
     + tuple(_case(tokens, *SHAPES[0]) for tokens in prefill_spec.TOKENS)
     + fp8_spec.cases(),
     error=ErrorBudget(
