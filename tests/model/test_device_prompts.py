@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 
 from wellhead.dispatch.spec import REFERENCE
+from wellhead.model import device_prompts
 from wellhead.model.batch import Chunk
 from wellhead.model.checkpoint import open_checkpoint, resolve_model
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_prompts import PromptSteps
+from wellhead.model.device_workspace import Workspace
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import WHOLE
 from wellhead.model.reach import captured_sizes
@@ -87,6 +92,26 @@ def test_short_requests_take_plans_for_short_ones(model: DeviceModel, states: tu
         steps.run([Chunk([5] * 21, 0, [0], 0)])
     with pytest.raises(ValueError, match="one with 65 pages"):
         steps.run([Chunk([5] * 2, 0, range(65), 0)])
+
+
+def test_a_graph_finds_its_buffers(
+    model: DeviceModel, states: tuple[ModelState, ModelState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A captured step no longer holds what it called, but what its plans own must live as long as it does."""
+    made: list[weakref.ref[Any]] = []
+    planned = Workspace._plan_reach
+
+    def plan(self: Workspace, pages: int) -> None:
+        planned(self, pages)
+        made.append(weakref.ref(self.topk))
+
+    monkeypatch.setattr(Workspace, "_plan_reach", plan)
+    monkeypatch.setattr(device_prompts, "capture", lambda parts, pool: [lambda: None for _ in parts])
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    steps = PromptSteps(model, states[0], 20, CONTEXT, 3)
+    gc.collect()
+    assert all(step.captured for step in steps.steps.values()) and len(made) == 6
+    assert all(plan() is not None for plan in made)
 
 
 def test_steps_share_the_buffers_between_launches(model: DeviceModel, states: tuple[ModelState, ModelState]) -> None:

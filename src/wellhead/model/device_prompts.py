@@ -26,6 +26,7 @@ class PromptStep:
     """Up to `ws.tokens` tokens of up to `requests` requests, in buffers that stay where they are."""
 
     def __init__(self, model: DeviceModel, state: ModelState, ws: Workspace, pages: int, requests: int):
+        self.workspace = ws  # a graph knows addresses only
         tokens, self.captured = ws.tokens, False
 
         def full(value: int, *shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
