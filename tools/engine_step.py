@@ -38,6 +38,7 @@ from wellhead.model.device_graphs import DecodeStep
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_speculative import SpeculativeStep
 from wellhead.model.dummy import dummy_weights
+from wellhead.model.memory_plan import window_pool
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import WHOLE
 from wellhead.model.published import first_layers, published_config
@@ -61,7 +62,8 @@ def made(name: str, layers: int, most: int, context: int, drafts: int = 0, chunk
         runner = partial(DeviceSpeculativeRunner, **given, speculative_tokens=drafts)
     pages = max(most * pages_for(2 * PROMPT), pages_for(context))
     return Engine(
-        model, None, frozenset(), max_running=most, num_pages=pages, window_pages=4 * most, prefix_caching=False,
+        model, None, frozenset(), max_running=most, num_pages=pages,
+        window_pages=window_pool(pages, most, chunk_tokens), prefix_caching=False,
         speculative_tokens=drafts, chunk_tokens=chunk_tokens, context_length=context, make_runner=runner,
     )  # fmt: skip
 
