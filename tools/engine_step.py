@@ -168,7 +168,8 @@ def main(words: Sequence[str]) -> int:
     for batch in args.batch:
         for kind, params in KINDS.items():
             found = measured(engine, batch, params, args.tokens)
-            about = {"kind": "engine step", "model": args.config, "layers": args.layers, "batch": batch, "choice": kind}
+            about = {"kind": "engine step", "model": args.config, "layers": args.layers, "batch": batch}
+            about |= {"drafts": args.drafts, "choice": kind}
             print(f"batch {batch}, {kind}: {', '.join(f'{name} {value}' for name, value in found.items())}", flush=True)
             append(args.jsonl, about | found | {"gpu": card.name, **origin(), "command": told})
     for tokens in args.prompts:

@@ -13,7 +13,7 @@ from wellhead.model.config_file import load_config
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import WHOLE
 from wellhead.model.prediction import decode_rate, prefill_rate
-from wellhead.model.published import published_config
+from wellhead.model.published import first_layers, published_config
 from wellhead.model.split import Split
 
 CHECKPOINT = Numerics.named("checkpoint")
@@ -57,25 +57,16 @@ def test_shares_between_and_beyond_the_points() -> None:
     assert measured.decode_share(99, 1 << 20) < measured.decode_share(99, 512) == measured.DECODE[64, 4096]
 
 
-def test_the_share_of_prefill_is_the_ops_sum() -> None:
-    """A layer at 4,096 tokens, op by op, for a layer in two with a compressor of ratio 4."""
-    took = {(r["op"], r["case"]): r["us_median"] for r in lines("ops.jsonl") if r["arch"] == "sm90"}
-
-    def us(op: str, case: str) -> float:
-        return float(took[op, case])  # type: ignore[arg-type]
-
-    every = 2 * us("hyper_connection", "post_pre[T=4096,d=4096]") + us("norm_quant", "T=4096,d=1024")
-    for n, k in ((1536, 4096), (32768, 1024), (4096, 8192), (4096, 4096), (4096, 2048)):
-        every += us("linear", f"T=4096,n={n},k={k}")
-    every += 4 * us("kv_store", "T=1024,H=64,P=256") + us("moe", "M=4096,d=4096,m=2048")
-    ratio_4 = us("bf16_linear", "T=4096,n=2624,k=4096") + us("linear", "T=4096,n=8192,k=1024")
-    ratio_4 += us("compressor", "c4 prefill T=4096") + us("compressor", "c4 index prefill T=4096")
-    ratio_4 += us("sparse_mla", "prefill T=4096,H=64,K=128+512")
-    # of ratio 128, attention to a window and few entries counts as a third of that
-    other = us("compressor", "c128 prefill T=4096") + us("sparse_mla", "prefill T=4096,H=64,K=128+512") / 3
-    seconds = (43 * every + 21 * ratio_4 + 22 * other) / 1e6
-    rate = prefill_rate(cards.find("h100"), FLASH, CHECKPOINT, WHOLE, 4096, 4096)
-    assert rate.bound_seconds / seconds == pytest.approx(measured.PREFILL_FLOPS, rel=0.15)
+@pytest.mark.parametrize(("tokens", "within"), [(256, 0.15), (512, 0.35), (2048, 0.03), (4096, 0.03)])
+def test_measured_prompts_are_predicted(tokens: int, within: float) -> None:
+    """16 layers; at 512 tokens the host was slower than the card (58.8 ms the median, 67.2 the mean)."""
+    (record,) = [
+        r for r in lines("step.jsonl")
+        if (r["mode"], r.get("tokens"), r["layers"], r["commit"]) == ("prefill", tokens, 16, "984d10b15d7b")
+    ]  # fmt: skip
+    config = load_config(first_layers(published_config("v4-flash"), 16))
+    rate = prefill_rate(cards.find("h100"), config, CHECKPOINT, WHOLE, tokens, 4096)
+    assert rate.seconds * 1e3 == pytest.approx(record["ms_mean"], rel=within)
 
 
 @pytest.mark.parametrize(("world", "tokens"), [(2, 287), (4, 475), (8, 708)])

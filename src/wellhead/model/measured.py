@@ -22,11 +22,9 @@ WAITING_LAUNCHES_A_LAYER = 20.6
 LAUNCH_SECONDS = 2.3e-6
 """A launch of almost nothing inside a graph."""
 
-PREFILL_BYTES = 0.461
-"""Share of the bandwidth bound of the expert product at 256 tokens (ops.jsonl, moe M=256)."""
-
-PREFILL_FLOPS = 0.13
-"""Share of the tensor cores' bound: sum of a layer's ops at 4,096 tokens (ops.jsonl). Whole prefills are not timed yet.
+PREFILL_BYTES, PREFILL_FLOPS = 0.605, 0.159
+"""A step over prompts takes its bytes at the first share of the roof, then its operations at the second share of the
+tensor cores' rate: steps of 2,048 and 4,096 tokens, 16 layers (step.jsonl). At some 500 tokens the host is slower.
 """
 
 REDUCE_SECONDS, REDUCE_GB_S, REDUCE_BYTES = 38.5e-6, 4.4, 512 << 10

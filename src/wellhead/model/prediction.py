@@ -68,7 +68,7 @@ def prefill_rate(
     streamed = sum(layer.total() for layer in layers) / (card.gb_s * 1e9)
     fp8, bf16 = _flops(weights, config, split, middle)
     computed = chunk * (fp8 / (card.fp8_tflops or card.bf16_tflops) + bf16 / card.bf16_tflops) / 1e12
-    predicted = max(streamed / measured.ROOF / measured.PREFILL_BYTES, computed / measured.PREFILL_FLOPS)
+    predicted = streamed / measured.ROOF / measured.PREFILL_BYTES + computed / measured.PREFILL_FLOPS
     return Rate(
         chunk, max(streamed, computed), predicted + _reduces(card, config, split, config.num_hidden_layers, chunk)
     )
