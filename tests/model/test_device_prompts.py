@@ -19,12 +19,12 @@ from wellhead.model.device_prompts import PromptSteps
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import WHOLE
-from wellhead.model.reach import captured_sizes
+from wellhead.model.reach import captured_sizes, prompt_reaches
 from wellhead.model.state import ModelState
 from wellhead.model.stream import load_device_weights
 
 pytest.importorskip("triton")
-VOCABULARY, CONTEXT = 3072, 16384
+VOCABULARY, CONTEXT = 3072, 65536
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,8 @@ def ran(steps: PromptSteps, chunks: Sequence[Chunk]) -> torch.Tensor:
 
 
 def test_sizes_end_with_the_chunk() -> None:
-    assert captured_sizes(2048) == captured_sizes(256) == [16, 64, 256]
+    assert captured_sizes(2048) == captured_sizes(512) == [16, 64, 128, 256, 512]
+    assert prompt_reaches(9000) == [9000] and prompt_reaches(1 << 20) == [32768, 262144, 1 << 20]
     assert captured_sizes(100) == [16, 64, 100] and captured_sizes(8) == [8] and captured_sizes(16) == [16]
 
 
@@ -85,13 +86,13 @@ def test_inputs_are_those_of_the_tokens_alone(model: DeviceModel, states: tuple[
 
 def test_short_requests_take_plans_for_short_ones(model: DeviceModel, states: tuple[ModelState, ModelState]) -> None:
     steps = PromptSteps(model, states[0], 20, CONTEXT, 3, captured=False)
-    assert list(steps.by_reach) == [32, 64] and set(steps.steps) == {(16, 32), (16, 64), (20, 32), (20, 64)}
-    run = [steps.run([Chunk([5] * count, 0, range(pages), 0)]) for count, pages in ((9, 4), (9, 32), (20, 33))]
-    assert all(done.workspace is steps.by_reach[pages] for done, pages in zip(run, (32, 32, 64), strict=True))
+    assert list(steps.by_reach) == [128, 256] and set(steps.steps) == {(16, 128), (16, 256), (20, 128), (20, 256)}
+    run = [steps.run([Chunk([5] * count, 0, range(pages), 0)]) for count, pages in ((9, 4), (9, 128), (20, 129))]
+    assert all(done.workspace is steps.by_reach[pages] for done, pages in zip(run, (128, 128, 256), strict=True))
     with pytest.raises(ValueError, match="prompts of 21 tokens, one with 1 pages; a step takes 20 of requests with"):
         steps.run([Chunk([5] * 21, 0, [0], 0)])
-    with pytest.raises(ValueError, match="one with 65 pages"):
-        steps.run([Chunk([5] * 2, 0, range(65), 0)])
+    with pytest.raises(ValueError, match="one with 257 pages"):
+        steps.run([Chunk([5] * 2, 0, range(257), 0)])
 
 
 def test_a_graph_finds_its_buffers(

@@ -15,7 +15,7 @@ from wellhead.model.device_aside import URGENT
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_step import StepInputs
 from wellhead.model.device_workspace import Workspace
-from wellhead.model.reach import fitting
+from wellhead.model.reach import fitting, reaches
 from wellhead.model.state import ModelState
 from wellhead.ops.host_copies import send
 
@@ -73,7 +73,7 @@ class DecodeSteps:
         for size in sorted(set(sizes), reverse=True):
             logits = torch.empty(size, model.config.vocab_size, device=model.device)
             best = torch.zeros(size, dtype=torch.int64, device=model.device)
-            for pages, ws in reversed(model.workspace(size, context).by_reach(context).items()):
+            for pages, ws in reversed(model.workspace(size, context).by_reach(reaches(context)).items()):
                 self.steps[size, pages] = self._step(model, state, pages, ws, logits, best)
 
     def of(self, requests: int, pages: int) -> DecodeStep:

@@ -20,7 +20,7 @@ from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_mtp import DeviceMtp
 from wellhead.model.device_step import StepInputs
 from wellhead.model.device_workspace import Workspace
-from wellhead.model.reach import fitting
+from wellhead.model.reach import fitting, reaches
 from wellhead.model.state import ModelState
 from wellhead.ops.host_copies import send
 
@@ -159,7 +159,7 @@ class SpeculativeSteps:
             (size, pages): SpeculativeStep(mtp, model, state, pages, ws, results)
             for size in sorted(set(sizes), reverse=True)
             for pages, ws in reversed(
-                model.workspace(size * (1 + drafts), context, chunked=True).by_reach(context).items()
+                model.workspace(size * (1 + drafts), context, chunked=True).by_reach(reaches(context)).items()
             )
         }  # fmt: skip
         if captured:

@@ -4,6 +4,7 @@ steps that run one at a time may share the buffers (`part`, `by_reach`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
@@ -18,7 +19,6 @@ from wellhead.model.device_aside import PATIENT, Aside
 from wellhead.model.device_kernels import functions_of
 from wellhead.model.device_layout import side_parts
 from wellhead.model.numerics import Numerics
-from wellhead.model.reach import reaches
 from wellhead.model.split import Split
 from wellhead.model.state import PAGE_TOKENS, pages_for, records_per_page
 from wellhead.ops.addresses.api import Wanted
@@ -52,10 +52,10 @@ class Workspace:
         other._plan_reach(self._pages)
         return other
 
-    def by_reach(self, context: int) -> dict[int, Workspace]:
-        """For each of the `reaches` of a context, which this one is for, by pages: the same buffers."""
+    def by_reach(self, reaches: Sequence[int]) -> dict[int, Workspace]:
+        """For requests of up to so many tokens, the last as many as this one is for; by pages, the same buffers."""
         found = {}
-        for pages in map(pages_for, reaches(context)):
+        for pages in map(pages_for, reaches):
             found[pages] = copy(self)
             if pages != self._pages:
                 found[pages]._plan_reach(pages)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from wellhead.model.choices import Choices
 from wellhead.model.config import ModelConfig
 from wellhead.model.numerics import Numerics
-from wellhead.model.reach import captured_sizes, reaches
+from wellhead.model.reach import captured_sizes, prompt_reaches, reaches
 from wellhead.model.split import Split
 from wellhead.model.standing_memory import StateBytes, WeightBytes, state_bytes, weight_bytes
 from wellhead.model.state import PAGE_TOKENS, pages_for
@@ -132,8 +132,9 @@ def plan_memory(
     graphs = decode_bytes(config, numerics, split, choices, steps)
     if steps.captured:
         nodes = estimates.nodes_a_layer * (config.num_hidden_layers + steps.drafts)
-        sizes = [*steps.sizes, *(captured_sizes(steps.chunk_tokens) if steps.chunk_tokens else ())]
-        graphs += len(sizes) * len(reaches(steps.context)) * nodes * estimates.bytes_a_graph_node
+        prompts = captured_sizes(steps.chunk_tokens) if steps.chunk_tokens else ()
+        count = len(steps.sizes) * len(reaches(steps.context)) + len(prompts) * len(prompt_reaches(steps.context))
+        graphs += count * nodes * estimates.bytes_a_graph_node
     reserved = estimates.context + (estimates.nccl if split.world > 1 else 0)
     empty = MemoryPlan(available, weights, state, slots, workspace, graphs, reserved, 0, 0)
 

@@ -13,13 +13,18 @@ from typing import TypeVar
 
 REACHES = (1 << 13, 1 << 15, 1 << 18)  # tokens; up to the second a row of index logits is one program's
 CHUNK_TOKENS = 2048  # of a step at most, where nothing is said: 512 read nearly all weights as well (docs/log.md)
-PROMPTS = (16, 64, 256)  # tokens of a captured step over prompts; with more the card has more to do than the host
+PROMPTS = (16, 64, 128, 256, 512)  # tokens of a captured step over prompts; beyond, the host keeps up with one card
 Step = TypeVar("Step")
 
 
 def reaches(context: int) -> list[int]:
     """Numbers of tokens that steps are planned for where requests have up to `context`, the longest last."""
     return [*(reach for reach in REACHES if 2 * reach <= context), context]
+
+
+def prompt_reaches(context: int) -> list[int]:
+    """The same of steps over prompts: what the shortest spares is little beside several tokens."""
+    return [reach for reach in reaches(context) if reach == context or reach > REACHES[0]]
 
 
 def captured_sizes(chunk_tokens: int) -> list[int]:

@@ -17,7 +17,7 @@ from wellhead.dispatch.spec import REFERENCE
 from wellhead.model.choices import Choices
 from wellhead.model.config import ModelConfig
 from wellhead.model.numerics import Numerics
-from wellhead.model.reach import captured_sizes, reaches
+from wellhead.model.reach import captured_sizes, prompt_reaches, reaches
 from wellhead.model.split import Split
 from wellhead.model.state import pages_for
 
@@ -51,16 +51,16 @@ def logit_rows(slots: int) -> int:
 
 def workspace_bytes(
     config: ModelConfig, numerics: Numerics, split: Split, choices: Choices, tokens: int, context: int, *,
-    chunked: bool, parts: Sequence[int] = (),
+    chunked: bool, parts: Sequence[int] = (), shorter: Sequence[int] = (),
 ) -> int:  # fmt: skip
     """Of one `Workspace` for steps of up to `tokens` tokens and those that share its buffers: its `parts` for fewer
-    tokens, and each for every reach. Their plans' buffers are included.
+    tokens, and each of them for `shorter` requests. Their plans' buffers are included.
     """
     # imports every kernel, which planning weights and caches does without
     from wellhead.model.device_workspace import Workspace
 
     ws = Workspace(config, numerics, split, choices, tokens, pages_for(context), chunked=chunked, device="meta")
-    every = [one.by_reach(context) for one in (ws, *map(ws.part, parts))]
+    every = [one.by_reach([*shorter, context]) for one in (ws, *map(ws.part, parts))]
     owned = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in _tensors(every, {})}
     return sum(owned.values())
 
@@ -73,10 +73,12 @@ def prompt_bytes(
     if not tokens:
         return 0
     sizes = captured_sizes(tokens)
-    kept = workspace_bytes(config, numerics, split, choices, tokens, steps.context, chunked=True, parts=sizes)
+    *shorter, context = prompt_reaches(steps.context)
+    given = (config, numerics, split, choices, tokens, context)
+    kept = workspace_bytes(*given, chunked=True, parts=sizes, shorter=shorter)
     for size in sizes:  # inputs of the captured ones
-        requests, pages = min(size, slots), sum(map(pages_for, reaches(steps.context)))
-        kept += 8 * requests * pages + 40 * size * len(reaches(steps.context))
+        for reach in (*shorter, context):
+            kept += 8 * min(size, slots) * pages_for(reach) + 40 * size
     rows = min(tokens, logit_rows(slots))
     return kept + 2 * tokens * config.hidden_size + _logits(config, split, rows) + _drafting(config, steps, tokens)
 
@@ -88,8 +90,10 @@ def decode_bytes(config: ModelConfig, numerics: Numerics, split: Split, choices:
     total, drafts = 0, steps.drafts
     for size in steps.sizes:
         tokens = size * (1 + drafts)
-        total += workspace_bytes(config, numerics, split, choices, tokens, steps.context, chunked=drafts > 0)
-        for reach in reaches(steps.context):
+        *shorter, context = reaches(steps.context)
+        given = (config, numerics, split, choices, tokens, context)
+        total += workspace_bytes(*given, chunked=drafts > 0, shorter=shorter)
+        for reach in (*shorter, context):
             total += 8 * size * pages_for(reach) + 40 * tokens
         total += 0 if drafts else 4 * tokens * config.vocab_size
     most = steps.places
