@@ -1,7 +1,7 @@
 """Every kernel that a step can launch, compiled before the first request.
 
-A decode step has one of the ladder's sizes, a short prompt one of `device_prompts.SIZES`, and each of them runs here or
-is captured: their shapes are all there are.
+A decode step has one of the ladder's sizes, a short prompt one of `reach.PROMPTS`, and each of them runs here or is
+captured: their shapes are all there are.
 
 A longer step over prompts has any number of tokens T up to the chunk, any number of finished blocks, of requests and of
 wanted logits. What a launch compiles for depends on them in these ways only:
@@ -74,7 +74,8 @@ def warm_prompts(model: DeviceModel, state: ModelState, prompts: PromptSteps, ch
         for tokens in prefill_sizes(chunk_tokens):
             if tokens > largest:
                 model.forward(padding(tokens, pages, model.device), state, ws)
-    for rows in (1, *prefill_sizes(min(LOGITS, chunk_tokens))):  # whatever the reach
+    ws = next(iter(prompts.by_reach.values()))  # the head is the same for every reach
+    for rows in (1, *prefill_sizes(min(LOGITS, chunk_tokens))):
         best = torch.empty(rows, dtype=torch.int64, device=model.device)
         streams = prompts.streams.new_zeros(rows, *prompts.streams.shape[1:])
         model.best(model.logits(streams, ws), ws, best)

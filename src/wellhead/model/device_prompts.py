@@ -21,6 +21,8 @@ from wellhead.model.reach import captured_sizes, prompt_reaches
 from wellhead.model.state import ModelState
 from wellhead.ops.host_copies import send
 
+PADDING = {"token_ids": 0, "positions": 0, "rows": 0, "state_slots": -1, "firsts": 0}  # as `warm_up.padding` has it
+
 
 class PromptStep:
     """Up to `ws.tokens` tokens of up to `requests` requests, in buffers that stay where they are."""
@@ -49,7 +51,7 @@ class PromptStep:
         """Copy a batch in; its own tokens of what is there."""
         given, inputs, count = StepInputs.of(batch, "cpu", chunked=True), self.inputs, len(batch.positions)
         assert given.firsts is not None and inputs.firsts is not None and given.ends and inputs.ends
-        pairs = [(getattr(given, name), getattr(inputs, name), fill) for name, fill in FILLS.items()]
+        pairs = [(getattr(given, name), getattr(inputs, name), fill) for name, fill in PADDING.items()]
         pairs += [(given.ends[ratio], inputs.ends[ratio], -1) for ratio in given.ends]
         for values, target, fill in pairs:
             host = torch.full(target.shape, fill, dtype=target.dtype)
@@ -62,9 +64,6 @@ class PromptStep:
             inputs, token_ids=inputs.token_ids[:count], positions=inputs.positions[:count], rows=inputs.rows[:count],
             state_slots=inputs.state_slots[:count], firsts=inputs.firsts[:count],
         )  # fmt: skip
-
-
-FILLS = {"token_ids": 0, "positions": 0, "rows": 0, "state_slots": -1, "firsts": 0}
 
 
 @dataclass(frozen=True)

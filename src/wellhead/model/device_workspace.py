@@ -34,7 +34,7 @@ class Workspace:
         self, config: ModelConfig, numerics: Numerics, split: Split, choices: Choices, tokens: int, pages: int, *,
         chunked: bool, device: torch.device | str,
     ):  # fmt: skip
-        self._of = (config, numerics, split, choices, chunked, device)
+        self._given = (config, numerics, split, choices, chunked, device)
         self.config = config
         # branches of a step: the compressor's rows (and index keys), records; routing; mixing weights; queries
         self.keys, self.records, self.routing, self.weighing = (Aside(torch.device(device)) for _ in range(4))
@@ -62,8 +62,8 @@ class Workspace:
         return found
 
     def _plan_tokens(self, tokens: int) -> None:
-        """What does not depend on how long requests are."""
-        config, numerics, split, choices, chunked, device = self._of
+        """The plans that do not depend on how long requests are."""
+        config, numerics, split, choices, chunked, device = self._given
         self.tokens = tokens
 
         def use(op: str) -> Any:
@@ -126,8 +126,8 @@ class Workspace:
         self.vocabulary = bf16_linear.plan(config.vocab_size // world, d)
 
     def _plan_reach(self, pages: int) -> None:
-        """What does."""
-        config, _, split, choices, chunked, device = self._of
+        """The plans that do, and the part of the index logits that they write."""
+        config, _, split, choices, chunked, device = self._given
         self._pages, tokens = pages, self.tokens
         indexer, topk, sparse_mla, addresses = (
             functions_of(op, choices.of(op, tokens)) for op in ("indexer", "topk", "sparse_mla", "addresses")
@@ -148,7 +148,7 @@ class Workspace:
 
     def _allocate(self) -> None:
         """The buffers between launches."""
-        config, numerics, split, _, _, device = self._of
+        config, numerics, split, _, _, device = self._given
         tokens, world, d, dim = self.tokens, split.world, config.hidden_size, config.head_dim
         heads, width = config.num_attention_heads // world, config.o_groups // world * config.o_lora_rank
         q_rank, packed = config.q_lora_rank, numerics.index_keys == "fp4"

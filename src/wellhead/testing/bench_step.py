@@ -147,7 +147,9 @@ class StepBench:
         return Whole(measured, layers, moved.total())
 
     def prefill(self, tokens: int, roof: Roof) -> Measured:
-        """The last `tokens` tokens of one request's context, computed together as an engine does it."""
+        """The last `tokens` tokens of one request's context, computed together: up to 512 of them captured, at
+        exactly that length, where an engine fills a longer step up.
+        """
         ids = torch.randint(self.config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(tokens)).tolist()
         chunk = Chunk(ids, self.context - tokens, range(self._width), 0, logits="last")
         sizes = [size for size in captured_sizes(tokens) if size == tokens]
