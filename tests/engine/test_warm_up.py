@@ -1,11 +1,10 @@
-"""After the warm-up nothing is compiled: prefills of every number of tokens want only variants that it has met."""
+"""After the warm-up nothing is compiled: steps over any number of tokens want only variants that it has met."""
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -22,14 +21,13 @@ from wellhead.engine.request import Request
 from wellhead.engine.sampling_params import SamplingParams
 from wellhead.engine.scores import Scores
 from wellhead.engine.story import Story
-from wellhead.engine.warm_up import prefill_sizes, warm_prompts
+from wellhead.engine.warm_up import row_counts, warm_prompts
 from wellhead.model import device_graphs, device_model, device_prompts, device_speculative
-from wellhead.model.batch import Batch, Chunk
+from wellhead.model.batch import Chunk
 from wellhead.model.checkpoint import open_checkpoint, resolve_model
 from wellhead.model.choices import uses_of
 from wellhead.model.config_file import load_config
 from wellhead.model.device_model import DeviceModel
-from wellhead.model.device_step import StepInputs
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import WHOLE
@@ -44,7 +42,7 @@ from wellhead.ops.output_projection import configs as output_projection
 
 pytest.importorskip("triton")
 
-CHUNK = 600  # beyond what is captured, and several slices of index logits
+CHUNK = 600  # several slices of index logits
 FEW = range(2, 35)
 MANY = (47, 48, 49, 63, 64, 65, 80, 127, 128, 129, 144, 255, 256, 257, 258, 300, 511, 512, 513, 528, 599, 600)
 
@@ -75,7 +73,7 @@ def runner(patched: pytest.MonkeyPatch) -> DeviceRunner:
 
 def warmed(runner: DeviceRunner) -> set[str]:
     with recorded() as found:
-        warm_prompts(runner._model, runner.state, runner._prompts, CHUNK)
+        warm_prompts(runner._model, runner._prompts)
     return found
 
 
@@ -93,13 +91,6 @@ def test_no_prefill_wants_a_variant_that_the_warm_up_has_not_met(runner: DeviceR
     assert len(known) > 40
     for tokens in (*FEW, *MANY):
         assert prefill(runner, tokens) <= known, tokens
-
-
-def test_fewer_sizes_would_miss_some(runner: DeviceRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm_up, "prefill_sizes", lambda chunk_tokens: [2])
-    monkeypatch.setattr(runner._prompts, "steps", {})
-    missed = prefill(runner, 600) - warmed(runner)
-    assert any("output_projection" in variant for variant in missed)
 
 
 def test_no_decode_wants_a_variant_that_padding_has_not_met(runner: DeviceRunner) -> None:
@@ -123,24 +114,50 @@ def drafting(patched: pytest.MonkeyPatch) -> DeviceSpeculativeRunner:
     )
 
 
-def test_no_step_with_drafts_wants_a_variant_that_the_warm_up_has_not_met(drafting: DeviceSpeculativeRunner) -> None:
+def met(drafting: DeviceSpeculativeRunner) -> set[str]:
     with recorded() as known:
         for step in drafting._steps.steps.values():
             step.verify()
             step.draft()
-        drafting._warm_up(CHUNK)
+        drafting._warm_up()
+    return known
+
+
+def drafted(drafting: DeviceSpeculativeRunner, prompts: Sequence[Chunk]) -> set[str]:
+    """Variants of a step in which all are greedy, and of one for which the host has chosen."""
+    following = [-1 if chunk.logits != "none" else 7 for chunk in prompts]
+    with recorded() as found:
+        drafting.execute(Orders(prompts, following=following))
+        behind = [7 for chunk in prompts for _ in chunk.token_ids]
+        drafting.draft(DraftOrders(prompts, behind, range(len(behind))))
+    assert found
+    return found
+
+
+def test_no_step_with_drafts_wants_a_variant_that_the_warm_up_has_not_met(drafting: DeviceSpeculativeRunner) -> None:
+    known = met(drafting)
     for tokens in (1, *FEW, *MANY):
         prompts = [Chunk([5] * tokens, 2 * tokens, range(8), 1, logits="last")]
         if 2 < tokens <= 20:  # as many requests of a token or two
             prompts = [Chunk([5] * (1 + slot % 2), 0, range(4), slot, logits="none") for slot in range(tokens)]
             last = [Chunk([5], 200, range(4), 1, logits="all"), Chunk([5] * 4, 200, range(4), 2, logits="all")]
             prompts = [*last, *(c for c in prompts if c.state_slot not in (1, 2))]
-        following = [-1 if chunk.logits != "none" else 7 for chunk in prompts]
-        with recorded() as found:
-            drafting.execute(Orders(prompts, following=following))
-            behind = [7 for chunk in prompts for _ in chunk.token_ids]
-            drafting.draft(DraftOrders(prompts, behind, range(len(behind))))
-        assert found and found <= known, (tokens, found - known)
+        assert drafted(drafting, prompts) <= known, tokens
+    for requests in range(1, 21):
+        assert drafted(drafting, ended(requests)) <= known, requests
+
+
+def test_drafts_behind_fewer_requests_would_miss_some(
+    drafting: DeviceSpeculativeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_up, "row_counts", lambda most: [2])
+    missed = drafted(drafting, ended(9)) - met(drafting)
+    assert any("few_kernel" in variant for variant in missed)
+
+
+def ended(requests: int) -> list[Chunk]:
+    """The last tokens of as many prompts."""
+    return [Chunk([5] * 9, 0, range(4), slot, logits="last") for slot in range(requests)]
 
 
 def test_no_draw_wants_a_variant_that_the_warm_up_has_not_met(patched: pytest.MonkeyPatch) -> None:
@@ -157,14 +174,14 @@ def test_no_draw_wants_a_variant_that_the_warm_up_has_not_met(patched: pytest.Mo
         assert found and found <= known, (top_k, top_p)
 
 
-@pytest.mark.parametrize("chunk_tokens", [2, 3, 16, 31, 48, 100, 300, 512, 4096])
-def test_every_number_of_tokens_has_a_size_that_stands_for_it(chunk_tokens: int) -> None:
-    def kind(tokens: int) -> tuple[int, bool]:
-        return (tokens - 1).bit_length(), tokens % 16 == 0
+@pytest.mark.parametrize("most", [1, 2, 3, 16, 31, 48, 100, 300, 512, 4096])
+def test_every_number_of_rows_has_one_that_stands_for_it(most: int) -> None:
+    def kind(rows: int) -> tuple[int, bool]:
+        return (rows - 1).bit_length(), rows % 16 == 0
 
-    sizes = prefill_sizes(chunk_tokens)
-    assert {kind(tokens) for tokens in range(2, chunk_tokens + 1)} == {kind(size) for size in sizes}
-    assert sizes[0] == 2 and sizes[-1] == chunk_tokens and len(sizes) <= 3 * chunk_tokens.bit_length()
+    counts = row_counts(most)
+    assert {kind(rows) for rows in range(1, most + 1)} == {kind(count) for count in counts}
+    assert counts[0] == 1 and counts[-1] == most and len(counts) <= 3 * most.bit_length()
 
 
 def test_tiles_follow_the_next_power_of_two_at_full_size() -> None:
@@ -180,23 +197,6 @@ def test_tiles_follow_the_next_power_of_two_at_full_size() -> None:
         for sizes in uses["bf16_linear"]:
             assert bf16_linear.choose_config(tokens, **sizes) == bf16_linear.choose_config(power, **sizes)
         assert output_projection.choose_config(tokens) == output_projection.choose_config(power)
-
-
-def test_no_prefill_without_two_tokens() -> None:
-    assert prefill_sizes(1) == []
-
-
-def test_padding_is_laid_out_as_a_batch_is() -> None:
-    real = StepInputs.of(Batch.build([Chunk([1] * 9, 0, [0, 1], 0)]), "cpu", chunked=True)
-    made = warm_up.padding(9, 2, torch.device("cpu"))
-    for field in dataclasses.fields(StepInputs):
-        ours, theirs = getattr(made, field.name), getattr(real, field.name)
-        if field.name == "ends":
-            assert {ratio: ends.dtype for ratio, ends in ours.items()} == {r: e.dtype for r, e in theirs.items()}
-            assert all((ends == -1).all() for ends in ours.values())
-        else:
-            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), field.name
-    assert (made.state_slots == -1).all() and (made.page_table == -1).all()
 
 
 def launch_norm(d: int) -> None:

@@ -1,4 +1,4 @@
-"""Steps over prompts: filled up to a captured size or launched as they are, for short requests or long ones."""
+"""Steps over prompts: filled up to one of a few sizes, for short requests or long ones; the drafting layer behind."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from wellhead.model import device_prompts
 from wellhead.model.batch import Chunk
 from wellhead.model.checkpoint import open_checkpoint, resolve_model
 from wellhead.model.device_model import DeviceModel
+from wellhead.model.device_mtp import DeviceMtp
 from wellhead.model.device_prompts import PromptSteps
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import WHOLE
-from wellhead.model.reach import captured_sizes, prompt_reaches
+from wellhead.model.reach import prompt_reaches, prompt_sizes
 from wellhead.model.state import ModelState
 from wellhead.model.stream import load_device_weights
 
@@ -31,7 +32,7 @@ VOCABULARY, CONTEXT = 3072, 65536
 def model() -> DeviceModel:
     """Every op in torch, where a row's bits do not depend on the rows beside it."""
     checkpoint = open_checkpoint(resolve_model())
-    weights, _ = load_device_weights(checkpoint, WHOLE, "cpu")
+    weights, _ = load_device_weights(checkpoint, WHOLE, "cpu", with_mtp=True)
     return DeviceModel(weights, checkpoint.config, Numerics.named("checkpoint"), impl=REFERENCE)
 
 
@@ -50,16 +51,16 @@ def ran(steps: PromptSteps, chunks: Sequence[Chunk]) -> torch.Tensor:
 
 
 def test_sizes_end_with_the_chunk() -> None:
-    assert captured_sizes(2048) == captured_sizes(512) == [16, 64, 128, 256, 512]
+    assert prompt_sizes(2048) == [16, 64, 128, 256, 512, 1024, 2048] and prompt_sizes(600)[-3:] == [256, 512, 600]
     assert prompt_reaches(9000) == [9000] and prompt_reaches(1 << 20) == [32768, 262144, 1 << 20]
-    assert captured_sizes(100) == [16, 64, 100] and captured_sizes(8) == [8] and captured_sizes(16) == [16]
+    assert prompt_sizes(100) == [16, 64, 100] and prompt_sizes(8) == [8] and prompt_sizes(16) == [16]
 
 
 def test_what_fills_a_step_up_changes_nothing(model: DeviceModel, states: tuple[ModelState, ModelState]) -> None:
     """Chunks of several requests, one behind the other, against steps that are exactly as long."""
     filled = PromptSteps(model, states[0], 80, CONTEXT, 3, captured=False)
-    exact = PromptSteps(model, states[1], 80, CONTEXT, 3, sizes=(), captured=False)
-    assert filled.sizes == [16, 64, 80] and not exact.sizes
+    exact = PromptSteps(model, states[1], 80, CONTEXT, 3, sizes=(4, 12, 47, 70), captured=False)
+    assert filled.sizes == [16, 64, 80]
     for lengths, starts in (((40, 7), (0, 0)), ((3, 9), (40, 7)), ((70,), (43,)), ((1, 2, 1), (113, 16, 0))):
         chunks = [
             Chunk(tokens(length, 7 * slot + start), start, [slot, 5 - slot], slot)
@@ -70,6 +71,22 @@ def test_what_fills_a_step_up_changes_nothing(model: DeviceModel, states: tuple[
         for name in ("window", "compressed", "index_keys", "compressor", "index_compressor"):
             left, right = getattr(one, name), getattr(other, name)
             assert left is None or torch.equal(left.view(torch.uint8), right.view(torch.uint8)), name
+
+
+def test_the_drafting_layer_follows_over_what_is_loaded(
+    model: DeviceModel, states: tuple[ModelState, ModelState]
+) -> None:
+    mtp = DeviceMtp(model)
+    filled = PromptSteps(model, states[0], 80, CONTEXT, 3, captured=False, mtp=mtp)
+    exact = PromptSteps(model, states[1], 80, CONTEXT, 3, sizes=(7, 33), captured=False, mtp=mtp)
+    for count, start in ((33, 0), (7, 33)):
+        chunks = [Chunk(tokens(count, start), start, [4], 1)]
+        following = torch.tensor(tokens(count, count))
+        done = exact.run(chunks)
+        whole = mtp.forward(exact.streams[:count], following, done.inputs, states[1], done.workspace).clone()
+        assert torch.equal(filled.run(chunks).step.follow(following), whole)
+    for one, other in zip(states[0].mtp, states[1].mtp, strict=True):
+        assert torch.equal(one.window.view(torch.uint8), other.window.view(torch.uint8))
 
 
 def test_inputs_are_those_of_the_tokens_alone(model: DeviceModel, states: tuple[ModelState, ModelState]) -> None:
@@ -111,7 +128,7 @@ def test_a_graph_finds_its_buffers(
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     steps = PromptSteps(model, states[0], 20, CONTEXT, 3)
     gc.collect()
-    assert all(step.captured for step in steps.steps.values()) and len(made) == 6
+    assert all(step.captured for step in steps.steps.values()) and len(made) == 4
     assert all(plan() is not None for plan in made)
 
 

@@ -17,6 +17,7 @@ from wellhead.engine.story import Phase, span, untold
 from wellhead.model.batch import Batch, Chunk, longest
 from wellhead.model.device_graphs import DecodeSteps
 from wellhead.model.device_model import DeviceModel
+from wellhead.model.device_mtp import DeviceMtp
 from wellhead.model.device_prompts import Prompts, PromptSteps
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.state import PAGE_TOKENS
@@ -57,6 +58,7 @@ class DeviceRunner(StepRunner):
 
     each = 1  # token of a request in a decode
     overlaps = True
+    _mtp: DeviceMtp | None = None
 
     def __init__(
         self, model: DeviceModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
@@ -77,10 +79,12 @@ class DeviceRunner(StepRunner):
         with phase(f"{'capturing' if captured else 'compiling'} decodes of {span(sizes)} requests"):
             self._make_steps(context, sizes, captured)
             self._settle()
-        with phase(f"compiling prompts of up to {chunk_tokens} tokens"):
-            self._prompts = PromptSteps(model, self.state, chunk_tokens, context, num_slots, captured=captured)
+        with phase(f"{'capturing' if captured else 'compiling'} prompts of up to {chunk_tokens} tokens"):
+            self._prompts = PromptSteps(
+                model, self.state, chunk_tokens, context, num_slots, captured=captured, mtp=self._mtp
+            )
             if self._compiles:
-                self._warm_up(chunk_tokens)
+                self._warm_up()
             self._settle()
 
     def _make_steps(self, context: int, sizes: Sequence[int], captured: bool) -> None:
@@ -97,11 +101,11 @@ class DeviceRunner(StepRunner):
         if self._compiles:
             torch.cuda.synchronize()
 
-    def _warm_up(self, chunk_tokens: int) -> None:
+    def _warm_up(self) -> None:
         """Compile what every later step launches beside them, see `engine.warm_up`."""
         if self.sampler is not None:
             self.sampler.warm_up()
-        warm_up.warm_prompts(self._model, self.state, self._prompts, chunk_tokens)
+        warm_up.warm_prompts(self._model, self._prompts)
 
     def compute(self, chunks: Sequence[Chunk], rows: Sequence[int] = ()) -> Scores:
         with self._frozen():

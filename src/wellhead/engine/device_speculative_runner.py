@@ -47,7 +47,8 @@ class DeviceSpeculativeRunner(DeviceRunner):
         chunk_tokens: int, speculative_tokens: int, context: int | None = None, captured: bool = True,
         largest_graph: int | None = None, phase: Phase = untold,
     ):  # fmt: skip
-        self._mtp, self._guesses, self.each = DeviceMtp(model), speculative_tokens, 1 + speculative_tokens
+        self._mtp: DeviceMtp = DeviceMtp(model)
+        self._guesses, self.each = speculative_tokens, 1 + speculative_tokens
         super().__init__(
             model, num_pages, num_slots, window_pages, chunk_tokens=chunk_tokens, context=context, captured=captured,
             largest_graph=largest_graph, phase=phase,
@@ -65,9 +66,9 @@ class DeviceSpeculativeRunner(DeviceRunner):
                 step.verify()
                 step.draft()
 
-    def _warm_up(self, chunk_tokens: int) -> None:
-        super()._warm_up(chunk_tokens)
-        warm_up.warm_drafts(self._mtp, self.state, self._prompts, chunk_tokens)
+    def _warm_up(self) -> None:
+        super()._warm_up()
+        warm_up.warm_drafts(self._mtp, self.state, self._prompts)
 
     def _compute(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> Scores:
         trial = [index for index, chunk in enumerate(chunks) if self._on_trial(chunk)]
@@ -137,13 +138,12 @@ class DeviceSpeculativeRunner(DeviceRunner):
             order += last.trial
         if following is not None:
             assert prompts is not None
-            ws, device = prompts.workspace, self._model.device
-            streams = self._mtp.forward(ws.streams[: len(following)], following, prompts.inputs, self.state, ws)
+            streams = prompts.step.follow(following)
             ends = list(accumulate(len(chunks[index].token_ids) for index in last.prompts))
             sampling = [place for place, index in enumerate(last.prompts) if chunks[index].logits != "none"]
             if sampling:
-                at = torch.tensor([ends[place] - 1 for place in sampling], device=device)
-                newest = prompts.inputs.only(at)
+                at = torch.tensor([ends[place] - 1 for place in sampling], device=streams.device)
+                newest, ws = prompts.inputs.only(at), prompts.workspace
                 parts.append(self._mtp.guess(streams[at], newest, self.state, ws, self._guesses))
                 order += [last.prompts[place] for place in sampling]
         guesses = torch.cat(parts) if parts else torch.empty(0, self._guesses, dtype=torch.int64)

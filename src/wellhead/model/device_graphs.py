@@ -96,7 +96,7 @@ class DecodeSteps:
         return DecodeStep(size, inputs, logits, best, ws, replay, captured=True)
 
 
-def capture(parts: Sequence[Callable[[], None]], pool: Any) -> list[Callable[[], None]]:
+def capture(parts: Sequence[Callable[[], object]], pool: Any) -> list[Callable[[], None]]:
     """The replay of a graph of each part; they run one after the other WARM_UPS times before."""
     side = torch.cuda.Stream(priority=URGENT)
     side.wait_stream(torch.cuda.current_stream())

@@ -1,8 +1,7 @@
-"""Steps over prompts: short ones captured as CUDA graphs, for a few numbers of tokens and each `reach`, the others
-launch by launch.
+"""Steps over prompts, captured as CUDA graphs for each `reach` and a few numbers of tokens, to which others are filled.
 
-Launch by launch 16 tokens took the host 3.3 ms a layer, five times what the card has to do (H100, docs/log.md).
-All of these steps share the buffers of the longest; they run one at a time.
+Launch by launch a layer takes the host 2 to 3 ms, five times what the card has to do for 16 tokens and more than four
+cards have for 2,048 (H100, docs/log.md). All of these steps share the buffers of the longest; they run one at a time.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ import torch
 from wellhead.model.batch import Batch, Chunk, longest
 from wellhead.model.device_graphs import capture
 from wellhead.model.device_model import DeviceModel
+from wellhead.model.device_mtp import DeviceMtp
 from wellhead.model.device_step import StepInputs
 from wellhead.model.device_workspace import Workspace
-from wellhead.model.reach import captured_sizes, prompt_reaches
+from wellhead.model.reach import prompt_reaches, prompt_sizes
 from wellhead.model.state import ModelState
 from wellhead.ops.host_copies import send
 
@@ -25,9 +25,13 @@ PADDING = {"token_ids": 0, "positions": 0, "rows": 0, "state_slots": -1, "firsts
 
 
 class PromptStep:
-    """Up to `ws.tokens` tokens of up to `requests` requests, in buffers that stay where they are."""
+    """Up to `ws.tokens` tokens of up to `requests` requests, in buffers that stay where they are: `load`, `run`, and
+    with a drafting layer `follow`.
+    """
 
-    def __init__(self, model: DeviceModel, state: ModelState, ws: Workspace, pages: int, requests: int):
+    def __init__(
+        self, model: DeviceModel, state: ModelState, ws: Workspace, pages: int, requests: int, mtp: DeviceMtp | None
+    ):
         self.workspace = ws  # a graph knows addresses only
         tokens, self.captured = ws.tokens, False
 
@@ -41,11 +45,11 @@ class PromptStep:
             # every request may end a block in front of its first whole one
             ends={ratio: full(-1, min(tokens, tokens // ratio + requests)) for ratio in (4, 128)},
         )  # fmt: skip
-
-        def compute() -> None:
-            model.forward(self.inputs, state, ws)
-
-        self.run: Callable[[], None] = compute
+        self._following = full(0, tokens, dtype=torch.int64)
+        self.parts: Sequence[Callable[[], object]] = [lambda: model.forward(self.inputs, state, ws)]
+        if mtp is not None:
+            given = (ws.streams[:tokens], self._following, self.inputs, state, ws)
+            self.parts = [*self.parts, lambda: mtp.forward(*given)]
 
     def load(self, batch: Batch) -> StepInputs:
         """Copy a batch in; its own tokens of what is there."""
@@ -65,55 +69,66 @@ class PromptStep:
             state_slots=inputs.state_slots[:count], firsts=inputs.firsts[:count],
         )  # fmt: skip
 
+    def run(self) -> None:
+        """The model over what is loaded."""
+        self.parts[0]()
+
+    def follow(self, following: torch.Tensor) -> torch.Tensor:
+        """Streams [N, n, d] of the drafting layer over what `run` left of N tokens; `following` int64 [N] are the ids
+        behind them.
+        """
+        count = len(following)
+        self._following[:count].copy_(following)
+        self._following[count:].zero_()
+        self.parts[1]()
+        return self.workspace.streams[:count]
+
 
 @dataclass(frozen=True)
 class Prompts:
-    """What was computed last: the batch, its inputs on the device, whose streams are the first of `workspace`'s."""
+    """What was computed last: the batch, its inputs on the device, whose streams are the first of `workspace`'s, and by
+    which step.
+    """
 
     batch: Batch
     inputs: StepInputs
     workspace: Workspace  # planned for any number of tokens
+    step: PromptStep
 
 
 class PromptSteps:
-    """Steps of up to `chunk_tokens` tokens of up to `requests` requests of up to `context` tokens. Those of up to
-    `sizes[-1]` tokens are filled up to one of `sizes`.
+    """Steps of up to `chunk_tokens` tokens of up to `requests` requests of up to `context` tokens, filled up to one of
+    `sizes`; with `mtp` the drafting layer may follow.
     """
 
     def __init__(
         self, model: DeviceModel, state: ModelState, chunk_tokens: int, context: int, requests: int, *,
-        sizes: Sequence[int] | None = None, captured: bool = True,
+        sizes: Sequence[int] | None = None, captured: bool = True, mtp: DeviceMtp | None = None,
     ):  # fmt: skip
-        self._model, self._state = model, state
-        self.sizes = captured_sizes(chunk_tokens) if sizes is None else list(sizes)
+        self.sizes, self.requests = prompt_sizes(chunk_tokens) if sizes is None else list(sizes), requests
         whole = model.workspace(chunk_tokens, context, chunked=True)
-        reaches = prompt_reaches(context)
-        self.streams, self.ids, self.by_reach = whole.streams, whole.ids, whole.by_reach(reaches)
-        self.steps = {
-            (size, pages): PromptStep(model, state, ws, pages, min(size, requests))
-            for size in reversed(self.sizes) for pages, ws in reversed(whole.part(size).by_reach(reaches).items())
-        }  # fmt: skip
+        self.streams, self.ids, self.by_reach = whole.streams, whole.ids, whole.by_reach(prompt_reaches(context))
+        self.steps: dict[tuple[int, int], PromptStep] = {}
+        for size in reversed(self.sizes):
+            of_size = whole.part(size).by_reach(prompt_reaches(context)) if size < chunk_tokens else self.by_reach
+            for pages, ws in reversed(of_size.items()):
+                self.steps[size, pages] = PromptStep(model, state, ws, pages, min(size, requests), mtp)
         if captured:
             pool = torch.cuda.graph_pool_handle()
             for step in self.steps.values():
-                (step.run,), step.captured = capture([step.run], pool), True
+                step.parts, step.captured = capture(step.parts, pool), True
 
     def run(self, chunks: Sequence[Chunk]) -> Prompts:
         """Compute chunks of any length together; their streams are in `streams`, token by token. ValueError for more
         than these steps hold.
         """
         tokens, most = sum(len(chunk.token_ids) for chunk in chunks), longest(chunks)
+        size = next((size for size in self.sizes if size >= tokens), None)
         reach = next((pages for pages in self.by_reach if pages >= most), None)
-        if tokens > len(self.streams) or reach is None:
-            held = f"{len(self.streams)} of requests with up to {max(self.by_reach)}"
+        if size is None or reach is None:
+            held = f"{max(self.sizes)} of requests with up to {max(self.by_reach)}"
             raise ValueError(f"prompts of {tokens} tokens, one with {most} pages; a step takes {held}")
-        ws, size = self.by_reach[reach], next((size for size in self.sizes if size >= tokens), None)
-        if size is None:
-            batch = Batch.build(chunks, table_width=reach)
-            inputs = StepInputs.of(batch, self._model.device, chunked=True)
-            self._model.forward(inputs, self._state, ws)
-        else:
-            batch, step = Batch.build(chunks), self.steps[size, reach]
-            inputs = step.load(batch)
-            step.run()
-        return Prompts(batch, inputs, ws)
+        batch, step = Batch.build(chunks), self.steps[size, reach]
+        inputs = step.load(batch)
+        step.run()
+        return Prompts(batch, inputs, self.by_reach[reach], step)

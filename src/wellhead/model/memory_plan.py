@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from wellhead.model.choices import Choices
+from wellhead.model.choices import INDEX_ROWS, Choices
 from wellhead.model.config import ModelConfig
 from wellhead.model.numerics import Numerics
-from wellhead.model.reach import captured_sizes, prompt_reaches, reaches
+from wellhead.model.reach import prompt_reaches, prompt_sizes, reaches
 from wellhead.model.split import Split
 from wellhead.model.standing_memory import StateBytes, WeightBytes, state_bytes, weight_bytes
 from wellhead.model.state import PAGE_TOKENS, pages_for
@@ -31,14 +31,24 @@ class OutOfMemory(ValueError):
 
 @dataclass(frozen=True)
 class Estimates:
-    """What is not counted but guessed: a captured graph's node, the CUDA context with its kernels, NCCL's buffers. With
-    them a plan is within 0.2 % of what was in use on one H100 and on two H200 (tests/model/test_memory_plan.py).
+    """What is not counted but guessed: a captured graph's nodes, for each INDEX_ROWS tokens more of a prompt those of a
+    layer's choice among index logits, the CUDA context with its kernels, NCCL's buffers. With them a plan is within
+    0.2 % of what was in use on one H100 and on two H200 (tests/model/test_memory_plan.py).
     """
 
     bytes_a_graph_node: int = 16 << 10
     nodes_a_layer: int = 32
+    nodes_a_slice: int = 4
     context: int = 3 * GIB // 4
     nccl: int = GIB
+
+    def nodes(self, config: ModelConfig, steps: Steps) -> int:
+        """Of all graphs of these steps."""
+        prompts = prompt_sizes(steps.chunk_tokens) if steps.chunk_tokens else []
+        graphs = len(steps.sizes) * len(reaches(steps.context)) + len(prompts) * len(prompt_reaches(steps.context))
+        slices = sum((size - 1) // INDEX_ROWS for size in prompts) * len(prompt_reaches(steps.context))
+        whole = self.nodes_a_layer * (config.num_hidden_layers + steps.drafts) * graphs
+        return whole + self.nodes_a_slice * config.compress_ratios.count(4) * slices
 
 
 @dataclass(frozen=True)
@@ -131,10 +141,7 @@ def plan_memory(
     workspace += sampler_bytes(config, choices, slots * (1 + steps.drafts))
     graphs = decode_bytes(config, numerics, split, choices, steps)
     if steps.captured:
-        nodes = estimates.nodes_a_layer * (config.num_hidden_layers + steps.drafts)
-        prompts = captured_sizes(steps.chunk_tokens) if steps.chunk_tokens else ()
-        count = len(steps.sizes) * len(reaches(steps.context)) + len(prompts) * len(prompt_reaches(steps.context))
-        graphs += count * nodes * estimates.bytes_a_graph_node
+        graphs += estimates.nodes(config, steps) * estimates.bytes_a_graph_node
     reserved = estimates.context + (estimates.nccl if split.world > 1 else 0)
     empty = MemoryPlan(available, weights, state, slots, workspace, graphs, reserved, 0, 0)
 

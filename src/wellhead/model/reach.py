@@ -1,4 +1,4 @@
-"""Which steps there are beside the longest: how long requests may be, and how many tokens of prompts are captured.
+"""Which steps there are beside the longest: how long requests may be, and how many tokens of prompts.
 
 As a step's launches are planned for the longest request, short ones want steps of their own.
 
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 REACHES = (1 << 13, 1 << 15, 1 << 18)  # tokens; up to the second a row of index logits is one program's
 CHUNK_TOKENS = 2048  # of a step at most, where nothing is said: 512 read nearly all weights as well (docs/log.md)
-PROMPTS = (16, 64, 128, 256, 512)  # tokens of a captured step over prompts; beyond, the host keeps up with one card
+LEAST_PROMPT = 16  # tokens of the shortest step over prompts
 Step = TypeVar("Step")
 
 
@@ -27,9 +27,12 @@ def prompt_reaches(context: int) -> list[int]:
     return [reach for reach in reaches(context) if reach == context or reach > REACHES[0]]
 
 
-def captured_sizes(chunk_tokens: int) -> list[int]:
-    """Numbers of tokens of captured steps over prompts of up to `chunk_tokens`: what is between is filled up."""
-    return sorted({min(size, chunk_tokens) for size in PROMPTS})
+def prompt_sizes(chunk_tokens: int) -> list[int]:
+    """Numbers of tokens of steps over prompts, `chunk_tokens` the last: what is between is filled up. Beyond the first
+    of them powers of two from 64 on: what fills up reads no expert and attends nothing.
+    """
+    powers = (1 << power for power in range(6, chunk_tokens.bit_length()))
+    return sorted({min(LEAST_PROMPT, chunk_tokens), *powers, chunk_tokens})
 
 
 def fitting(steps: Mapping[tuple[int, int], Step], requests: int, pages: int) -> Step:

@@ -17,7 +17,7 @@ from wellhead.dispatch.spec import REFERENCE
 from wellhead.model.choices import Choices
 from wellhead.model.config import ModelConfig
 from wellhead.model.numerics import Numerics
-from wellhead.model.reach import captured_sizes, prompt_reaches, reaches
+from wellhead.model.reach import prompt_reaches, prompt_sizes, reaches
 from wellhead.model.split import Split
 from wellhead.model.state import pages_for
 
@@ -68,17 +68,19 @@ def workspace_bytes(
 def prompt_bytes(
     config: ModelConfig, numerics: Numerics, split: Split, choices: Choices, steps: Steps, slots: int
 ) -> int:
-    """Of steps with prompts: their workspace, and of one step the embedded tokens, the wanted logits and drafting."""
+    """Of steps over prompts: their workspaces and inputs, and of one step the embedded tokens, the wanted logits and
+    drafting.
+    """
     tokens = steps.chunk_tokens
     if not tokens:
         return 0
-    sizes = captured_sizes(tokens)
+    sizes = prompt_sizes(tokens)
     *shorter, context = prompt_reaches(steps.context)
     given = (config, numerics, split, choices, tokens, context)
-    kept = workspace_bytes(*given, chunked=True, parts=sizes, shorter=shorter)
-    for size in sizes:  # inputs of the captured ones
+    kept = workspace_bytes(*given, chunked=True, parts=sizes[:-1], shorter=shorter)
+    for size in sizes:
         for reach in (*shorter, context):
-            kept += 8 * min(size, slots) * pages_for(reach) + 40 * size
+            kept += 8 * min(size, slots) * pages_for(reach) + 48 * size
     rows = min(tokens, logit_rows(slots))
     return kept + 2 * tokens * config.hidden_size + _logits(config, split, rows) + _drafting(config, steps, tokens)
 

@@ -23,7 +23,6 @@ from wellhead.model.dummy import dummy_weights
 from wellhead.model.numerics import Numerics
 from wellhead.model.parallel import ALONE, WHOLE, Group
 from wellhead.model.published import first_layers, published_config
-from wellhead.model.reach import captured_sizes
 from wellhead.model.split import Split
 from wellhead.model.state import ModelState, pages_for
 from wellhead.model.step_bytes import step_bytes
@@ -147,13 +146,10 @@ class StepBench:
         return Whole(measured, layers, moved.total())
 
     def prefill(self, tokens: int, roof: Roof) -> Measured:
-        """The last `tokens` tokens of one request's context, computed together: up to 512 of them captured, at
-        exactly that length, where an engine fills a longer step up.
-        """
+        """The last `tokens` tokens of one request's context, computed together by a step of exactly that length."""
         ids = torch.randint(self.config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(tokens)).tolist()
         chunk = Chunk(ids, self.context - tokens, range(self._width), 0, logits="last")
-        sizes = [size for size in captured_sizes(tokens) if size == tokens]
-        prompts = PromptSteps(self.model, self.state, tokens, self.limit, 1, sizes=sizes)
+        prompts = PromptSteps(self.model, self.state, tokens, self.limit, 1, sizes=[tokens])
         logits: list[torch.Tensor] = []
 
         def run() -> None:
