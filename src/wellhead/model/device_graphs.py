@@ -4,6 +4,7 @@ that stay where they are.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -98,7 +99,7 @@ class DecodeSteps:
 
 def capture(parts: Sequence[Callable[[], object]], pool: Any) -> list[Callable[[], None]]:
     """The replay of a graph of each part; they run one after the other WARM_UPS times before."""
-    side = torch.cuda.Stream(priority=URGENT)
+    side = _side()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UPS):
@@ -110,6 +111,12 @@ def capture(parts: Sequence[Callable[[], object]], pool: Any) -> list[Callable[[
         with torch.cuda.graph(graph, pool=pool, stream=side):
             part()
     return [graph.replay for graph in graphs]
+
+
+@functools.cache
+def _side() -> torch.cuda.Stream:
+    """Where every graph is captured: what one allocates before it is captured, the next one finds there."""
+    return torch.cuda.Stream(priority=URGENT)
 
 
 def empty_inputs(size: int, pages: int, device: torch.device) -> StepInputs:
