@@ -17,25 +17,46 @@ from wellhead.ops.host_copies import Coming
 
 
 @dataclass(frozen=True)
+class Choice:
+    """spans: the tokens in a step's scores of each request that gets some; drawn: whose are drawn where the scores are;
+    chosen int64 [M]: the ids there, row by row, the best ones of those that the host chooses, `by_host` requests.
+    """
+
+    spans: Mapping[Request, range]
+    drawn: Container[Request]
+    chosen: torch.Tensor
+    by_host: int
+
+
+@dataclass(frozen=True)
 class Launched:
-    """A step under way. spans: the tokens in `scores` of each request that gets some; drawn: whose are drawn where the
-    scores are; chosen int64 [M]: the ids, row by row, there and on their way here.
+    """A step under way, whose ids are on their way here, behind them `drafts` a request of those that were drafted
+    (None: none were). leads: whether a step can be launched behind it before they are read.
     """
 
     work: Sequence[Work]
     chunks: Sequence[Chunk]
     scores: Scores
-    spans: Mapping[Request, range]
-    drawn: Container[Request]
-    chosen: torch.Tensor
+    choice: Choice
     coming: Coming
+    drafts: int | None
+    leads: bool
 
 
-def choose(
-    work: Sequence[Work], chunks: Sequence[Chunk], scores: Scores, sampler: DeviceSampler | None = None
-) -> Launched:
-    """Begin to choose the next tokens of a step's requests, where its scores are; their tokens' scores follow each
-    other. Requests that sample where `sampler` does not draw for them have the best ids here.
+def launched(
+    work: Sequence[Work], chunks: Sequence[Chunk], scores: Scores, choice: Choice, drafts: torch.Tensor | None, *,
+    leads: bool,
+) -> Launched:  # fmt: skip
+    """Of a step whose ids are chosen, and perhaps guesses int64 [S, k] made: have them come here."""
+    if drafts is None:
+        return Launched(work, chunks, scores, choice, Coming(choice.chosen), None, leads)
+    every = torch.cat([choice.chosen, drafts.flatten()])
+    return Launched(work, chunks, scores, choice, Coming(every), drafts.shape[1], leads)
+
+
+def choose(work: Sequence[Work], scores: Scores, sampler: DeviceSampler | None = None) -> Choice:
+    """Choose the next tokens of a step's requests, where its scores are; their tokens' scores follow each other.
+    Requests that sample where `sampler` does not draw for them have the best ids here.
     """
     spans: dict[Request, range] = {}
     low = 0
@@ -45,16 +66,20 @@ def choose(
     chosen, drawn = scores.best, {r: span for r, span in spans.items() if sampler is not None and sampler.takes(r)}
     if sampler is not None and drawn:
         chosen = sampler.draw(scores, drawn, unread=int(any(item.ahead for item in work)))
-    return Launched(work, chunks, scores, spans, drawn, chosen, Coming(chosen))
+    by_host = sum(not (request.greedy or request in drawn) for request in spans)
+    return Choice(spans, drawn, chosen, by_host)
 
 
-def read(launched: Launched) -> dict[Request, list[int]]:
-    """The next tokens of a step's requests, whose drafts are used up; this is where the host waits for the device.
+def read(launched: Launched) -> tuple[dict[Request, list[int]], torch.Tensor | None]:
+    """The next tokens of a step's requests, whose drafts are used up, and the guesses that were made behind them, int64
+    [S, k]; this is where the host waits for the device.
 
     Logits are read from it only for requests that sample where nothing draws for them, or adjust theirs.
     """
-    scores, spans, drawn = launched.scores, launched.spans, launched.drawn
-    ids = launched.coming.wait()
+    scores, spans, drawn = launched.scores, launched.choice.spans, launched.choice.drawn
+    ids, guesses = launched.coming.wait(), None
+    if launched.drafts is not None:
+        guesses = torch.tensor(ids[len(launched.choice.chosen) :], dtype=torch.int64).view(-1, launched.drafts)
     best = [ids[row] for row in scores.at]
     of_logits = [r for r in spans if not (r.greedy or r in drawn)]
     wanted = [row for request in of_logits for row in spans[request]]
@@ -82,7 +107,7 @@ def read(launched: Launched) -> dict[Request, list[int]]:
         each = scores.logprobs(at, newest, [request.params.logprobs for request in reporting])
         for request, one in zip(reporting, each, strict=True):
             request.logprobs.append(one)
-    return found
+    return found, guesses
 
 
 def _accept(item: Work, logits: torch.Tensor) -> list[int]:

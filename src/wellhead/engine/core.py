@@ -13,7 +13,7 @@ from wellhead.engine.output import Delta, TextOutput
 from wellhead.engine.request import FinishReason, Request, RequestError
 from wellhead.engine.runner import MakeRunner, Runner
 from wellhead.engine.sampling_params import SamplingParams
-from wellhead.engine.scheduler import Counters, Work
+from wellhead.engine.scheduler import Counters
 from wellhead.model.batch import Chunk
 from wellhead.model.load import ServedModel
 from wellhead.model.reach import CHUNK_TOKENS
@@ -151,7 +151,7 @@ class Engine:
         work = self._scheduler.schedule() if launched is None else launched.work
         try:
             launched = launched or self._runner.launch(work)
-            self._ahead = self._launch_ahead(work)
+            self._ahead = self._launch_ahead(launched)
             found = self._runner.finish(launched)
             self._scheduler.advance(work, {request: len(tokens) - 1 for request, tokens in found.items()})
             deltas = [(request, self._collect(request, tokens)) for request, tokens in found.items()]
@@ -168,12 +168,12 @@ class Engine:
             self.check()
         return deltas
 
-    def _launch_ahead(self, work: Sequence[Work]) -> Launched | None:
-        """The step behind `work`, which was launched last, under way; None where it has to wait for it."""
+    def _launch_ahead(self, last: Launched) -> Launched | None:
+        """The step behind the one launched last, under way; None where it has to wait for it."""
         undisturbed, self._undisturbed = self._undisturbed, True
-        if not (self._overlap and self._runner.overlaps and undisturbed):
+        if not (self._overlap and self._runner.overlaps and undisturbed and last.leads):
             return None
-        ahead = self._scheduler.schedule_ahead(work, self._runner.carried)
+        ahead = self._scheduler.schedule_ahead(last.work, self._runner.carried)
         return self._runner.launch(ahead) if ahead else None
 
     def check(self) -> None:

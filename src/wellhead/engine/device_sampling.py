@@ -49,7 +49,8 @@ class DeviceSampler:
 
     def draw(self, scores: Scores, spans: Mapping[Request, Sequence[int]], *, unread: int = 0) -> torch.Tensor:
         """`scores.best`, with draws in place of the best ids of some requests' tokens in `scores`: a request's next one
-        and those behind its drafts. `unread` tokens of each are chosen, but not among its output yet.
+        and those behind its drafts. `unread` tokens of each are chosen, but not in its output yet; where `scores` has
+        the rows' positions, those count.
         """
         chosen, low = scores.best.clone(), 0
         rows = {
@@ -58,14 +59,18 @@ class DeviceSampler:
         for part in scores.parts:
             mine = {row - low: one for row, one in rows.items() if low <= row < low + len(part)}
             if mine:
+                places = None if scores.positions is None else scores.positions[low : low + len(part)]
                 own = chosen[low : low + len(part)].clone()  # begins where the kernels were compiled for
                 with frozen() if own.device.type == "cuda" else nullcontext():
-                    self._draw(part, own, mine)
+                    self._draw(part, own, mine, places)
                 chosen[low : low + len(part)] = own
             low += len(part)
         return chosen
 
-    def _draw(self, logits: torch.Tensor, chosen: torch.Tensor, wanted: Mapping[int, tuple[Request, int]]) -> None:
+    def _draw(
+        self, logits: torch.Tensor, chosen: torch.Tensor, wanted: Mapping[int, tuple[Request, int]],
+        places: torch.Tensor | None,
+    ) -> None:  # fmt: skip
         """chosen [M] int64, of which the rows of `wanted` (whose, how many tokens ahead) are replaced."""
         rows = max(wanted) + 1
         temperature, top_k, top_p, seeds, position = [0.0] * rows, [0] * rows, [1.0] * rows, [0] * rows, [0] * rows
@@ -74,9 +79,11 @@ class DeviceSampler:
             temperature[row], top_p[row] = params.temperature, params.top_p
             top_k[row] = params.top_k if params.top_k < self._vocab_size else 0
             seeds[row] = (request.generator.initial_seed() + 2**63) % 2**64 - 2**63
-            position[row] = len(request.output) + ahead
+            position[row] = len(request.output) + ahead if places is None else 1 - len(request.prompt)
         plan = self._plans[any(top_k), any(p < 1 for p in top_p)]
         plan.set(temperature, top_k, top_p, seeds)
         at = torch.empty(rows, dtype=torch.int64, device=logits.device)
         send(position, at)
+        if places is not None:
+            at += places[:rows]
         plan.run(logits[:rows], at, chosen[:rows])

@@ -23,8 +23,12 @@ from wellhead.model.device_speculative import SpeculativeStep, SpeculativeSteps
 
 @dataclass(frozen=True)
 class _Computed:
-    """The last step's chunks: those that brought their newest token, whose streams `step` has, and those of prompts."""
+    """The last step's chunks and scores: `trial` brought their newest token, their streams are in `step`; the others
+    are prompts.
+    """
 
+    chunks: Sequence[Chunk]
+    scores: Scores
     trial: Sequence[int]
     prompts: Sequence[int]
     step: SpeculativeStep | None
@@ -36,11 +40,11 @@ class DeviceSpeculativeRunner(DeviceRunner):
     for each; the others as a prefill. The drafting layer then follows over the accepted tokens and chains
     `speculative_tokens` guesses, all the best ones, for sampled requests too.
 
-    When all requests of a step are greedy, acceptance and drafting are launched behind the step without waiting; else
-    the host accepts first. Either way one read brings back the choice, one the guesses.
+    Where every token of a step is chosen on the card, acceptance and drafting are launched behind it without waiting,
+    and so may the next step be: it takes what they leave (`SpeculativeStep.take`). Else the host accepts first.
     """
 
-    overlaps = False  # how far a request gets depends on the drafts that are accepted
+    follows = True
 
     def __init__(
         self, model: DeviceModel, num_pages: int, num_slots: int, window_pages: int | None = None, *,
@@ -54,7 +58,7 @@ class DeviceSpeculativeRunner(DeviceRunner):
             largest_graph=largest_graph, phase=phase,
         )  # fmt: skip
         self.proposer = BestDrafts(speculative_tokens)
-        self._computed = _Computed((), (), None, None)
+        self._computed: _Computed | None = None
 
     def _make_steps(self, context: int, sizes: Sequence[int], captured: bool) -> None:
         self._steps = SpeculativeSteps(
@@ -77,35 +81,44 @@ class DeviceSpeculativeRunner(DeviceRunner):
         if trial:
             step = self._steps.of(len(trial), longest(chunks[i] for i in trial))
             places = step.load([chunks[i] for i in trial])
+            if rows:  # of the last step, places of the requests that go on
+                step.take([row // self.each for row in rows])
             step.verify()
             self._count(step.captured)
             parts.add(step.logits, step.best, dict(zip(trial, places, strict=True)))
         if prompts:
             done = self._compute_prompts(chunks, prompts, parts)
-        self._computed = _Computed(trial, prompts, step, done)
-        return parts.scores()
+        scores = parts.scores()
+        if rows and step is not None:
+            scores = replace(scores, positions=step.positions)
+        self._computed = _Computed(chunks, scores, trial, prompts, step, done)
+        return scores
 
     def execute(self, orders: Orders) -> Scores:
         scores = super().execute(orders)
-        if not orders.following:
-            return scores
-        with self._frozen():
-            return self._draft_best(orders, scores)
+        return replace(scores, drafts=self.follow(orders.following, scores.best)) if orders.following else scores
 
-    def _draft_best(self, orders: Orders, scores: Scores) -> Scores:
-        """The scores, with guesses behind the best tokens."""
-        if self._computed.step is not None:
-            self._computed.step.draft()  # over what `verify` accepted
-        wanted = [{"none": 0, "last": 1, "all": len(chunk.token_ids)}[chunk.logits] for chunk in orders.chunks]
+    def follow(self, following: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
+        with self._frozen():
+            return self._follow(following, chosen)
+
+    def _follow(self, following: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
+        done = self._computed
+        assert done is not None
+        if done.step is not None:
+            if chosen is not done.scores.best:
+                done.step.chosen(chosen[: len(done.step.best)])
+            done.step.draft()
+        wanted = [{"none": 0, "last": 1, "all": len(chunk.token_ids)}[chunk.logits] for chunk in done.chunks]
         ends = list(accumulate(wanted))  # of each chunk's tokens in the scores
-        following = []
-        for index in self._computed.prompts:
-            chunk, last = orders.chunks[index], orders.following[index]
+        behind = []
+        for index in done.prompts:
+            chunk, last = done.chunks[index], following[index]
             known = torch.tensor([*chunk.token_ids[1:], max(last, 0)], device=self._model.device)
             if last < 0:
-                known[-1] = scores.best[scores.at[ends[index] - 1]]
-            following.append(known)
-        return replace(scores, drafts=self._guessed(orders.chunks, torch.cat(following) if following else None))
+                known[-1] = chosen[done.scores.at[ends[index] - 1]]
+            behind.append(known)
+        return self._guessed(done, done.chunks, torch.cat(behind) if behind else None)
 
     def draft(self, orders: DraftOrders) -> torch.Tensor:
         """int64 [S, speculative_tokens] behind the chunks with logits "last", in their order."""
@@ -119,18 +132,19 @@ class DeviceSpeculativeRunner(DeviceRunner):
             for chunk, end in zip(orders.chunks, ends, strict=True)
         ]
         done = self._computed
+        assert done is not None
         if done.step is not None:
             done.step.choose([orders.chunks[i] for i in done.trial], [behind[i] for i in done.trial])
             done.step.draft()
         known = [token for index in done.prompts for token in behind[index]]
         following = torch.tensor(known, device=self._model.device) if known else None
-        return self._guessed(orders.chunks, following)
+        return self._guessed(done, orders.chunks, following)
 
-    def _guessed(self, chunks: Sequence[Chunk], following: torch.Tensor | None) -> torch.Tensor:
+    def _guessed(self, last: _Computed, chunks: Sequence[Chunk], following: torch.Tensor | None) -> torch.Tensor:
         """Guesses of every chunk that wants logits, those on trial from the step that has drafted; the prompts' tokens,
         followed by `following`, go through the drafting layer here.
         """
-        last, prompts = self._computed, self._computed.done
+        prompts = last.done
         parts: list[torch.Tensor] = []
         order: list[int] = []
         if last.step is not None:

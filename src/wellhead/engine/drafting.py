@@ -54,7 +54,7 @@ def plan(
         request, tokens = item.request, found.get(item.request, [])
         count = item.tokens + max(0, len(tokens) - 1)
         end = chunk.start + count
-        drafts = speculative.draft_count(request, end + 1, most) if tokens else 0
+        drafts = speculative.draft_count(request, request.known + len(tokens), most) if tokens else 0
         own = replace(chunk, token_ids=chunk.token_ids[:count], logits="last" if drafts else "none")
         accepted.append(own)
         # behind the newest token of a request that failed comes nothing: any id will do

@@ -13,7 +13,7 @@ from wellhead.model.batch import Chunk
 from wellhead.model.load import ServedModel
 from wellhead.model.parallel import Group
 
-_STOP, _ALLOCATE, _STEP, _DRAFT = range(4)
+_STOP, _ALLOCATE, _STEP, _DRAFT, _FOLLOW = range(5)
 
 
 class LeadingRunner(StepRunner):
@@ -28,10 +28,12 @@ class LeadingRunner(StepRunner):
         self._inner = make_runner(model, num_pages, num_slots, window_pages)
         self.config, self.state = self._inner.config, self._inner.state
         self.proposer, self.sampler = self._inner.proposer, self._inner.sampler
-        self.graph_sizes, self.overlaps = self._inner.graph_sizes, self._inner.overlaps
+        self.graph_sizes = self._inner.graph_sizes
+        self.overlaps, self.follows = self._inner.overlaps, self._inner.follows
 
     def execute(self, orders: Orders) -> Scores:
-        drawn = bool(orders.rows) and self.chosen is not self._inner.chosen  # the best ids every rank has itself
+        # the best ids every rank has itself, and what `follow` was told
+        drawn = bool(orders.rows) and not self.follows and self.chosen is not self._inner.chosen
         self._group.broadcast([_STEP, len(self.chosen) if drawn else 0, *orders.encode()])
         if drawn:
             self._inner.chosen = self._group.share(self.chosen)
@@ -42,6 +44,10 @@ class LeadingRunner(StepRunner):
     def draft(self, orders: DraftOrders) -> torch.Tensor:
         self._group.broadcast([_DRAFT, *orders.encode()])
         return self._inner.draft(orders)
+
+    def follow(self, following: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
+        self._group.broadcast([_FOLLOW, len(chosen), *following])
+        return self._inner.follow(following, self._group.share(chosen))
 
     def compute(self, chunks: Sequence[Chunk], rows: Sequence[int] = ()) -> Scores:
         return self.execute(Orders(chunks, rows=rows))
@@ -64,6 +70,9 @@ def follow(group: Group, make_runner: MakeRunner, model: ServedModel) -> None:
             if drawn:
                 runner.chosen = group.share(runner.chosen.new_empty(drawn))
             runner.execute(Orders.decode(words))
+        elif what == _FOLLOW:
+            rows, *following = words
+            runner.follow(following, group.share(runner.chosen.new_empty(rows)))
         else:
             runner.draft(DraftOrders.decode(words))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from wellhead.engine.choice import Launched, choose, read
+from wellhead.engine.choice import Launched, choose, launched, read
 from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.drafting import Proposer
 from wellhead.engine.orders import DraftOrders, Orders, Wanted
@@ -26,6 +26,7 @@ class StepRunner(ABC):
     proposer: Proposer | None = None
     sampler: DeviceSampler | None = None
     overlaps = False  # whether a step can be launched before what the last one chose has been read
+    follows = False  # whether drafts are made behind what is chosen where the step is computed
     graph_misses: int | None = None  # steps whose decodes ran launch by launch; None where there are no graphs
     graph_sizes: Sequence[int] = ()  # batch sizes with a captured decode step
 
@@ -62,12 +63,12 @@ class StepRunner(ABC):
                 restores.append((item.restore, request.state_slot))
             if item.save >= 0:
                 saves.append((request.state_slot, item.save))
-            drafts = [draft.token for draft in request.drafts[: item.drafts]]
-            wanted: Wanted = "none" if not item.samples else "all" if drafts else "last"
-            start, tokens = request.computed + item.ahead, request.next_tokens(item.tokens) + drafts
+            wanted: Wanted = "none" if not item.samples else "all" if item.drafts else "last"
+            start, tokens = request.computed + item.ahead, request.next_tokens(item.tokens)
+            tokens += [draft.token for draft in request.drafts[: item.drafts]]
             if item.ahead:
                 rows.append(self._rows[request])
-                tokens = [0]  # the row's, whatever it is
+                tokens = [0] * (1 + item.drafts)  # the row's, whatever they are, and with drafts wherever
             chunks.append(
                 Chunk(
                     tokens, start, request.pages, request.state_slot, logits=wanted, window_pages=request.window_pages
@@ -75,12 +76,15 @@ class StepRunner(ABC):
             )
             end = start + item.tokens
             following.append(-1 if item.samples else request.tokens(end, end + 1)[0])
-        if not all(item.request.greedy for item in work if item.samples):
-            following = []
-        scores = self.execute(Orders(chunks, restores, saves, following, rows))  # who saves a page's end has no drafts
-        launched = choose(work, chunks, scores, self.sampler)
-        self.chosen, self._rows = launched.chosen, {r: scores.at[span[-1]] for r, span in launched.spans.items()}
-        return launched
+        best = all(item.request.greedy for item in work if item.samples)
+        # who saves a page's end has no drafts
+        scores = self.execute(Orders(chunks, restores, saves, following if self.follows and best else (), rows))
+        choice = choose(work, scores, self.sampler)
+        guesses = scores.drafts
+        if self.follows and not best and choice.by_host == 0:
+            guesses = self.follow(following, choice.chosen)
+        self.chosen, self._rows = choice.chosen, {r: scores.at[span[-1]] for r, span in choice.spans.items()}
+        return launched(work, chunks, scores, choice, guesses, leads=choice.by_host == 0 or not self.follows)
 
     def execute(self, orders: Orders) -> Scores:
         """`compute` the orders' chunks, between what they restore and what they save. Every rank of several does this
@@ -94,13 +98,19 @@ class StepRunner(ABC):
         self.chosen = scores.best
         return scores
 
+    def follow(self, following: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
+        """Guesses behind the last step as in `Scores.drafts`, over what was chosen of it, int64 [M] as its `best`;
+        `following` as in `Orders`. Every rank of several does this.
+        """
+        raise NotImplementedError(f"{type(self).__name__} makes no drafts by itself; see `draft`")
+
     def finish(self, launched: Launched) -> dict[Request, list[int]]:
         """The next tokens of every request whose newest token was in the step: its drafts as far as they were accepted,
         then one more. The scheduler is told by its `advance`, not here. A request whose tokens cannot be chosen has its
         `error` set and no tokens; one that has ended since is left out.
         """
-        found = read(launched)
-        self.propose(launched.work, launched.chunks, found, launched.scores.drafts)
+        found, drafts = read(launched)
+        self.propose(launched.work, launched.chunks, found, drafts)
         return found
 
     def draft(self, orders: DraftOrders) -> torch.Tensor:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from wellhead.engine.memory import Memory
 from wellhead.engine.request import FinishReason, Request
+from wellhead.engine.speculative import draft_count
 from wellhead.model.state import PAGE_TOKENS
 
 
@@ -132,23 +133,27 @@ class Scheduler:
 
     def schedule_ahead(self, work: Sequence[Work], carried: Callable[[Request], bool]) -> list[Work]:
         """The step behind `work` while that is being computed: one token more of every request that does not end by its
-        length, whatever is chosen. Empty unless that is all there is to do: nobody can be admitted, every prompt is
-        computed, and each choice is `carried` from step to step where it is made.
+        length, whatever is chosen, with all drafts. Empty unless that is all there is to do: nobody can be admitted,
+        every prompt is computed, each choice is `carried` from step to step where it is made, and every request gets
+        all drafts however many of the last ones are right.
         """
         alive = [item for item in work if item.request.finish_reason is None]
         if len(alive) != len(self.running) or (self.waiting and not self._full):
             return []
-        if any(item.drafts or not item.samples or not carried(item.request) for item in alive):
+        if any(not item.samples or not carried(item.request) for item in alive):
             return []
-        going = [item for item in alive if len(item.request.output) + 1 < item.request.max_tokens]
+        most = self._most_drafts
+        if most and any(item.tokens > 1 or not _drafting(item, most) for item in alive):
+            return []
+        going = [item for item in alive if most or len(item.request.output) + 1 < item.request.max_tokens]
         found = []
         for item in going:
             request, tokens = item.request, item.tokens + 1
             if self.memory.fitting(request, tokens) < tokens:
                 return []  # who was before it keeps a page that it needs next anyway
             self.memory.grow(request, tokens)
-            save = self.memory.tail_wanted(request, tokens)
-            found.append(Work(request, 1, samples=True, save=save, ahead=item.tokens))
+            save = self.memory.tail_wanted(request, tokens) if not most else -1  # no drafts at a page's end
+            found.append(Work(request, 1, samples=True, save=save, drafts=most, ahead=item.tokens))
         return found
 
     def advance(self, work: Sequence[Work], accepted: Mapping[Request, int] | None = None) -> None:
@@ -222,3 +227,9 @@ class Scheduler:
         samples = tokens == request.pending
         drafts = len(request.drafts) if samples else 0
         return Work(request, tokens, samples, restore, self.memory.tail_wanted(request, tokens), drafts)
+
+
+def _drafting(item: Work, most: int) -> bool:
+    """Whether a request has `most` drafts behind a step, however many tokens it has by that."""
+    known = item.request.known
+    return all(draft_count(item.request, known + 1 + right, most) == most for right in range(item.drafts + 1))

@@ -16,13 +16,14 @@ class Scores:
     int64 [M], their best id, first of equals.
 
     drafts int64 [S, k]: guesses behind the S requests whose newest token was in the step, if the runner has already
-    made some (`Orders.following`).
+    made some (`Orders.following`). positions int64 [M]: of the rows' tokens, where the host does not know them.
     """
 
     parts: Sequence[torch.Tensor]
     best: torch.Tensor
     at: Sequence[int]
     drafts: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
 
     @classmethod
     def of(cls, logits: torch.Tensor) -> Scores:

@@ -2,8 +2,9 @@
 and each `reach`.
 
 Every request has the same number of places, its newest token first, then its drafts; what it does not fill is padding.
-Two graphs a size: the model over all places with acceptance of best tokens, and the MTP module over what is accepted,
-then over its own guesses. Between them the host may say otherwise what was accepted (sampled requests).
+Two graphs a size: the model over all places with the best id of each; and acceptance of the drafts that are what was
+chosen in front of them, the MTP module over what is accepted, then over its own guesses. Between them what was chosen
+may be replaced, by what was drawn on the card or by the host. The second leaves what the next step begins with.
 """
 
 from __future__ import annotations
@@ -29,28 +30,31 @@ Run = Callable[[], None]
 
 @dataclass(frozen=True)
 class Results:
-    """Of up to M places, overwritten by every step: logits fp32 [M, V] and best ids int64 [M]; of up to S requests the
-    guesses int64 [S, drafts] behind their accepted tokens. All sizes share them: they run one at a time.
+    """Of up to M places, overwritten by every step: logits fp32 [M, V] and best ids int64 [M], or what was chosen
+    instead; of up to S requests what the next step computes, the newest id and the guesses behind it, int64
+    [S, 1 + drafts], and where, int64 [S]. All sizes share them: they run one at a time.
     """
 
     logits: torch.Tensor
     best: torch.Tensor
-    guesses: torch.Tensor
+    newest: torch.Tensor
+    places: torch.Tensor
 
 
 class SpeculativeStep:
-    """`size` requests of 1 + drafts places each: `load`, `verify`, perhaps `choose`, `draft`."""
+    """`size` requests of 1 + drafts places each: `load`, perhaps `take`, `verify`, perhaps `choose` or `chosen`,
+    `draft`.
+    """
 
     def __init__(
         self, mtp: DeviceMtp, model: DeviceModel, state: ModelState, width: int, ws: Workspace, results: Results
     ):
-        self._drafts = results.guesses.shape[1]
-        self.each, self.workspace = 1 + self._drafts, ws
+        self.each, self.workspace, self._results = results.newest.shape[1], ws, results
         self.size = size = ws.tokens // self.each
         self._mtp, self._model, self._state = mtp, model, state
         places, device = ws.tokens, model.device
         self.logits, self.best = results.logits[:places], results.best[:places]
-        self.guesses = results.guesses[:size]
+        self.guesses = results.newest[:size, 1:]
 
         def full(value: int, *shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.full(shape, value, dtype=dtype, device=device)
@@ -63,8 +67,6 @@ class SpeculativeStep:
             window_table=full(-1, size, width, dtype=torch.int32),
             firsts=of_request * self.each,
         )  # fmt: skip
-        self._accepted = full(-1, places)  # state slots of the places that are right, -1 for the others
-        self._following = full(0, places)  # ids behind them
         self.captured = False
         self.verify: Run = self._verify
         self.draft: Run = self._draft
@@ -87,17 +89,37 @@ class SpeculativeStep:
             send(table, target[: len(chunks), : table.shape[1]])
         return places
 
+    def take(self, rows: Sequence[int]) -> None:
+        """In place of the tokens loaded, those with which the last step says that its requests `rows` go on, and their
+        places; each has all its drafts. What is loaded of pages and slots stays.
+        """
+        newest, places, count = self._results.newest, self._results.places, len(rows)
+        if list(rows) != list(range(count)):
+            at = torch.empty(count, dtype=torch.int64, device=newest.device)
+            send(rows, at)
+            newest, places = newest[at], places[at]
+        inputs, each = self._inputs, torch.arange(self.each, device=newest.device)
+        inputs.token_ids.view(self.size, self.each)[:count].copy_(newest[:count])
+        inputs.positions.view(self.size, self.each)[:count].copy_(places[:count, None] + each)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """int64 [places] of what is computed."""
+        return self._inputs.positions
+
     def choose(self, chunks: Sequence[Chunk], following: Sequence[Sequence[int]]) -> None:
-        """Of the requests loaded, the places that are right, those of the leading tokens that `chunks` still have, and
-        the ids behind each of these tokens; instead of what `verify` found.
+        """What the host has chosen, instead of the best ids: of the requests loaded, the ids behind each of the leading
+        tokens that `chunks` still have, which are right.
         """
         places = self._places([len(chunk.token_ids) for chunk in chunks])
-        slots, ids = torch.full(self._accepted.shape, -1), torch.zeros(self._following.shape, dtype=torch.int64)
-        for chunk, own, behind in zip(chunks, places, following, strict=True):
-            slots[own.start : own.stop] = chunk.state_slot
+        ids = torch.full(self.best.shape, -1)  # no token: no draft behind it is right
+        for own, behind in zip(places, following, strict=True):
             ids[own.start : own.stop] = torch.tensor(behind)
-        send(slots, self._accepted)
-        send(ids, self._following)
+        send(ids, self.best)
+
+    def chosen(self, ids: torch.Tensor) -> None:
+        """What was drawn, int64 [places], instead of the best ids."""
+        self.best.copy_(ids)
 
     def capture(self, pool: Any) -> None:
         """Replace both parts by the replay of their graphs, whose memory comes from `pool`."""
@@ -108,16 +130,11 @@ class SpeculativeStep:
         return [range(row * self.each, row * self.each + count) for row, count in enumerate(counts)]
 
     def _verify(self) -> None:
-        """Logits and best ids of every place; accepted is a draft that is the best id of the accepted place before."""
+        """Logits and best ids of every place."""
         inputs = replace(self._inputs, ends={ratio: self._ends(ratio) for ratio in (4, 128)})
         streams = self._model.forward(inputs, self._state, self.workspace)
         self.logits.copy_(self._model.logits(streams, self.workspace))
         self._model.best(self.logits, self.workspace, self.best)
-        ids, best = inputs.token_ids.view(self.size, self.each), self.best.view(self.size, self.each)
-        right = torch.ones_like(ids)
-        right[:, 1:] = (ids[:, 1:] == best[:, :-1]).cumprod(1)
-        self._accepted.copy_(torch.where(right.view(-1) > 0, inputs.state_slots, -1))
-        self._following.copy_(self.best)
 
     def _ends(self, ratio: int) -> torch.Tensor:
         """int32 [size]: the place where a block of the request ends, -1 for none; there is one at most, as a request
@@ -129,12 +146,20 @@ class SpeculativeStep:
         return torch.where(ends, places, -1).view(self.size, self.each).amax(1)
 
     def _draft(self) -> None:
-        """MTP over the accepted places of the streams that `verify` left in the workspace, then over its guesses."""
-        inputs = replace(self._inputs, state_slots=self._accepted)
-        streams = self._mtp.forward(self.workspace.streams, self._following, inputs, self._state, self.workspace)
-        count = (self._accepted.view(self.size, self.each) >= 0).sum(1)
-        at = self._first + (count - 1).clamp_min(0)
-        self.guesses.copy_(self._mtp.guess(streams[at], inputs.only(at), self._state, self.workspace, self._drafts))
+        """MTP over the accepted places of the streams that `verify` left in the workspace, then over its guesses. A
+        draft is accepted that is the id chosen at the accepted place before.
+        """
+        shape, ws, chosen = (self.size, self.each), self.workspace, self.best.clamp_min(0)
+        right = torch.ones(shape, dtype=torch.int64, device=chosen.device)
+        right[:, 1:] = (self._inputs.token_ids.view(shape)[:, 1:] == self.best.view(shape)[:, :-1]).cumprod(1)
+        accepted = torch.where(right.view(-1) > 0, self._inputs.state_slots, -1)
+        inputs = replace(self._inputs, state_slots=accepted)
+        streams = self._mtp.forward(ws.streams, chosen, inputs, self._state, ws)
+        at = self._first + ((accepted.view(shape) >= 0).sum(1) - 1).clamp_min(0)
+        newest, places = self._results.newest[: self.size], self._results.places[: self.size]
+        newest[:, 0].copy_(chosen[at])
+        newest[:, 1:].copy_(self._mtp.guess(streams[at], inputs.only(at), self._state, ws, self.each - 1))
+        places.copy_(inputs.positions[at] + 1)
 
 
 class SpeculativeSteps:
@@ -153,7 +178,8 @@ class SpeculativeSteps:
         results = Results(
             torch.empty(places, model.config.vocab_size, device=device),
             torch.zeros(places, dtype=torch.int64, device=device),
-            torch.zeros(most, drafts, dtype=torch.int64, device=device),
+            torch.zeros(most, 1 + drafts, dtype=torch.int64, device=device),
+            torch.zeros(most, dtype=torch.int64, device=device),
         )
         self.steps = {
             (size, pages): SpeculativeStep(mtp, model, state, pages, ws, results)
