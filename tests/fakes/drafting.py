@@ -43,8 +43,10 @@ class OracleRunner(Runner):
 
 
 def helped(runner: StepRunner, truth: dict[tuple[int, ...], list[int]]) -> Propose:
-    """A runner's `propose`, after which five drafts of six of the prompts in `truth` are the right tokens."""
-    propose, turn = runner.propose, itertools.count()
+    """A runner's `propose`, after which five drafts of six of the prompts in `truth` are the right tokens. The runner
+    no longer goes ahead: a card would go on with its own drafts.
+    """
+    propose, turn, runner.overlaps = runner.propose, itertools.count(), False
 
     def better(work: object, chunks: object, found: dict[Request, list[int]], made: object = None) -> None:
         propose(work, chunks, found, made)  # type: ignore[arg-type]

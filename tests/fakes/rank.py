@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fakes.drafting import helped
+from fakes.following import PlaceSampler
 from fakes.host_sampler import HostSampler
 from wellhead.engine import loading
 from wellhead.engine.llm import LLM
@@ -60,18 +61,22 @@ def with_drafts(llm: LLM) -> tuple[list[list[int]], int]:
     return [one.token_ids for one in done[:-1]], llm.engine.counters.accepted_tokens - before
 
 
-def check_overlap(llm: LLM) -> None:
-    """Tokens that rank 0 draws reach the others before it has read them: the answers are those of steps in turn."""
+def check_overlap(llm: LLM, drafts: bool) -> None:
+    """Tokens that rank 0 draws reach the others before it has read them: the answers are those of steps in turn. With
+    drafts they are wanted in turn as well, to accept by.
+    """
     engine, found = llm.engine, []
-    engine._runner.sampler = HostSampler()  # type: ignore[assignment]
-    share, shared = engine._runner._group.share, []  # type: ignore[attr-defined]
-    engine._runner._group.share = lambda chosen: shared.append(1) or share(chosen)  # type: ignore[attr-defined]
-    params = [replace(GREEDY, temperature=float(number % 2), seed=number) for number in range(len(PROMPTS))]
+    runner: Any = engine._runner
+    runner.sampler = PlaceSampler() if drafts else HostSampler()
+    (share, shared), (launch, ahead) = (runner._group.share, []), (runner.launch, [])
+    runner._group.share = lambda chosen: shared.append(1) or share(chosen)
+    runner.launch = lambda work: ahead.extend(item.ahead > 0 for item in work) or launch(work)
+    params = [replace(GREEDY, temperature=float(n % 2), seed=n, max_tokens=16) for n in range(len(PROMPTS))]
     for engine._overlap in (False, True):
         found.append([one.token_ids for one in llm.generate(PROMPTS, params)])
-        assert bool(shared) == engine._overlap
+        assert any(ahead) == engine._overlap and bool(shared) == (engine._overlap or drafts)
     assert found[0] == found[1]
-    engine._runner.sampler = None
+    runner.sampler, runner._group.share, runner.launch = None, share, launch
 
 
 def load(numerics: str, split: Split = WHOLE, group: Group = ALONE, speculative_tokens: int = 0, way: str = "") -> LLM:
@@ -111,8 +116,8 @@ def main(rank: int, world: int, rendezvous: str, output: Path) -> None:
         else:
             llm = load(numerics, split, group, guesses, way)
             tokens, logits = answers(llm)
-            if way == "device" and not guesses:
-                check_overlap(llm)
+            if way == "device":
+                check_overlap(llm, guesses > 0)
             found[f"{experts} {numerics} {guesses} {way}".strip()] = {"tokens": tokens, "logits": logits.tolist()}
             if guesses:
                 again, accepted = with_drafts(llm)

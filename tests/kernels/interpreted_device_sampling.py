@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from wellhead.engine.choice import choose, read
+from wellhead.engine.choice import choose, launched, read
 from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.request import Request
 from wellhead.engine.sampling_params import SamplingParams
@@ -68,14 +69,33 @@ def test_drafts_leave_the_draws_as_they_are() -> None:
     alone = []
     for ahead in range(3):
         own = request(reporting, 4 + ahead)
-        alone += read(choose([Work(own, 1, True)], (), Scores.of(logits[ahead : ahead + 1].clone()), sampler))[own]
+        alone += ended([Work(own, 1, True)], Scores.of(logits[ahead : ahead + 1].clone()), sampler)[own]
     for right in range(3):
         one, other = request(reporting, 4), request(KINDS[1], 1)
         one.drafts = [Draft(token) for token in [*alone[:right], (alone[right] + 1) % VOCAB, 5][:2]]
         work = [Work(one, 1, True, drafts=2), Work(other, 1, True)]
-        found = read(choose(work, (), Scores.of(logits[[0, 1, 2, 5]]), sampler))
+        found = ended(work, Scores.of(logits[[0, 1, 2, 5]]), sampler)
         assert found[one] == alone[: right + 1] and len(found[other]) == 1
         assert [next(iter(each)) for each in one.logprobs] == found[one]
+
+
+def ended(work: Sequence[Work], scores: Scores, sampler: DeviceSampler) -> dict[Request, list[int]]:
+    return read(launched(work, (), scores, choose(work, scores, sampler), None, leads=True))[0]
+
+
+def test_draws_by_places_are_those_by_numbers_of_tokens() -> None:
+    """Of steps whose drafts were accepted or not before anybody read it, beside a greedy request."""
+    rows = torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(5))
+    logits, sampler = rows.to(DEVICE), DeviceSampler(6, VOCAB, torch.device(DEVICE))
+    sampler.warm_up()
+    one, other = request(KINDS[0], 4), request(KINDS[1], 9)  # rows 2 and 3 are a greedy one's
+    other.prompt = [3] * 6
+    spans = {one: [0, 1], other: [4, 5]}
+    wanted = sampler.draw(Scores.of(logits), spans)
+    places = torch.tensor([1 + 4 - 1, 5, 2, 3, 6 + 9 - 1, 15], device=DEVICE)
+    one.output, other.output = one.output[:-3], other.output[:-1]  # the host has not read the last ones
+    found = sampler.draw(replace(Scores.of(logits), positions=places), spans, unread=1)
+    assert found.equal(wanted) and not sampler.draw(Scores.of(logits), spans, unread=1).equal(wanted)
 
 
 def test_what_is_left_to_the_host() -> None:

@@ -18,10 +18,10 @@ def prompts() -> list[list[int]]:
     return [torch.randint(3, 3000, (20 + 11 * i,), generator=generator).tolist() for i in range(ROWS)]
 
 
-@pytest.mark.parametrize("captured", [True, False])
-def test_overlap_changes_no_token(captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Token for token, over block and page ends, answers of many lengths, greedy and drawn: decodes have one number of
-    rows, whoever is left, so a row's sums have one order.
+@pytest.mark.parametrize(("captured", "drafts"), [(True, 0), (False, 0), (True, 3)])
+def test_overlap_changes_no_token(captured: bool, drafts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token for token, over block and page ends, answers of many lengths, greedy and drawn, with drafts or without:
+    decodes have one number of rows, whoever is left, so a row's sums have one order.
     """
     monkeypatch.setattr(device_runner, "ladder", lambda most, largest_graph: [ROWS])
     kinds: list[dict[str, float]] = [
@@ -35,7 +35,7 @@ def test_overlap_changes_no_token(captured: bool, monkeypatch: pytest.MonkeyPatc
     for overlap in (False, True):
         llm = LLM(
             device="cuda", progress=False, num_pages=96, max_running=ROWS, chunk_tokens=8192, overlap=overlap,
-            prefix_caching=False, captured=captured,
+            prefix_caching=False, captured=captured, speculative_tokens=drafts,
         )  # fmt: skip
         launch, ahead = llm.engine._runner.launch, []
 
@@ -46,7 +46,7 @@ def test_overlap_changes_no_token(captured: bool, monkeypatch: pytest.MonkeyPatc
         llm.engine._runner.launch = spy  # type: ignore[method-assign]
         found.append([one.token_ids for one in llm.generate(prompts(), asked)])
         llm.engine.check()
-        assert (sum(ahead) > 300) == overlap
+        assert (sum(ahead) > (30 if drafts else 300)) == overlap
         del llm
     assert found[0] == found[1]
 
