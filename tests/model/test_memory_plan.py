@@ -168,13 +168,15 @@ LADDER = (1, 2, 4, 8, 16, 32, 64)
 def test_the_plan_is_what_a_card_held(
     layers: int, world: int, sizes: tuple[int, ...], context: int, measured: float
 ) -> None:
-    """`bench step` on an H100 80GB (commit ce9c158) and two H200 (23034d1), GB in use: step.jsonl."""
+    """`bench step` on an H100 80GB (commit ce9c158) and two H200 (23034d1), GB in use: step.jsonl. Every batch size had
+    buffers of its own then, 0.1 to 0.2 GB of the ladder's.
+    """
     config, split = load_config(first_layers(published_config("v4-flash"), layers)), Split(0, world)
     chosen = choices(config, split)
     plan = plan_memory(config, CHECKPOINT, split, 140 * 10**9, Steps(0, sizes, context), chosen, slots=max(sizes))
     caches = max(sizes) * (pages_for(context) * plan.state.page + plan.state.slot)
     planned = plan.weights.total + caches + plan.workspace + plan.graphs + plan.reserved
-    assert planned == pytest.approx(measured * 1e9, rel=0.002)
+    assert planned == pytest.approx(measured * 1e9, rel=0.002 if len(sizes) == 1 else 0.003)
 
 
 def tiny_choices(split: Split) -> Choices:

@@ -58,8 +58,8 @@ class DecodeStep:
 
 
 class DecodeSteps:
-    """The ladder, by (size, pages of the longest request). Graphs share one memory pool: they run one at a time, the
-    largest is captured first. Sizes above `largest_graph` run launch by launch.
+    """The ladder, by (size, pages of the longest request). Graphs share buffers and one memory pool: they run one at a
+    time, the largest is captured first. Sizes above `largest_graph` run launch by launch.
     """
 
     def __init__(
@@ -71,10 +71,12 @@ class DecodeSteps:
         self._largest = max(sizes) if largest_graph is None else largest_graph
         self._pool = torch.cuda.graph_pool_handle() if captured else None
         self.steps: dict[tuple[int, int], DecodeStep] = {}
+        whole = model.workspace(max(sizes), context)
         for size in sorted(set(sizes), reverse=True):
             logits = torch.empty(size, model.config.vocab_size, device=model.device)
             best = torch.zeros(size, dtype=torch.int64, device=model.device)
-            for pages, ws in reversed(model.workspace(size, context).by_reach(reaches(context)).items()):
+            of_size = whole.part(size) if size < whole.tokens else whole
+            for pages, ws in reversed(of_size.by_reach(reaches(context)).items()):
                 self.steps[size, pages] = self._step(model, state, pages, ws, logits, best)
 
     def of(self, requests: int, pages: int) -> DecodeStep:

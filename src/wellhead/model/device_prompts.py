@@ -21,7 +21,7 @@ from wellhead.model.reach import prompt_reaches, prompt_sizes
 from wellhead.model.state import ModelState
 from wellhead.ops.host_copies import send
 
-PADDING = {"token_ids": 0, "positions": 0, "rows": 0, "state_slots": -1, "firsts": 0}  # as `warm_up.padding` has it
+PADDING = {"token_ids": 0, "positions": 0, "rows": 0, "state_slots": -1, "firsts": 0}
 
 
 class PromptStep:

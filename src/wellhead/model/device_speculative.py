@@ -154,7 +154,7 @@ class SpeculativeStep:
         right[:, 1:] = (self._inputs.token_ids.view(shape)[:, 1:] == self.best.view(shape)[:, :-1]).cumprod(1)
         accepted = torch.where(right.view(-1) > 0, self._inputs.state_slots, -1)
         inputs = replace(self._inputs, state_slots=accepted)
-        streams = self._mtp.forward(ws.streams, chosen, inputs, self._state, ws)
+        streams = self._mtp.forward(ws.streams[: ws.tokens], chosen, inputs, self._state, ws)
         at = self._first + ((accepted.view(shape) >= 0).sum(1) - 1).clamp_min(0)
         newest, places = self._results.newest[: self.size], self._results.places[: self.size]
         newest[:, 0].copy_(chosen[at])
@@ -181,13 +181,12 @@ class SpeculativeSteps:
             torch.zeros(most, 1 + drafts, dtype=torch.int64, device=device),
             torch.zeros(most, dtype=torch.int64, device=device),
         )
-        self.steps = {
-            (size, pages): SpeculativeStep(mtp, model, state, pages, ws, results)
-            for size in sorted(set(sizes), reverse=True)
-            for pages, ws in reversed(
-                model.workspace(size * (1 + drafts), context, chunked=True).by_reach(reaches(context)).items()
-            )
-        }  # fmt: skip
+        self.steps: dict[tuple[int, int], SpeculativeStep] = {}
+        whole = model.workspace(places, context, chunked=True)
+        for size in sorted(set(sizes), reverse=True):
+            of_size = whole.part(size * (1 + drafts)) if size < most else whole
+            for pages, ws in reversed(of_size.by_reach(reaches(context)).items()):
+                self.steps[size, pages] = SpeculativeStep(mtp, model, state, pages, ws, results)
         if captured:
             pool = torch.cuda.graph_pool_handle()
             for (size, _), step in self.steps.items():

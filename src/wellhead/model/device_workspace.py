@@ -1,5 +1,5 @@
 """Plans of every op, and the buffers between them, for steps of up to a number of tokens; all layers share them, and
-steps that run one at a time may share the buffers (`part`, `by_reach`).
+steps that run one at a time may share the buffers, those within the plans too (`part`, `by_reach`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from wellhead.ops.addresses.api import Wanted
 from wellhead.ops.moe.api import Mxfp4Experts
 from wellhead.ops.norm_quant.api import Rounded
 from wellhead.ops.sampling import api as sampling
+from wellhead.ops.scratch import Scratch
 
 
 class Workspace:
@@ -39,17 +40,15 @@ class Workspace:
         # branches of a step: the compressor's rows (and index keys), records; routing; mixing weights; queries
         self.keys, self.records, self.routing, self.weighing = (Aside(torch.device(device)) for _ in range(4))
         self.queries = Aside(torch.device(device), PATIENT)
-        self.ahead = Ahead(torch.device(device), tokens)
+        self._of_tokens, self._of_reach = Scratch(), Scratch()
         self._index_logits = torch.empty(min(tokens, INDEX_ROWS) * pages * records_per_page(4), device=device)
-        self._plan_tokens(tokens)
-        self._plan_reach(pages)
+        self._plan(tokens, pages)
         self._allocate()
 
     def part(self, tokens: int) -> Workspace:
-        """For steps of up to `tokens` tokens, no more than this one's: other plans, the same buffers between them."""
+        """For steps of up to `tokens` tokens, no more than this one's: other plans, the same buffers."""
         other = copy(self)
-        other._plan_tokens(tokens)
-        other._plan_reach(self._pages)
+        other._plan(tokens, self._pages)
         return other
 
     def by_reach(self, reaches: Sequence[int]) -> dict[int, Workspace]:
@@ -58,13 +57,21 @@ class Workspace:
         for pages in map(pages_for, reaches):
             found[pages] = copy(self)
             if pages != self._pages:
-                found[pages]._plan_reach(pages)
+                found[pages]._plan(None, pages)
         return found
+
+    def _plan(self, tokens: int | None, pages: int) -> None:
+        """None: as many tokens as before."""
+        if tokens is not None:
+            with self._of_tokens.lend():
+                self._plan_tokens(tokens)
+        with self._of_reach.lend():
+            self._plan_reach(pages)
 
     def _plan_tokens(self, tokens: int) -> None:
         """The plans that do not depend on how long requests are."""
         config, numerics, split, choices, chunked, device = self._given
-        self.tokens = tokens
+        self.tokens, self.ahead = tokens, Ahead(torch.device(device), tokens)
 
         def use(op: str) -> Any:
             return functions_of(op, choices.of(op, tokens))

@@ -24,7 +24,7 @@ LAUNCH_SECONDS = 2.3e-6
 
 PREFILL_BYTES, PREFILL_FLOPS = 0.605, 0.159
 """A step over prompts takes its bytes at the first share of the roof, then its operations at the second share of the
-tensor cores' rate: steps of 2,048 and 4,096 tokens, 16 layers (step.jsonl). At some 500 tokens the host is slower.
+tensor cores' rate: steps of 2,048 and 4,096 tokens, 16 layers (step.jsonl).
 """
 
 REDUCE_SECONDS, REDUCE_GB_S, REDUCE_BYTES = 38.5e-6, 4.4, 512 << 10

@@ -77,7 +77,7 @@ def prompt_bytes(
     sizes = prompt_sizes(tokens)
     *shorter, context = prompt_reaches(steps.context)
     given = (config, numerics, split, choices, tokens, context)
-    kept = workspace_bytes(*given, chunked=True, parts=sizes[:-1], shorter=shorter)
+    kept = workspace_bytes(*given, chunked=True, parts=sizes[-2::-1], shorter=shorter)
     for size in sizes:
         for reach in (*shorter, context):
             kept += 8 * min(size, slots) * pages_for(reach) + 48 * size
@@ -86,15 +86,17 @@ def prompt_bytes(
 
 
 def decode_bytes(config: ModelConfig, numerics: Numerics, split: Split, choices: Choices, steps: Steps) -> int:
-    """Of all decodes: each size's logits (with drafts the sizes share those) and, for each of the `reaches`, its
-    workspace and inputs; and what the largest one needs besides while it runs, which captured ones keep in their pool.
+    """Of all decodes: their workspaces, each size's logits (with drafts the sizes share those) and, for each of the
+    `reaches`, its inputs; and what the largest one needs besides while it runs, which captured ones keep in their pool.
     """
-    total, drafts = 0, steps.drafts
+    if not steps.sizes:
+        return 0
+    drafts, (*shorter, context) = steps.drafts, reaches(steps.context)
+    *parts, largest = sorted(size * (1 + drafts) for size in set(steps.sizes))
+    given = (config, numerics, split, choices, largest, context)
+    total = workspace_bytes(*given, chunked=drafts > 0, parts=parts[::-1], shorter=shorter)
     for size in steps.sizes:
         tokens = size * (1 + drafts)
-        *shorter, context = reaches(steps.context)
-        given = (config, numerics, split, choices, tokens, context)
-        total += workspace_bytes(*given, chunked=drafts > 0, shorter=shorter)
         for reach in (*shorter, context):
             total += 8 * size * pages_for(reach) + 40 * tokens
         total += 0 if drafts else 4 * tokens * config.vocab_size

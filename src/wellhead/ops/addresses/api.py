@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops import scratch
 from wellhead.ops.addresses.reference import Entries, Window
 from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
@@ -127,7 +128,7 @@ def plan(
     integers = tokens * (1 + window + len(wanted) + every) + room
     return Addresses(
         tokens, pages, window, page, dict(wanted),
-        torch.empty(integers, dtype=torch.int64, device=device),
-        torch.empty(tokens * (pages + 2 * len(wanted)) + room, dtype=torch.int32, device=device),
-        torch.empty(tokens * 64 * len(wanted) + room, dtype=torch.float32, device=device),
+        scratch.empty(integers, dtype=torch.int64, device=device),
+        scratch.empty(tokens * (pages + 2 * len(wanted)) + room, dtype=torch.int32, device=device),
+        scratch.empty(tokens * 64 * len(wanted) + room, dtype=torch.float32, device=device),
     )  # fmt: skip

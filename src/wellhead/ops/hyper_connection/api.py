@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import triton
 
+from wellhead.ops import scratch
 from wellhead.ops.addends import Addends
 from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
@@ -68,7 +69,7 @@ def plan(
             f"hyper_connection: max_tokens {max_tokens}, iterations {iterations}, hc_eps {hc_eps}, norm_eps {norm_eps}"
             "; expected at least 0, at least 1, and both eps above 0"
         )
-    partial = torch.empty(max_tokens, d // CHANNELS, configs.columns(PRE_ROWS), dtype=torch.float32, device=device)
+    partial = scratch.empty(max_tokens, d // CHANNELS, configs.columns(PRE_ROWS), dtype=torch.float32, device=device)
     return Plan(d, max_tokens, norm_eps, hc_eps, iterations, partial)
 
 

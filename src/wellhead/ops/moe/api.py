@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from wellhead.ops import card
+from wellhead.ops import card, scratch
 from wellhead.ops.addends import Addends
 from wellhead.ops.card import launch
 from wellhead.ops.checks import expect
@@ -84,10 +84,10 @@ def plan(
     why = supports(d, m)
     if why is not None:
         raise ValueError(f"MXFP4 experts cannot be planned: {why}")
-    hidden = torch.empty(tokens * top_k, m, dtype=torch.bfloat16, device=device)
-    codes = torch.empty(tokens * top_k, m, dtype=torch.float8_e4m3fn, device=device)
-    scale = torch.empty(tokens * top_k, m // 128, dtype=torch.uint8, device=device)
-    each = torch.empty(tokens * top_k, d, dtype=torch.bfloat16, device=device)
+    hidden = scratch.empty(tokens * top_k, m, dtype=torch.bfloat16, device=device)
+    codes = scratch.empty(tokens * top_k, m, dtype=torch.float8_e4m3fn, device=device)
+    scale = scratch.empty(tokens * top_k, m // 128, dtype=torch.uint8, device=device)
+    each = scratch.empty(tokens * top_k, d, dtype=torch.bfloat16, device=device)
     config = choose_config(tokens, top_k, experts, d, m, card.has("wgmma"))
     rounding = norm_quant.plan(m, 0.0)
     return Mxfp4Experts(tokens, d, m, experts, top_k, limit, config, hidden, scale, each, codes, rounding)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops import scratch
 from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
 from wellhead.ops.moe.configs import LEAST, UNIT, Config
@@ -93,6 +94,6 @@ def workspaces(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """(hidden, hidden_scale, each) of a plan; `rounded` keeps the hidden vector as E4M3."""
     slots = tokens * top_k
-    hidden = torch.empty(slots, m, dtype=torch.float8_e4m3fn if rounded else torch.bfloat16, device=device)
-    scale = torch.empty(slots, m // 128, dtype=torch.uint8, device=device) if rounded else None
-    return hidden, scale, torch.empty(slots, d, dtype=torch.bfloat16, device=device)
+    hidden = scratch.empty(slots, m, dtype=torch.float8_e4m3fn if rounded else torch.bfloat16, device=device)
+    scale = scratch.empty(slots, m // 128, dtype=torch.uint8, device=device) if rounded else None
+    return hidden, scale, scratch.empty(slots, d, dtype=torch.bfloat16, device=device)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from wellhead.ops import card
+from wellhead.ops import card, scratch
 from wellhead.ops.addends import Addends
 from wellhead.ops.checks import expect
 from wellhead.ops.moe import api
@@ -112,7 +112,7 @@ def plan_prefill(
         raise ValueError(f"MXFP4 experts cannot be planned: {why}")
     config = choose_prefill(tokens, top_k, experts, product.native, card.has("wgmma"))
     hidden, scale, each = workspaces(tokens, d, m, top_k, product.native, device)
-    widened = torch.empty(tokens, d, dtype=torch.bfloat16, device=device) if product.widens else None
+    widened = scratch.empty(tokens, d, dtype=torch.bfloat16, device=device) if product.widens else None
     return Mxfp4Prefill(
         tokens, d, m, experts, top_k, limit, config, hidden, scale, each, product=product, widened=widened
     )

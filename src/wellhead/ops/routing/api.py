@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops import scratch
 from wellhead.ops.card import launch
 from wellhead.ops.checks import expect, expect_rows
 from wellhead.ops.routing.configs import Config, choose_config, wide_step
@@ -167,7 +168,7 @@ def plan(tokens: int, width: int, experts: int, top_k: int, scale: float, *, dev
     if why is not None:
         raise ValueError(f"routing cannot be planned: {why}")
     config = choose_config(tokens, width)
-    scores = torch.empty(tokens, experts, dtype=torch.float32, device=device)
+    scores = scratch.empty(tokens, experts, dtype=torch.float32, device=device)
     arrived = torch.zeros(-(-tokens // config.block_t), dtype=torch.int32, device=device)
     return Router(tokens, width, experts, top_k, scale, config, scores, arrived)
 
@@ -187,7 +188,7 @@ def plan_lists(
     capacity += -capacity % block
 
     def empty(n: int) -> torch.Tensor:
-        return torch.empty(n, dtype=torch.int32, device=device)
+        return scratch.empty(n, dtype=torch.int32, device=device)
 
     blocks = empty(capacity // block)
     return ExpertLists(numel, experts, first_expert, block, empty(capacity), empty(experts), empty(experts + 1), blocks)

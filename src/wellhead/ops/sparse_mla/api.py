@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from wellhead.formats import kv_record
+from wellhead.ops import scratch
 from wellhead.ops.card import launch
 from wellhead.ops.checks import byte_pages, expect
 from wellhead.ops.sparse_mla.configs import Config, choose_config
@@ -103,8 +104,8 @@ def plan(tokens: int, heads: int, most_records: int, scale: float, *, device: to
         raise ValueError(f"sparse MLA cannot be planned: {why}")
     config = choose_config(tokens, heads, most_records)
     parts = config.splits if config.splits > 1 else 0
-    part = torch.empty(tokens, parts, heads, kv_record.DIM, dtype=torch.float32, device=device)
-    stat = torch.empty(tokens, parts, heads, 2, dtype=torch.float32, device=device)
+    part = scratch.empty(tokens, parts, heads, kv_record.DIM, dtype=torch.float32, device=device)
+    stat = scratch.empty(tokens, parts, heads, 2, dtype=torch.float32, device=device)
     return SparseMla(tokens, heads, scale, config, part, stat)
 
 

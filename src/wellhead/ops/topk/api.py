@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from wellhead.ops import scratch
 from wellhead.ops.card import launch
 from wellhead.ops.checks import expect_rows
 from wellhead.ops.topk.configs import Config, choose_config, region
@@ -108,7 +109,7 @@ def planned(rows: int, columns: int, k: int, page: int, config: Config, device: 
     """`plan` with a config of the caller's."""
 
     def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=torch.int32, device=device)
+        return scratch.empty(*shape, dtype=torch.int32, device=device)
 
     bounds, counts = empty(rows, config.splits), empty(rows, config.splits)
     listed = empty(rows, config.splits, region(config, columns, k))
