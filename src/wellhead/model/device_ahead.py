@@ -20,7 +20,7 @@ class Ahead:
     def __init__(self, device: torch.device, tokens: int):
         on = device.type == "cuda" and tokens == 1
         self._budget = min(MOST_BYTES, l2_bytes(device) // 4) if on else 0
-        self._aside = Aside(device)
+        self._aside = Aside(device if on else torch.device("cpu"))
 
     def __call__(self, *weights: torch.Tensor) -> None:
         if self._budget:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 URGENT, PATIENT = -1, 0  # a stream's priority: whose blocks come first where a multiprocessor is free
+
+
+@functools.cache
+def capturing() -> torch.cuda.Stream:
+    """Where every graph of this process is captured: what one allocates before it is captured, the next finds there."""
+    return torch.cuda.Stream(priority=URGENT)
+
+
+def _apart(device: torch.device, priority: int) -> torch.cuda.Stream:
+    """A stream that is not `capturing`: torch has 32 of a priority and gives them out again."""
+    stream = torch.cuda.Stream(device, priority=priority)
+    return torch.cuda.Stream(device, priority=priority) if stream == capturing() else stream
 
 
 class Aside:
@@ -21,7 +34,7 @@ class Aside:
     """
 
     def __init__(self, device: torch.device, priority: int = URGENT):
-        self._stream = torch.cuda.Stream(device, priority=priority) if device.type == "cuda" else None
+        self._stream = _apart(device, priority) if device.type == "cuda" else None
         self._forked = False  # a stream that a capture has not seen must not be waited for
 
     @contextmanager

@@ -4,7 +4,6 @@ that stay where they are.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from wellhead.model.batch import Batch
-from wellhead.model.device_aside import URGENT
+from wellhead.model.device_aside import capturing
 from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_step import StepInputs
 from wellhead.model.device_workspace import Workspace
@@ -101,7 +100,7 @@ class DecodeSteps:
 
 def capture(parts: Sequence[Callable[[], object]], pool: Any) -> list[Callable[[], None]]:
     """The replay of a graph of each part; they run one after the other WARM_UPS times before."""
-    side = _side()
+    side = capturing()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UPS):
@@ -113,12 +112,6 @@ def capture(parts: Sequence[Callable[[], object]], pool: Any) -> list[Callable[[
         with torch.cuda.graph(graph, pool=pool, stream=side):
             part()
     return [graph.replay for graph in graphs]
-
-
-@functools.cache
-def _side() -> torch.cuda.Stream:
-    """Where every graph is captured: what one allocates before it is captured, the next one finds there."""
-    return torch.cuda.Stream(priority=URGENT)
 
 
 def empty_inputs(size: int, pages: int, device: torch.device) -> StepInputs:
