@@ -62,7 +62,10 @@ def test_every_answer_is_what_it_is_alone(seed: int, drafts: int, options: dict[
     counters = found.run(60 if "long" in options else 120, aborts=0.003 if "long" in options else 0.03)
     assert not wrong(found)
     ahead = [item for work in seen for item in work if item.ahead]
-    assert len(ahead) > 100 and all(item.drafts == drafts and item.save < 0 for item in ahead)
+    assert len(ahead) > 50 and all(item.drafts == drafts for item in ahead)
+    saved = any(item.save >= 0 for item in ahead)
+    assert saved or "long" not in options
+    assert not saved or options.get("prefix_caching", True)
     assert counters.accepted_tokens > 100 or options.get("wrong") == 1.0
     assert counters.finished == len(found.done) and counters.pages_used == counters.window_pages_used == 0
     found.engine.forget_prefixes()
@@ -87,8 +90,8 @@ def test_the_wrong_row_changes_an_answer(monkeypatch: pytest.MonkeyPatch) -> Non
     assert wrong(found)
 
 
-def test_a_page_end_and_the_last_tokens_are_waited_for() -> None:
-    """One request, every draft right: where it may be at a page's end next, or have less room, the host reads first."""
+def test_nothing_but_the_prompt_and_the_last_token_is_waited_for() -> None:
+    """One request over a page's end, every draft right."""
     found = scenario(1, 3, wrong=0.0)
     engine = found.engine
     request = engine.make_request([5] * 200, SamplingParams(max_tokens=100, ignore_eos=True))
@@ -97,9 +100,9 @@ def test_a_page_end_and_the_last_tokens_are_waited_for() -> None:
     while engine.busy:
         engine.step()
     assert request.output == alone(request, 100)
-    in_turn = sum(not item.ahead for work in seen for item in work)
-    print(in_turn, len(seen))
-    assert 4 < in_turn < 12 and len(seen) < 40
+    assert [item.ahead for work in seen for item in work][:3] == [0, 0, 1] and len(seen) < 40
+    assert sum(not item.ahead for work in seen for item in work) == 2
+    assert request.drafted - request.accepted <= 2 and request.accepted > 65
 
 
 @pytest.mark.parametrize("reason", ["logprobs", "adjusted"])

@@ -16,6 +16,7 @@ from wellhead.engine.request import Request
 from wellhead.engine.runner import Runner
 from wellhead.engine.scores import Scores
 from wellhead.model.batch import Batch, Chunk
+from wellhead.model.draft_room import draft_room
 from wellhead.model.state import PAGE_TOKENS
 from wellhead.ops.sampling.reference import sample
 
@@ -30,35 +31,47 @@ class FollowingRunner(Runner):
         self.proposer, self._most = BestDrafts(tokens), tokens
         self._dice, self._wrong = random.Random(tokens), wrong
         self._chunks: Sequence[Chunk] = ()
+        self._rows: list[range] = []  # of each chunk that wants logits; none of one that has ended
         self._next: dict[int, tuple[list[int], int]] = {}  # by the last row of a request: its next tokens, and where
 
     def compute(self, chunks: Sequence[Chunk], rows: Sequence[int] = ()) -> Scores:
         if rows:
             taken = [self._next[row] for row in rows]
-            chunks = [replace(c, token_ids=ids, start=at) for c, (ids, at) in zip(chunks, taken, strict=True)]
-        self._chunks = chunks
-        scores = super().compute(chunks)
+            chunks = [self._going_on(chunk, *one) for chunk, one in zip(chunks, taken, strict=True)]
+        self._chunks, low, self._rows = chunks, 0, []
+        for chunk in chunks:
+            count = {"none": 0, "last": min(1, len(chunk.token_ids)), "all": len(chunk.token_ids)}[chunk.logits]
+            self._rows += [range(low, low := low + count)] if chunk.logits != "none" else []
         if not rows:
-            return scores
-        return replace(scores, positions=torch.tensor([c.start + i for c in chunks for i in range(len(c.token_ids))]))
+            return super().compute(chunks)
+        alive = [chunk for chunk in chunks if chunk.token_ids]
+        logits = [*(super().compute(alive).parts if alive else ()), torch.zeros(1, self.config.vocab_size)]
+        # as many places of everybody: those beyond a request's are its last one, of one that has ended the last row
+        at = [own[min(place, len(own) - 1)] if own else low for own in self._rows for place in range(1 + self._most)]
+        places = [chunk.start + place for chunk in alive for place in range(len(chunk.token_ids))]
+        return replace(Scores.of(torch.cat(logits)), at=at, positions=torch.tensor([*places, 0]))
+
+    def _going_on(self, chunk: Chunk, tokens: list[int], place: int) -> Chunk:
+        count = 1 + draft_room(place, chunk.last, self._most) if place <= chunk.last else 0
+        return replace(chunk, token_ids=tokens[:count], start=place)
 
     def execute(self, orders: Orders) -> Scores:
         scores = super().execute(orders)
         return replace(scores, drafts=self.follow(orders.following, scores.best)) if orders.following else scores
 
     def follow(self, following: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
-        low, ids, self._next, guesses = 0, chosen.tolist(), {}, list[list[int]]()
-        for chunk in self._chunks:
-            if chunk.logits == "none":
+        ids, self._next, guesses = chosen.tolist(), {}, list[list[int]]()
+        wanting = [chunk for chunk in self._chunks if chunk.logits != "none"]
+        for chunk, rows in zip(wanting, self._rows, strict=True):
+            if not rows:
+                guesses.append([0] * self._most)
                 continue
-            count = len(chunk.token_ids) if chunk.logits == "all" else 1
-            own, drafts, right = ids[low : low + count], chunk.token_ids[1:] if count > 1 else [], 0
+            own, drafts, right = [ids[row] for row in rows], chunk.token_ids[1:] if len(rows) > 1 else [], 0
             while right < len(drafts) and drafts[right] == own[right]:
                 right += 1
-            place = chunk.end - count + right + 1
+            place = chunk.end - len(rows) + right + 1
             guesses.append(self._guess(own[right], place, chunk))
-            self._next[low + count - 1] = ([own[right], *guesses[-1]], place)
-            low += count
+            self._next[rows[-1]] = ([own[right], *guesses[-1]], place)
         return torch.tensor(guesses, dtype=torch.int64).view(len(guesses), self._most)
 
     def draft(self, orders: DraftOrders) -> torch.Tensor:

@@ -82,7 +82,7 @@ class DeviceSpeculativeRunner(DeviceRunner):
             step = self._steps.of(len(trial), longest(chunks[i] for i in trial))
             places = step.load([chunks[i] for i in trial])
             if rows:  # of the last step, places of the requests that go on
-                step.take([row // self.each for row in rows])
+                step.take([row // self.each for row in rows], [chunk.last for chunk in chunks])
             step.verify()
             self._count(step.captured)
             parts.add(step.logits, step.best, dict(zip(trial, places, strict=True)))

@@ -18,8 +18,8 @@ class Orders:
     """Chunks to compute. restores: (window page, state slot) whose tail is put back before; saves: (state slot, window
     page) whose tail is kept after. following: the id behind each chunk, -1 where that is the best one of its logits;
     given only where every token chosen in the step is a best one, so that drafting need not wait for rank 0's choice.
-    rows: of every chunk the row in the last step's choice that its one token is, which nobody has read yet; empty where
-    the tokens are known.
+    rows: of every chunk the row in the last step's choice that its one token is, or with drafts that of its request,
+    whose tokens nobody has read yet; empty where the tokens are known.
     """
 
     chunks: Sequence[Chunk]
@@ -79,16 +79,17 @@ class DraftOrders:
 
 
 def _words(chunk: Chunk) -> list[int]:
-    words = [chunk.start, chunk.state_slot, _WANTED.index(chunk.logits), int(chunk.window_pages is not None)]
+    apart = int(chunk.window_pages is not None)
+    words = [chunk.start, chunk.state_slot, _WANTED.index(chunk.logits), apart, chunk.last]
     for values in (chunk.token_ids, chunk.pages, chunk.window_pages or ()):
         words += (len(values), *values)
     return words
 
 
 def _chunk(rest: Iterator[int]) -> Chunk:
-    start, state_slot, wanted, apart = _take(rest, 4)
+    start, state_slot, wanted, apart, last = _take(rest, 5)
     token_ids, pages, window_pages = (_take(rest, next(rest)) for _ in range(3))
-    return Chunk(token_ids, start, pages, state_slot, _WANTED[wanted], window_pages if apart else None)
+    return Chunk(token_ids, start, pages, state_slot, _WANTED[wanted], window_pages if apart else None, last)
 
 
 def _take(rest: Iterator[int], count: int) -> list[int]:

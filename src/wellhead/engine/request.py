@@ -74,6 +74,11 @@ class Request:
         """The most tokens it will keep in the caches; its last token is never fed back."""
         return len(self.prompt) + self.max_tokens - 1
 
+    @property
+    def last_draft(self) -> int:
+        """The last place where a draft can be right: behind it lies its answer's last token, if it gets that long."""
+        return len(self.prompt) + self.max_tokens - 2
+
     def tokens(self, start: int, stop: int) -> list[int]:
         """Tokens start .. stop-1 of prompt and output."""
         prompt = len(self.prompt)

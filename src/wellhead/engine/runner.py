@@ -18,6 +18,7 @@ from wellhead.engine.scores import Scores
 from wellhead.engine.story import Phase, untold
 from wellhead.model.batch import Batch, Chunk
 from wellhead.model.load import LanguageModel, ServedModel
+from wellhead.model.state import PAGE_TOKENS
 
 
 class StepRunner(ABC):
@@ -69,10 +70,10 @@ class StepRunner(ABC):
             if item.ahead:
                 rows.append(self._rows[request])
                 tokens = [0] * (1 + item.drafts)  # the row's, whatever they are, and with drafts wherever
+                start = min(start, len(request.pages) * PAGE_TOKENS - len(tokens))
+            last = request.last_draft if item.ahead else -1
             chunks.append(
-                Chunk(
-                    tokens, start, request.pages, request.state_slot, logits=wanted, window_pages=request.window_pages
-                )
+                Chunk(tokens, start, request.pages, request.state_slot, wanted, request.window_pages, last)
             )
             end = start + item.tokens
             following.append(-1 if item.samples else request.tokens(end, end + 1)[0])

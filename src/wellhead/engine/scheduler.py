@@ -133,9 +133,8 @@ class Scheduler:
 
     def schedule_ahead(self, work: Sequence[Work], carried: Callable[[Request], bool]) -> list[Work]:
         """The step behind `work` while that is being computed: one token more of every request that does not end by its
-        length, whatever is chosen, with all drafts. Empty unless that is all there is to do: nobody can be admitted,
-        every prompt is computed, each choice is `carried` from step to step where it is made, and every request gets
-        all drafts however many of the last ones are right.
+        length, whatever is chosen, with the drafts that fit then. Empty unless that is all there is to do: nobody can
+        be admitted, every prompt is computed, and each choice is `carried` from step to step where it is made.
         """
         alive = [item for item in work if item.request.finish_reason is None]
         if len(alive) != len(self.running) or (self.waiting and not self._full):
@@ -143,16 +142,17 @@ class Scheduler:
         if any(not item.samples or not carried(item.request) for item in alive):
             return []
         most = self._most_drafts
-        if most and any(item.tokens > 1 or not _drafting(item, most) for item in alive):
+        if most and any(item.tokens > 1 for item in alive):  # what follows a prompt is not where it can be taken from
             return []
-        going = [item for item in alive if most or len(item.request.output) + 1 < item.request.max_tokens]
+        going = [item for item in alive if len(item.request.output) + 1 < item.request.max_tokens]
         found = []
         for item in going:
             request, tokens = item.request, item.tokens + 1
             if self.memory.fitting(request, tokens) < tokens:
                 return []  # who was before it keeps a page that it needs next anyway
             self.memory.grow(request, tokens)
-            save = self.memory.tail_wanted(request, tokens) if not most else -1  # no drafts at a page's end
+            # if that is where the last drafts lead to: else what is saved is nobody's
+            save = max(self.memory.tail_wanted(request, tokens + right) for right in range(item.drafts + 1))
             found.append(Work(request, 1, samples=True, save=save, drafts=most, ahead=item.tokens))
         return found
 
@@ -165,12 +165,14 @@ class Scheduler:
             if request.state_slot is None:
                 continue
             right = accepted.get(request, 0) if accepted and item.drafts else 0
-            self.memory.advance(request, item.tokens + right, item.save >= 0)
-            request.drafted += item.drafts
+            drafts = draft_count(request, request.known, item.drafts) if item.ahead else item.drafts
+            end = request.computed + item.tokens + right
+            self.memory.advance(request, item.tokens + right, item.save >= 0 and end % PAGE_TOKENS == 0)
+            request.drafted += drafts
             request.accepted += right
-            request.draft_steps += item.drafts > 0
-            self._draft_steps += item.drafts > 0
-            self._drafted += item.drafts
+            request.draft_steps += drafts > 0
+            self._draft_steps += drafts > 0
+            self._drafted += drafts
             self._accepted += right
 
     def uncount(self, request: Request, drafts: int) -> None:
@@ -227,9 +229,3 @@ class Scheduler:
         samples = tokens == request.pending
         drafts = len(request.drafts) if samples else 0
         return Work(request, tokens, samples, restore, self.memory.tail_wanted(request, tokens), drafts)
-
-
-def _drafting(item: Work, most: int) -> bool:
-    """Whether a request has `most` drafts behind a step, however many tokens it has by that."""
-    known = item.request.known
-    return all(draft_count(item.request, known + 1 + right, most) == most for right in range(item.drafts + 1))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from wellhead.model.state import PAGE_TOKENS
+from wellhead.model.draft_room import draft_room
 from wellhead.ops.compressor import reference as compressor
 from wellhead.ops.sampling import reference as sampling
 
@@ -76,18 +76,11 @@ def restricted(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
 def draft_count(request: Request, known: int, most: int) -> int:
     """How many drafts, at most `most`, to make for a request when it has `known` tokens, the newest not computed.
 
-    No more than its answer has room for. None lies on a page's last token: only a step without drafts ends at a page's
-    end, where a prefix may be kept, and drafts never need a page that the newest token does not need. On a page's first
-    token that page is not there yet for the drafting layer to write to, so that there is one draft at most.
-    A function of `known` alone, so that a preempted request draws what it would have drawn. None where the request
-    adjusts its logits, since it does so for the tokens it has.
+    No more than its answer has room for, where `draft_room` allows them. A function of `known` alone, so that a
+    preempted request draws what it would have drawn. None where the request adjusts its logits, since it does so for
+    the tokens it has.
     """
-    if request.adjust is not None:
-        return 0
-    newest = known - 1
-    room = len(request.prompt) + request.max_tokens - known - 1
-    place = newest % PAGE_TOKENS
-    return max(0, min(most, room, PAGE_TOKENS - 2 - place, most if place else 1))
+    return 0 if request.adjust is not None else draft_room(known - 1, request.last_draft, most)
 
 
 def _token(logits: torch.Tensor, draft: Draft, params: SamplingParams, generator: torch.Generator) -> int:

@@ -21,6 +21,7 @@ from wellhead.model.device_model import DeviceModel
 from wellhead.model.device_mtp import DeviceMtp
 from wellhead.model.device_step import StepInputs
 from wellhead.model.device_workspace import Workspace
+from wellhead.model.draft_room import computed
 from wellhead.model.reach import fitting, reaches
 from wellhead.model.state import ModelState
 from wellhead.ops.host_copies import send
@@ -89,18 +90,20 @@ class SpeculativeStep:
             send(table, target[: len(chunks), : table.shape[1]])
         return places
 
-    def take(self, rows: Sequence[int]) -> None:
-        """In place of the tokens loaded, those with which the last step says that its requests `rows` go on, and their
-        places; each has all its drafts. What is loaded of pages and slots stays.
+    def take(self, rows: Sequence[int], last: Sequence[int]) -> None:
+        """In place of the tokens loaded, those with which the last step says that its requests `rows` go on, their
+        places, and as many drafts as `draft_room` allows up to the places `last`. Pages stay as they were loaded.
         """
-        newest, places, count = self._results.newest, self._results.places, len(rows)
-        if list(rows) != list(range(count)):
-            at = torch.empty(count, dtype=torch.int64, device=newest.device)
-            send(rows, at)
-            newest, places = newest[at], places[at]
-        inputs, each = self._inputs, torch.arange(self.each, device=newest.device)
-        inputs.token_ids.view(self.size, self.each)[:count].copy_(newest[:count])
-        inputs.positions.view(self.size, self.each)[:count].copy_(places[:count, None] + each)
+        at = torch.empty(2, len(rows), dtype=torch.int64, device=self.best.device)
+        send(torch.tensor([list(rows), list(last)]), at)
+        newest, places = self._results.newest[at[0]], self._results.places[at[0]]
+        these, inputs = computed(places, at[1], self.each), self._inputs
+        places = places.unsqueeze(1) + torch.arange(self.each, device=places.device)
+        for target, values, fill in (
+            (inputs.token_ids, newest, 0), (inputs.positions, places, 0), (inputs.state_slots, None, -1)
+        ):  # fmt: skip
+            own = target.view(self.size, self.each)[: len(rows)]
+            own.copy_(torch.where(these, own if values is None else values, fill))
 
     @property
     def positions(self) -> torch.Tensor:
