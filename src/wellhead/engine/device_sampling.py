@@ -85,5 +85,5 @@ class DeviceSampler:
         at = torch.empty(rows, dtype=torch.int64, device=logits.device)
         send(position, at)
         if places is not None:
-            at += places[:rows]
+            at.add_(places[:rows]).clamp_(min=0)  # padding lies in front of every answer
         plan.run(logits[:rows], at, chosen[:rows])
