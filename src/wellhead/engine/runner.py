@@ -78,7 +78,7 @@ class StepRunner(ABC):
             end = start + item.tokens
             following.append(-1 if item.samples else request.tokens(end, end + 1)[0])
         best = all(item.request.greedy for item in work if item.samples)
-        # who saves a page's end has no drafts
+        # what is saved at a page's end is saved before any draft is made behind it
         scores = self.execute(Orders(chunks, restores, saves, following if self.follows and best else (), rows))
         choice = choose(work, scores, self.sampler)
         guesses = scores.drafts
