@@ -70,7 +70,7 @@ def test_more_requests_and_drafts_leave_less(capsys: pytest.CaptureFixture[str])
         for more in ((), ("--concurrency", "8"), ("--concurrency", "8", "--speculative-tokens", "3"))
     )
     assert one["tokens"] > eight["tokens"] > drafting["tokens"]
-    assert drafting["bytes_per_rank"]["graphs"] > 1.4 * eight["bytes_per_rank"]["graphs"]  # the prompts' are the same
+    assert drafting["bytes_per_rank"]["graphs"] > 1.2 * eight["bytes_per_rank"]["graphs"]  # the prompts' are the same
     assert eight["decode"]["tokens_s_predicted"] > one["decode"]["tokens_s_predicted"]
 
 
