@@ -52,7 +52,7 @@ class FollowingRunner(Runner):
         return replace(Scores.of(torch.cat(logits)), at=at, positions=torch.tensor([*places, 0]))
 
     def _going_on(self, chunk: Chunk, tokens: list[int], place: int) -> Chunk:
-        count = 1 + draft_room(place, chunk.last, self._most) if place <= chunk.last else 0
+        count = 1 + draft_room(place, chunk.last_draft, self._most) if place <= chunk.last_draft else 0
         return replace(chunk, token_ids=tokens[:count], start=place)
 
     def execute(self, orders: Orders) -> Scores:
@@ -102,10 +102,10 @@ class PlaceSampler:
     def takes(self, request: Request) -> bool:
         return request.params.temperature > 0 and request.adjust is None
 
-    def draw(self, scores: Scores, spans: Mapping[Request, Sequence[int]], *, unread: int = 0) -> torch.Tensor:
+    def draw(self, scores: Scores, spans: Mapping[Request, Sequence[int]]) -> torch.Tensor:
         chosen = scores.best.clone()
         for request, span in spans.items():
-            for ahead, (token, logits) in enumerate(zip(span, scores.read(span), strict=True), unread):
+            for ahead, (token, logits) in enumerate(zip(span, scores.read(span), strict=True)):
                 number = len(request.output) + ahead
                 if scores.positions is not None:
                     number = int(scores.positions[scores.at[token]]) + 1 - len(request.prompt)

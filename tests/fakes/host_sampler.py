@@ -17,7 +17,7 @@ class HostSampler:
     def takes(self, request: Request) -> bool:
         return request.params.temperature > 0 and request.adjust is None
 
-    def draw(self, scores: Scores, spans: Mapping[Request, Sequence[int]], *, unread: int = 0) -> torch.Tensor:
+    def draw(self, scores: Scores, spans: Mapping[Request, Sequence[int]]) -> torch.Tensor:
         chosen = scores.best.clone()
         for request, (token,) in spans.items():
             params, (logits,) = request.params, scores.read([token])

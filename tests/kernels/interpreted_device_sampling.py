@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from wellhead.engine.choice import choose, launched, read
+from wellhead.engine.choice import Launched, choose, read
 from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.request import Request
 from wellhead.engine.sampling_params import SamplingParams
@@ -80,7 +80,7 @@ def test_drafts_leave_the_draws_as_they_are() -> None:
 
 
 def ended(work: Sequence[Work], scores: Scores, sampler: DeviceSampler) -> dict[Request, list[int]]:
-    return read(launched(work, (), scores, choose(work, scores, sampler), None, leads=True))[0]
+    return read(Launched.of(work, (), scores, choose(work, scores, sampler), None, leads=True))[0]
 
 
 def test_draws_by_places_are_those_by_numbers_of_tokens() -> None:
@@ -94,8 +94,8 @@ def test_draws_by_places_are_those_by_numbers_of_tokens() -> None:
     wanted = sampler.draw(Scores.of(logits), spans)
     places = torch.tensor([1 + 4 - 1, 5, 2, 3, 6 + 9 - 1, 15], device=DEVICE)
     one.output, other.output = one.output[:-3], other.output[:-1]  # the host has not read the last ones
-    found = sampler.draw(replace(Scores.of(logits), positions=places), spans, unread=1)
-    assert found.equal(wanted) and not sampler.draw(Scores.of(logits), spans, unread=1).equal(wanted)
+    found = sampler.draw(replace(Scores.of(logits), positions=places), spans)
+    assert found.equal(wanted) and not sampler.draw(Scores.of(logits), spans).equal(wanted)
 
 
 def test_what_is_left_to_the_host() -> None:

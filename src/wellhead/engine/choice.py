@@ -19,13 +19,13 @@ from wellhead.ops.host_copies import Coming
 @dataclass(frozen=True)
 class Choice:
     """spans: the tokens in a step's scores of each request that gets some; drawn: whose are drawn where the scores are;
-    chosen int64 [M]: the ids there, row by row, the best ones of those that the host chooses, `by_host` requests.
+    chosen int64 [M]: the ids there, row by row; by_host: for whom the host chooses, whose ids there are the best ones.
     """
 
     spans: Mapping[Request, range]
     drawn: Container[Request]
     chosen: torch.Tensor
-    by_host: int
+    by_host: Sequence[Request]
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ class Launched:
     drafts: int | None
     leads: bool
 
-
-def launched(
-    work: Sequence[Work], chunks: Sequence[Chunk], scores: Scores, choice: Choice, drafts: torch.Tensor | None, *,
-    leads: bool,
-) -> Launched:  # fmt: skip
-    """Of a step whose ids are chosen, and perhaps guesses int64 [S, k] made: have them come here."""
-    if drafts is None:
-        return Launched(work, chunks, scores, choice, Coming(choice.chosen), None, leads)
-    every = torch.cat([choice.chosen, drafts.flatten()])
-    return Launched(work, chunks, scores, choice, Coming(every), drafts.shape[1], leads)
+    @classmethod
+    def of(
+        cls, work: Sequence[Work], chunks: Sequence[Chunk], scores: Scores, choice: Choice,
+        guesses: torch.Tensor | None, *, leads: bool,
+    ) -> Launched:  # fmt: skip
+        """A step whose ids are chosen, and perhaps guesses int64 [S, k] made: have them come here."""
+        if guesses is None:
+            return cls(work, chunks, scores, choice, Coming(choice.chosen), None, leads)
+        every = torch.cat([choice.chosen, guesses.flatten()])
+        return cls(work, chunks, scores, choice, Coming(every), guesses.shape[1], leads)
 
 
 def choose(work: Sequence[Work], scores: Scores, sampler: DeviceSampler | None = None) -> Choice:
@@ -65,9 +65,8 @@ def choose(work: Sequence[Work], scores: Scores, sampler: DeviceSampler | None =
             spans[item.request] = range(low, low := low + 1 + item.drafts)
     chosen, drawn = scores.best, {r: span for r, span in spans.items() if sampler is not None and sampler.takes(r)}
     if sampler is not None and drawn:
-        chosen = sampler.draw(scores, drawn, unread=int(any(item.ahead for item in work)))
-    by_host = sum(not (request.greedy or request in drawn) for request in spans)
-    return Choice(spans, drawn, chosen, by_host)
+        chosen = sampler.draw(scores, drawn)
+    return Choice(spans, drawn, chosen, [r for r in spans if not (r.greedy or r in drawn)])
 
 
 def read(launched: Launched) -> tuple[dict[Request, list[int]], torch.Tensor | None]:
@@ -81,8 +80,7 @@ def read(launched: Launched) -> tuple[dict[Request, list[int]], torch.Tensor | N
     if launched.drafts is not None:
         guesses = torch.tensor(ids[len(launched.choice.chosen) :], dtype=torch.int64).view(-1, launched.drafts)
     best = [ids[row] for row in scores.at]
-    of_logits = [r for r in spans if not (r.greedy or r in drawn)]
-    wanted = [row for request in of_logits for row in spans[request]]
+    wanted = [row for request in launched.choice.by_host for row in spans[request]]
     rows = dict(zip(wanted, scores.read(wanted), strict=True)) if wanted else {}
     found, told = {}, []
     for item in launched.work:

@@ -40,10 +40,11 @@ class Parts:
         self._logits.append(logits)
         self._best.append(best)
 
-    def scores(self) -> Scores:
+    def scores(self, positions: torch.Tensor | None = None) -> Scores:
+        """`positions` as in `Scores`, where one computation is all."""
         at = [row for chunk in sorted(self._rows) for row in self._rows[chunk]]
         if len(self._best) == 1:
-            return Scores(self._logits, self._best[0], at)
+            return Scores(self._logits, self._best[0], at, positions=positions)
         return Scores(self._logits, torch.cat(self._best) if self._best else torch.empty(0, dtype=torch.int64), at)
 
 
@@ -122,19 +123,20 @@ class DeviceRunner(StepRunner):
     def _compute(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> Scores:
         single = [index for index, chunk in enumerate(chunks) if len(chunk.token_ids) == 1]
         longer = [index for index, chunk in enumerate(chunks) if len(chunk.token_ids) > 1]
-        parts = Parts()
+        parts, positions = Parts(), None
         if single:
             step = self._decode.of(len(single), longest(chunks[i] for i in single))
             step.load(Batch.build([chunks[i] for i in single], pad_to=step.size))
             if rows:
                 self._feed(step.inputs.token_ids, rows)
+                positions = step.inputs.positions
             step.run()
             self._count(step.captured)
             wanted = {i: [row] for row, i in enumerate(single) if chunks[i].logits != "none"}
             parts.add(step.logits, step.best, wanted)
         if longer:
             self._compute_prompts(chunks, longer, parts)
-        return parts.scores()
+        return parts.scores(positions)
 
     def _feed(self, token_ids: torch.Tensor, rows: Sequence[int]) -> None:
         """The first token ids are those rows of what the last step chose, which the host has not seen."""

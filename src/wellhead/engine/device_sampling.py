@@ -47,14 +47,13 @@ class DeviceSampler:
         drawn = any(draft.drawn_from is not None for draft in request.drafts)
         return request.params.temperature >= COOLEST and request.adjust is None and not drawn
 
-    def draw(self, scores: Scores, spans: Mapping[Request, Sequence[int]], *, unread: int = 0) -> torch.Tensor:
+    def draw(self, scores: Scores, spans: Mapping[Request, Sequence[int]]) -> torch.Tensor:
         """`scores.best`, with draws in place of the best ids of some requests' tokens in `scores`: a request's next one
-        and those behind its drafts. `unread` tokens of each are chosen, but not in its output yet; where `scores` has
-        the rows' positions, those count.
+        and those behind its drafts. Where tokens in front have not been read, `scores` has the rows' positions.
         """
         chosen, low = scores.best.clone(), 0
         rows = {
-            scores.at[t]: (request, ahead) for request, span in spans.items() for ahead, t in enumerate(span, unread)
+            scores.at[t]: (request, ahead) for request, span in spans.items() for ahead, t in enumerate(span)
         }
         for part in scores.parts:
             mine = {row - low: one for row, one in rows.items() if low <= row < low + len(part)}

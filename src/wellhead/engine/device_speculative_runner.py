@@ -77,20 +77,19 @@ class DeviceSpeculativeRunner(DeviceRunner):
     def _compute(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> Scores:
         trial = [index for index, chunk in enumerate(chunks) if self._on_trial(chunk)]
         prompts = [index for index, chunk in enumerate(chunks) if not self._on_trial(chunk)]
-        parts, step, done = Parts(), None, None
+        parts, step, done, positions = Parts(), None, None, None
         if trial:
             step = self._steps.of(len(trial), longest(chunks[i] for i in trial))
             places = step.load([chunks[i] for i in trial])
             if rows:  # of the last step, places of the requests that go on
-                step.take([row // self.each for row in rows], [chunk.last for chunk in chunks])
+                step.take([row // self.each for row in rows], [chunk.last_draft for chunk in chunks])
+                positions = step.positions
             step.verify()
             self._count(step.captured)
             parts.add(step.logits, step.best, dict(zip(trial, places, strict=True)))
         if prompts:
             done = self._compute_prompts(chunks, prompts, parts)
-        scores = parts.scores()
-        if rows and step is not None:
-            scores = replace(scores, positions=step.positions)
+        scores = parts.scores(positions)
         self._computed = _Computed(chunks, scores, trial, prompts, step, done)
         return scores
 

@@ -80,7 +80,7 @@ class DraftOrders:
 
 def _words(chunk: Chunk) -> list[int]:
     apart = int(chunk.window_pages is not None)
-    words = [chunk.start, chunk.state_slot, _WANTED.index(chunk.logits), apart, chunk.last]
+    words = [chunk.start, chunk.state_slot, _WANTED.index(chunk.logits), apart, chunk.last_draft]
     for values in (chunk.token_ids, chunk.pages, chunk.window_pages or ()):
         words += (len(values), *values)
     return words

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from wellhead.engine.choice import Launched, choose, launched, read
+from wellhead.engine.choice import Launched, choose, read
 from wellhead.engine.device_sampling import DeviceSampler
 from wellhead.engine.drafting import Proposer
 from wellhead.engine.orders import DraftOrders, Orders, Wanted
@@ -82,10 +82,10 @@ class StepRunner(ABC):
         scores = self.execute(Orders(chunks, restores, saves, following if self.follows and best else (), rows))
         choice = choose(work, scores, self.sampler)
         guesses = scores.drafts
-        if self.follows and not best and choice.by_host == 0:
+        if self.follows and not (best or choice.by_host):
             guesses = self.follow(following, choice.chosen)
         self.chosen, self._rows = choice.chosen, {r: scores.at[span[-1]] for r, span in choice.spans.items()}
-        return launched(work, chunks, scores, choice, guesses, leads=choice.by_host == 0 or not self.follows)
+        return Launched.of(work, chunks, scores, choice, guesses, leads=not (self.follows and choice.by_host))
 
     def execute(self, orders: Orders) -> Scores:
         """`compute` the orders' chunks, between what they restore and what they save. Every rank of several does this

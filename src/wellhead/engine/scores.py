@@ -16,7 +16,7 @@ class Scores:
     int64 [M], their best id, first of equals.
 
     drafts int64 [S, k]: guesses behind the S requests whose newest token was in the step, if the runner has already
-    made some (`Orders.following`). positions int64 [M]: of the rows' tokens, where the host does not know them.
+    made some (`Orders.following`). positions int64 [M]: of the rows' tokens, in a step that goes on from unread ones.
     """
 
     parts: Sequence[torch.Tensor]

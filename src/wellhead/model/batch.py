@@ -20,8 +20,8 @@ class Chunk:
     """Consecutive tokens of one request: `start` tokens came before, `pages` hold all tokens up to this chunk's end.
 
     window_pages: where their window records are, -1 for a page that the window has passed; None when they are
-    numbered like `pages`. last: where the last step says which tokens these are, and their places, the place of the
-    last draft that there may be (`model.draft_room`).
+    numbered like `pages`. last_draft: where the last step says which tokens these are, and their places, the place of
+    the last draft that there may be (`model.draft_room`).
     """
 
     token_ids: Sequence[int]
@@ -30,7 +30,7 @@ class Chunk:
     state_slot: int
     logits: Literal["none", "last", "all"] = "last"
     window_pages: Sequence[int] | None = None
-    last: int = -1
+    last_draft: int = -1
 
     @property
     def end(self) -> int:

@@ -74,8 +74,7 @@ class DecodeSteps:
         for size in sorted(set(sizes), reverse=True):
             logits = torch.empty(size, model.config.vocab_size, device=model.device)
             best = torch.zeros(size, dtype=torch.int64, device=model.device)
-            of_size = whole.part(size) if size < whole.tokens else whole
-            for pages, ws in reversed(of_size.by_reach(reaches(context)).items()):
+            for pages, ws in reversed(whole.part(size).by_reach(reaches(context)).items()):
                 self.steps[size, pages] = self._step(model, state, pages, ws, logits, best)
 
     def of(self, requests: int, pages: int) -> DecodeStep:

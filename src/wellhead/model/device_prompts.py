@@ -18,7 +18,7 @@ from wellhead.model.device_mtp import DeviceMtp
 from wellhead.model.device_step import StepInputs
 from wellhead.model.device_workspace import Workspace
 from wellhead.model.reach import prompt_reaches, prompt_sizes
-from wellhead.model.state import ModelState
+from wellhead.model.state import ModelState, pages_for
 from wellhead.ops.host_copies import send
 
 PADDING = {"token_ids": 0, "positions": 0, "rows": 0, "state_slots": -1, "firsts": 0}
@@ -107,12 +107,13 @@ class PromptSteps:
     ):  # fmt: skip
         self.sizes, self.requests = prompt_sizes(chunk_tokens) if sizes is None else list(sizes), requests
         whole = model.workspace(chunk_tokens, context, chunked=True)
-        self.streams, self.ids, self.by_reach = whole.streams, whole.ids, whole.by_reach(prompt_reaches(context))
+        reaches = prompt_reaches(context)
+        self.streams, self.ids = whole.streams, whole.ids
         self.steps: dict[tuple[int, int], PromptStep] = {}
         for size in reversed(self.sizes):
-            of_size = whole.part(size).by_reach(prompt_reaches(context)) if size < chunk_tokens else self.by_reach
-            for pages, ws in reversed(of_size.items()):
+            for pages, ws in reversed(whole.part(size).by_reach(reaches).items()):
                 self.steps[size, pages] = PromptStep(model, state, ws, pages, min(size, requests), mtp)
+        self.by_reach = {pages: self.steps[max(self.sizes), pages].workspace for pages in map(pages_for, reaches)}
         if captured:
             pool = torch.cuda.graph_pool_handle()
             for step in self.steps.values():

@@ -187,8 +187,7 @@ class SpeculativeSteps:
         self.steps: dict[tuple[int, int], SpeculativeStep] = {}
         whole = model.workspace(places, context, chunked=True)
         for size in sorted(set(sizes), reverse=True):
-            of_size = whole.part(size * (1 + drafts)) if size < most else whole
-            for pages, ws in reversed(of_size.by_reach(reaches(context)).items()):
+            for pages, ws in reversed(whole.part(size * (1 + drafts)).by_reach(reaches(context)).items()):
                 self.steps[size, pages] = SpeculativeStep(mtp, model, state, pages, ws, results)
         if captured:
             pool = torch.cuda.graph_pool_handle()

@@ -47,6 +47,8 @@ class Workspace:
 
     def part(self, tokens: int) -> Workspace:
         """For steps of up to `tokens` tokens, no more than this one's: other plans, the same buffers."""
+        if tokens == self.tokens:
+            return self
         other = copy(self)
         other._plan(tokens, self._pages)
         return other
@@ -57,14 +59,13 @@ class Workspace:
         for pages in map(pages_for, reaches):
             found[pages] = copy(self)
             if pages != self._pages:
-                found[pages]._plan(None, pages)
+                with self._of_reach.lend():
+                    found[pages]._plan_reach(pages)
         return found
 
-    def _plan(self, tokens: int | None, pages: int) -> None:
-        """None: as many tokens as before."""
-        if tokens is not None:
-            with self._of_tokens.lend():
-                self._plan_tokens(tokens)
+    def _plan(self, tokens: int, pages: int) -> None:
+        with self._of_tokens.lend():
+            self._plan_tokens(tokens)
         with self._of_reach.lend():
             self._plan_reach(pages)
 
